@@ -36,11 +36,11 @@ from ..store.import_embeddings import read_rows
 from ..store.rows import positions
 from .caption_files import CaptionWriter
 from .captioner import Captioner
-from .generation import GenerationOptions
+from .generation import GenerationConfig, GenerationOptions
 
 _FEW = 4  # photos that are decoded before a worker process has started
-# embeddings, and photos, captioned at a time; steered ones take seconds each
-_ROWS, _PHOTOS = 256, 64
+_ROWS = 256  # embeddings captioned at a time; steered ones, which take seconds, one by one
+_PHOTOS = 64  # photos captioned at a time
 
 
 @dataclass(frozen=True)
@@ -160,17 +160,16 @@ def caption_images(
         )
     rows: Rows | None = None
     failures: list[Failure] = []
-    of_files = [paths, txt, xmp, html is not None, model is not None, random_init is not None]
-    if embeddings is not None and any(of_files):
+    names_encoder = model is not None or random_init is not None
+    if embeddings is not None and (paths or txt or xmp or html is not None or names_encoder):
         raise DecoderError(
             "--embeddings need no photos and no encoder, so images, --txt, --xmp, --html, --model "
-            "and --random-init "
-            "cannot be used with them.",
+            "and --random-init cannot be used with them.",
             remedy="Leave these out; write the captions with --json.",
         )
     if embeddings is not None:
         rows, identity = read_rows(embeddings, modality, key)
-        photos = {row: location(embeddings) for row in rows.keys}
+        files = {row_key: location(embeddings) for row_key in rows.keys}
     if not isinstance(decoder, Captioner):
         folder = Captioner.find(decoder)
         if decoder is None and folder == C3_MINI_CAPTIONER:
@@ -191,23 +190,20 @@ def caption_images(
         suffixes = IMAGE_SUFFIXES
         if find_plugin(model or str(decoder.model.get("name", ""))):
             suffixes = IMAGE_SUFFIXES | AUDIO_SUFFIXES
-        photos, failures = _files_by_key([Path(path) for path in paths], suffixes, follow_symlinks)
+        files, failures = _files_by_key([Path(path) for path in paths], suffixes, follow_symlinks)
     else:
         decoder.check_model(identity, rows.embeddings.shape[1])
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
-    how = {
-        "beam": f"{generation.beams} beams",
-        "nucleus": f"top-p {generation.top_p:g}, seed {generation.seed}",
-    }
-    method = how.get(generation.method, generation.method)
-    # the vectors of a file are part of the digest, because their keys may be just the numbers of
+
+    # The vectors of a file are part of the digest, because their keys may be just the numbers of
     # the rows
     vectors = [] if rows is None or identity else [rows.embeddings]
     digest = digest_of([decoder.fingerprint(), generation, modality], *vectors)
+    size = decoder.record.get("size", "a")
+    method = _in_words(generation)
     writer = CaptionWriter(
-        photos,
-        f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {method} "
-        f"({digest[:12]})",
+        files,
+        captioner=f"{size} decoder of {decoder.model.name}, {method} ({digest[:12]})",
         json=None if json is None else Path(json),
         txt=txt,
         xmp=xmp,
@@ -215,7 +211,7 @@ def caption_images(
         overwrite=overwrite,
     )
 
-    def what_is_kept() -> str:
+    def describe_kept_captions() -> str:
         if not writer.files:
             return (
                 "No output of this run was kept; --json and --txt write captions as they are made."
@@ -226,10 +222,10 @@ def caption_images(
             f"command again to {again}."
         )
 
-    with note_on_interrupt(what_is_kept), writer:
-        kept = len(photos) - len(writer.pending)
-        if kept:
-            reporter.message(f"{kept:,} of {counted(len(photos), 'caption')} already existed.")
+    with note_on_interrupt(describe_kept_captions), writer:
+        existing = len(files) - len(writer.pending)
+        if existing:
+            reporter.message(f"{existing:,} of {counted(len(files), 'caption')} already existed.")
         if writer.pending and (rows is None or steer):
             encoder = encoder or resolve_encoder(
                 model,
@@ -241,18 +237,27 @@ def caption_images(
                 reporter=reporter,
             )
             decoder.check_model(encoder.identity, encoder.dim)
-        inputs = photos if rows is None else rows
-        size = 1 if steer else _ROWS
+        inputs = files if rows is None else rows
+        batch_size = 1 if steer else _ROWS
         with reporter.progress("Captioning", len(writer.pending)) as progress:
-            for batch in _batches(inputs, modality, writer.pending, encoder, size):
+            for batch in _batches(inputs, modality, writer.pending, encoder, batch_size):
                 captions = decoder.write(
                     batch.embeddings, batch.modality, batch.keys, encoder, generation
                 )
-                for name, caption in zip(batch.keys, captions, strict=True):
-                    writer.write(name, caption)
+                for row_key, caption in zip(batch.keys, captions, strict=True):
+                    writer.write(row_key, caption)
                 failures += batch.failures
                 progress.advance(len(batch.keys) + len(batch.failures))
-        return Captions(writer.finish(failures), failures, kept, writer.files)
+        return Captions(writer.finish(failures), failures, existing, writer.files)
+
+
+def _in_words(generation: GenerationConfig) -> str:
+    """Return how captions are generated."""
+    if generation.method == "beam":
+        return f"{generation.beams} beams"
+    if generation.method == "nucleus":
+        return f"top-p {generation.top_p:g}, seed {generation.seed}"
+    return generation.method
 
 
 def _batches(
@@ -280,10 +285,11 @@ def _batches(
 
 def _row_batches(rows: Rows, modality: str, pending: Sequence[str], size: int) -> Iterator[_Batch]:
     """Yield the pending rows, ``size`` at a time."""
-    place = positions(rows.keys)
+    row_of_key = positions(rows.keys)
     for start in range(0, len(pending), size):
         keys = pending[start : start + size]
-        yield _Batch(modality, keys, rows.embeddings[[place[key] for key in keys]], [])
+        embeddings = rows.embeddings[[row_of_key[key] for key in keys]]
+        yield _Batch(modality, keys, embeddings, failures=[])
 
 
 def _image_batches(
@@ -292,19 +298,21 @@ def _image_batches(
     """Yield the embeddings of the pending photos, at most ``size`` at a time."""
     images = [ImageItem(key, str(photos[key]), None, None) for key in pending]
     options = EmbedOptions(workers=None if len(images) > _FEW else 0)
-    keys = list[str]()
-    parts = list[Matrix]()
-    failures = list[Failure]()
-    left = len(images)
+    keys: list[str] = []
+    parts: list[Matrix] = []
+    failures: list[Failure] = []
+    remaining = len(images)
     for batch, vectors in encoded_images(encoder, [(0, images)], options, cores()):
         keys += [row["key"] for row in batch.rows]
         failures += batch.failures
         parts.append(vectors)
-        left -= len(batch.rows) + len(batch.failures)
+        remaining -= len(batch.rows) + len(batch.failures)
         # encoders take fewer at a time than beams do well with
-        if len(keys) >= min(size, _PHOTOS) or not left:
+        if len(keys) >= min(size, _PHOTOS) or not remaining:
             yield _Batch("image", keys, np.concatenate(parts), failures)
-            keys, parts, failures = [], [], []
+            keys = []
+            parts = []
+            failures = []
 
 
 def _sound_batches(
@@ -339,28 +347,36 @@ def _files_by_key(
             "There is nothing to caption: no images were given.",
             remedy="Give images, folders of images, or --embeddings.",
         )
-    found: dict[str, Path] = {}
+    path_by_key: dict[str, Path] = {}
     listed = Corpus()
-    several = sum(path.is_dir() for path in paths) > 1
+    has_several_folders = sum(path.is_dir() for path in paths) > 1
     for root in paths:
         images = find_images(listed, root, follow_symlinks, suffixes)
-        if not images and root.is_dir():
-            raise CorpusError(
-                f"There are no images in {root} or its subfolders.",
-                remedy="Give a folder that contains images.",
-            )
         if not images:
-            if not root.exists():
-                raise CorpusError(
-                    f"{str(root)!r} does not exist.",
-                    remedy="Check the path. A relative path starts from the current folder.",
-                )
-            raise CorpusError(
-                f"{str(root)!r} does not have the name of an image file in UTF-8.",
-                remedy=f"Names of images end in {', '.join(sorted(suffixes))}.",
-            )
-        prefix = f"{root.name}/" if several and root.is_dir() else ""
-        for name, image in zip(assign_keys([image.key for image in images]), images, strict=True):
-            key = prefix + name
-            found[image.path if key in found else key] = Path(image.path)
-    return found, listed.skipped
+            raise _error_without_images(root, suffixes)
+        prefix = f"{root.name}/" if has_several_folders and root.is_dir() else ""
+        keys = assign_keys([image.key for image in images])
+        for key, image in zip(keys, images, strict=True):
+            full_key = prefix + key
+            if full_key in path_by_key:
+                full_key = image.path
+            path_by_key[full_key] = Path(image.path)
+    return path_by_key, listed.skipped
+
+
+def _error_without_images(root: Path, suffixes: frozenset[str]) -> CorpusError:
+    """Return why a path gives no images."""
+    if root.is_dir():
+        return CorpusError(
+            f"There are no images in {root} or its subfolders.",
+            remedy="Give a folder that contains images.",
+        )
+    if not root.exists():
+        return CorpusError(
+            f"{str(root)!r} does not exist.",
+            remedy="Check the path. A relative path starts from the current folder.",
+        )
+    return CorpusError(
+        f"{str(root)!r} does not have the name of an image file in UTF-8.",
+        remedy=f"Names of images end in {', '.join(sorted(suffixes))}.",
+    )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -42,11 +42,15 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </x:xmpmeta>
 <?xpacket end="w"?>
 """
+
+
+def _without_control_characters(caption: str) -> str:
+    return "".join(letter for letter in caption if letter >= " ")
+
+
 _SIDECARS: Mapping[str, Callable[[str], str]] = {
     ".txt": lambda caption: f"{caption}\n",
-    ".xmp": lambda caption: _XMP.format(
-        escape("".join(letter for letter in caption if letter >= " "))
-    ),
+    ".xmp": lambda caption: _XMP.format(escape(_without_control_characters(caption))),
 }
 
 
@@ -93,57 +97,49 @@ class CaptionWriter:
         html: Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        self._photos, self._captioner, self._html, self._overwrite = (
-            photos,
-            captioner,
-            html,
-            overwrite,
-        )
-        self._sidecars = [
-            suffix for suffix, wanted in zip(_SIDECARS, (txt, xmp), strict=True) if wanted
-        ]
+        self._photos = photos
+        self._captioner = captioner
         self._json = None if json is None else json.resolve()
+        self._html = html
+        self._overwrite = overwrite
+        self._sidecars: list[str] = []
+        if txt:
+            self._sidecars.append(".txt")
+        if xmp:
+            self._sidecars.append(".xmp")
         self._rows: dict[str, _Row] = {}
         self._stack = ExitStack()
-        self._saved, self._cost = time.monotonic(), 0.0
+        self._saved = time.monotonic()
+        self._save_seconds = 0.0  # that the last write of the JSON file took
         self.captions: dict[str, str] = {}
         self.pending: list[str] = []
         names = [] if json is None else [str(json)]
-        self.files = " and ".join(names + [f"{suffix} files" for suffix in self._sidecars])
-        owners: dict[Path, Path] = {}
-        for photo in photos.values() if self._sidecars else ():
-            other = owners.setdefault(photo.with_suffix(""), photo)
-            if other != photo:
-                raise OutputError(
-                    f"The captions of {photo} and {other} cannot be written beside them: they "
-                    f"would share a file.",
-                    remedy="Rename one of the photos, or write the captions to one file with "
-                    "--json.",
-                )
+        names += [f"{suffix} files" for suffix in self._sidecars]
+        self.files = " and ".join(names)
+        if self._sidecars:
+            _require_own_sidecars(photos.values())
 
     def __enter__(self) -> CaptionWriter:
         """Lock the files, and find out what is there."""
-        own = [path for path in (self._json, self._html) if path is not None]
         with ExitStack() as stack:
             if self._json is not None:
                 stack.enter_context(locked_file(self._json))
                 self._read(self._json)
-            own += [
-                path.with_suffix(suffix)
-                for suffix in self._sidecars
-                for path in self._photos.values()
-            ]
-            names = {path.name for path in own}  # no other program uses their temporary names
-            for folder in {path.parent for path in own}:
+
+            # Remove what a killed run left; no other program uses the temporary names of these
+            files = [path for path in (self._json, self._html) if path is not None]
+            for suffix in self._sidecars:
+                files += [path.with_suffix(suffix) for path in self._photos.values()]
+            names = {path.name for path in files}
+            for folder in {path.parent for path in files}:
                 remove_leftovers(folder, names)
+
+            # If a run was killed between two files, the second lacks a caption of the first
             for key, caption in list(self.captions.items()):
-                # to the files beside photos, if the run was killed between the two
                 self.write(key, caption)
-            self.pending = [
-                key
-                for key in self._photos
-                if key not in self.captions and not self._has_sidecars(key)
-            ]
+            for key in self._photos:
+                if key not in self.captions and not self._has_sidecars(key):
+                    self.pending.append(key)
             self._stack = stack.pop_all()
         return self
 
@@ -162,22 +158,20 @@ class CaptionWriter:
             if self._overwrite or not (beside.exists() or beside.is_symlink()):
                 write_text_atomically(beside, _SIDECARS[suffix](caption))
         # a long file is written less often
-        if time.monotonic() - self._saved > SAVE_SECONDS + 20 * self._cost:
+        if time.monotonic() - self._saved > SAVE_SECONDS + 20 * self._save_seconds:
             self.save()
 
     def save(self) -> None:
         """Write the rows to the JSON file."""
         started = time.monotonic()
         if self._json is not None:
-            rows = [
-                json.dumps(msgspec.to_builtins(row), ensure_ascii=False)
-                for row in self._rows.values()
-            ]
-            write_text_atomically(
-                self._json, "[\n" + ",\n".join(rows) + "\n]\n" if rows else "[\n]\n"
-            )
+            lines = []
+            for row in self._rows.values():
+                lines.append(json.dumps(msgspec.to_builtins(row), ensure_ascii=False))
+            content = "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[\n]\n"
+            write_text_atomically(self._json, content)
         self._saved = time.monotonic()
-        self._cost = self._saved - started
+        self._save_seconds = self._saved - started
 
     def finish(self, failures: Sequence[Failure]) -> dict[str, str]:
         """Write the page, and return the captions by key in the order of the photos."""
@@ -210,22 +204,22 @@ class CaptionWriter:
             raise OutputError(
                 f"{path} was not written by c3 caption.", remedy="Choose another file."
             ) from error
-        for row in () if self._overwrite else rows:
-            photo, by = self._photos.get(row.key), row.captioner
-            moved = (
+        if self._overwrite:
+            return
+        for row in rows:
+            photo = self._photos.get(row.key)
+            is_other_photo = (
                 photo is not None
                 and str(photo) != row.path
                 and photo.absolute() != Path(row.path).absolute()
             )
-            if by != self._captioner or moved:
+            if row.captioner != self._captioner or is_other_photo:
+                added = f"captions by {self._captioner}."
+                if is_other_photo:
+                    added = f"one of {photo} with the same key."
                 raise OutputError(
-                    f"{path} contains a caption of {row.path}, with the key {row.key!r}, by {by}. "
-                    f"This run would add "
-                    + (
-                        f"one of {photo} with the same key."
-                        if moved
-                        else f"captions by {self._captioner}."
-                    ),
+                    f"{path} contains a caption of {row.path}, with the key {row.key!r}, by "
+                    f"{row.captioner}. This run would add {added}",
                     remedy="Choose another file, or replace its rows with --overwrite.",
                 )
             self._rows[row.key] = row
@@ -236,12 +230,33 @@ class CaptionWriter:
         """Return whether a photo has all its files and needs no caption for another output;
         remember the answer.
         """
-        files = [self._photos[key].with_suffix(suffix) for suffix in self._sidecars]
-        if self._overwrite or self._json or not files or not all(file.exists() for file in files):
+        if self._overwrite or self._json or not self._sidecars:
             return False
-        if ".txt" in self._sidecars and not files[0].is_symlink():
-            self.captions[key] = files[0].read_text(encoding="utf-8", errors="replace").strip()
+        photo = self._photos[key]
+        if not all(photo.with_suffix(suffix).exists() for suffix in self._sidecars):
+            return False
+        text_file = photo.with_suffix(".txt")
+        if ".txt" in self._sidecars and not text_file.is_symlink():
+            self.captions[key] = text_file.read_text(encoding="utf-8", errors="replace").strip()
+        # the page shows captions, which .xmp files alone do not give back
         return key in self.captions or self._html is None
+
+
+def _require_own_sidecars(photos: Iterable[Path]) -> None:
+    """Refuse photos that differ in their suffix alone.
+
+    Raises:
+        OutputError: with two of them.
+    """
+    photo_by_stem: dict[Path, Path] = {}
+    for photo in photos:
+        other = photo_by_stem.setdefault(photo.with_suffix(""), photo)
+        if other != photo:
+            raise OutputError(
+                f"The captions of {photo} and {other} cannot be written beside them: they would "
+                f"share a file.",
+                remedy="Rename one of the photos, or write the captions to one file with --json.",
+            )
 
 
 def _shown(path: Path) -> tuple[str, str | None]:

@@ -41,13 +41,15 @@ from .tokenizer import CaptionTokenizer
 
 _BUILT_IN = "built-in"
 DECODER = ArtifactType("decoder", "decoder.json", DecoderError, "c3 train-decoder", "--decoder")
-_WEIGHTS_FILE, _TOKENIZER_FILE = "weights.safetensors", "tokenizer.json"
+_WEIGHTS_FILE = "weights.safetensors"
+_TOKENIZER_FILE = "tokenizer.json"
 _DEFAULT_FOLDER = Path("c3-decoder")  # where c3 train-decoder writes to
 _UNIT_TOLERANCE = 0.01
 # The embeddings of a modality lie around its mean: along it c3-mini's photos come to 0.93 to 1.08
 # of its length, its texts, given as photos, to 0.22 to 0.30, random directions to at most 0.25.
 # Near the origin a mean tells nothing.
-_FAR, _SHORTEST_MEAN = 0.5, 0.3
+_FAR = 0.5
+_SHORTEST_MEAN = 0.3
 
 
 @dataclass(repr=False)
@@ -168,14 +170,15 @@ class Captioner(HubRepository):
         """
         if not len(embeddings):
             return []
-        if np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < _UNIT_TOLERANCE:
+        are_units = np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < _UNIT_TOLERANCE
+        if are_units:  # as a store has them
             embeddings = embeddings.astype(np.float16).astype(np.float32)
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         if generation.method in STEERED:
             encoder = encoder or load_text_encoder(self.model, generation.method)
-            unit = unit_rows(embeddings)
+            images = unit_rows(embeddings)
             captions = write_steered(
-                self.decoder, self.tokenizer, inputs, unit, generation.method, encoder
+                self.decoder, self.tokenizer, inputs, images, generation.method, encoder
             )
         elif self.is_language_model:
             raise DecoderError(
@@ -289,10 +292,7 @@ class Captioner(HubRepository):
         is_far = shares[modality] < _FAR
         if not is_far.any():
             return
-        near = None
-        for name, share in shares.items():
-            if near is None and np.median(share[is_far]) >= _FAR:
-                near = name
+        near = next((name for name in shares if np.median(shares[name][is_far]) >= _FAR), None)
         message = (
             f"{described(is_far)} are far from the mean of {modality} embeddings of "
             f"{self.model.name}"
@@ -410,9 +410,13 @@ class Captioner(HubRepository):
                 decoder = LanguageModelDecoder(LanguageModelConfig(**config))
             load_model(decoder, local / _WEIGHTS_FILE)
             text = (local / _TOKENIZER_FILE).read_text(encoding="utf-8")
-            tokenizer = CaptionTokenizer(Tokenizer.from_str(text), decoder.pad_id, decoder.end_id)
             return cls(
-                decoder.to(device).eval(), tokenizer, Pipeline.load(local), dict(content["record"])
+                decoder=decoder.to(device).eval(),
+                tokenizer=CaptionTokenizer(
+                    Tokenizer.from_str(text), decoder.pad_id, decoder.end_id
+                ),
+                pipeline=Pipeline.load(local),
+                record=dict(content["record"]),
             )
 
     @staticmethod

@@ -239,8 +239,10 @@ class Size(DecoderConfig):
         """Return the architecture for embeddings of ``dim`` dimensions and a tokenizer of
         ``vocab_size`` tokens.
         """
-        own = {field.name: getattr(self, field.name) for field in fields(DecoderConfig)}
-        return DecoderConfig(**{**own, "dim": dim, "vocab_size": vocab_size})
+        settings = {field.name: getattr(self, field.name) for field in fields(DecoderConfig)}
+        settings["dim"] = dim
+        settings["vocab_size"] = vocab_size
+        return DecoderConfig(**settings)
 
 
 @dataclass(frozen=True)
@@ -334,16 +336,21 @@ def load_size(
         raise DecoderError(
             "The architecture comes from the decoder given by --from and cannot be changed."
         )
-    own, changed = size.training, [override.partition("=")[0].strip() for override in overrides]
+    training = size.training
+    changed = [override.partition("=")[0].strip() for override in overrides]
+
+    # Few captions get more epochs, and then the training may stop early
     if captions and epochs is None and isinstance(size, Size) and "epochs" not in changed:
-        steps = math.ceil(captions / own.batch_size)
-        epochs = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
-        if patience is None and epochs > own.epochs and "patience" not in changed:
+        steps_per_epoch = math.ceil(captions / training.batch_size)
+        epochs_for_min_steps = math.ceil(_MIN_STEPS / steps_per_epoch)
+        epochs = max(training.epochs, min(_MAX_STRETCHED_EPOCHS, epochs_for_min_steps))
+        if patience is None and epochs > training.epochs and "patience" not in changed:
             patience = _PATIENCE
-    given: dict[str, Any] = {"seed": seed, "epochs": epochs, "patience": patience}
+
+    if epochs is not None:
+        training = replace(training, epochs=epochs)
+    if patience is not None:
+        training = replace(training, patience=patience)
     if fine_tuned and "learning_rate" not in changed:
-        given["learning_rate"] = _FINE_TUNING * own.learning_rate
-    return replace(
-        size,
-        training=replace(own, **{key: value for key, value in given.items() if value is not None}),
-    )
+        training = replace(training, learning_rate=_FINE_TUNING * training.learning_rate)
+    return replace(size, training=replace(training, seed=seed))

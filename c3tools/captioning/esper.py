@@ -52,7 +52,8 @@ LANGUAGE_MODEL_REMEDY = (
     "Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm."
 )
 _PREFIX_LENGTH = 10
-_REWARD_SCALE, _REWARD_OFFSET = 50.0, -10.0
+_REWARD_SCALE = 50.0
+_REWARD_OFFSET = -10.0
 _DIVERGENCE = 0.15  # weight of log p / p_lm per token
 _PASSES = 4  # over each batch of captions
 _VALIDATION_IMAGES = 500
@@ -77,7 +78,8 @@ class EsperTask(CaptioningTask):
         DecoderError: if the decoder reads embeddings.
     """
 
-    unit, error = "images", DecoderError
+    unit = "images"
+    error = DecoderError
 
     def __init__(
         self,
@@ -93,28 +95,27 @@ class EsperTask(CaptioningTask):
                 "ESPER starts from a language model, and this decoder reads embeddings.",
                 remedy=LANGUAGE_MODEL_REMEDY,
             )
-        self.train, self.val = train, val.select(np.arange(min(len(val), _VALIDATION_IMAGES)))
-        self.tokenizer, self.pipeline, self.encoder, self.config = (
-            start.tokenizer,
-            start.pipeline,
-            encoder,
-            config,
-        )
+        self.train = train
+        self.val = val.select(np.arange(min(len(val), _VALIDATION_IMAGES)))
+        self.tokenizer = start.tokenizer
+        self.pipeline = start.pipeline
+        self.encoder = encoder
+        self.config = config
         self.device = device or devices.pick(precision="fp32").device
+
         self.language_model = copy.deepcopy(start.decoder).to(self.device).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(config.seed, "initialise"))
             self.model = self.language_model.behind_prefix(_PREFIX_LENGTH)
-        width = self.language_model.prefill(
-            torch.zeros(1, self.model.config.dim, device=self.device)
-        )[1].shape[1]
-        self.value = nn.Linear(width, 1)  # of each state
+        no_image = torch.zeros(1, self.model.config.dim, device=self.device)
+        _, hidden, _ = self.language_model.prefill(no_image)  # (1, W)
+        self.value = nn.Linear(hidden.shape[1], 1)  # of each hidden state
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
         self.module = nn.ModuleDict({"model": self.model, "value": self.value}).to(self.device)
-        self.inputs, self.val_inputs = (
-            self.pipeline.transform(rows.embeddings, modality="image") for rows in (train, self.val)
-        )
+
+        self.inputs = self.pipeline.transform(train.embeddings, modality="image")
+        self.val_inputs = self.pipeline.transform(self.val.embeddings, modality="image")
         self.optimizer = config.optimizer(self.module)
         self.per_epoch = math.ceil(len(train) / config.batch_size)
         self.plan = config.plan(self.per_epoch, config.warmup * self.per_epoch)
@@ -126,8 +127,9 @@ class EsperTask(CaptioningTask):
             _PASSES,
             _REWARD_SCALE,
         ]
-        data = [part for rows in (train, self.val) for part in (rows.keys, rows.embeddings)]
-        self.identity = digest_of(settings, *data)
+        self.identity = digest_of(
+            settings, train.keys, train.embeddings, self.val.keys, self.val.embeddings
+        )
         self.facts = {
             "sigma": 0.0,
             "modality": "image",
@@ -140,36 +142,42 @@ class EsperTask(CaptioningTask):
         """Write captions of some images, and train towards those that are closer to their
         images.
         """
-        config, model, language_model = self.config, self.model, self.language_model
+        config = self.config
         self.module.eval()  # without dropout
         epoch, place = divmod(number, self.per_epoch)
         order = self.order(len(self.train), config.seed, "esper", epoch)
         rows = order[place * config.batch_size : (place + 1) * config.batch_size]
+
+        # Write captions, and compare them with their images
         torch.manual_seed(torch_seed(config.seed, "update", number))
         inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[rows])).to(self.device)
-        tokens = _sample(model, inputs)  # (B, T)
-        real = tokens != model.pad_id
-        # (B,)
-        cosines = torch.from_numpy(self._cosines(tokens.tolist(), self.train.embeddings[rows])).to(
-            self.device
-        )
+        tokens = _sample(self.model, inputs)  # (B, T)
+        is_word = tokens != self.model.pad_id
+        similar = self._cosines(tokens.tolist(), self.train.embeddings[rows])
+        cosines = torch.from_numpy(similar).to(self.device)  # (B,)
+
+        # How much better each word was than expected
         with torch.no_grad():
-            before, values = self._policy(inputs, tokens)
-            log_p_lm, _ = _token_log_probabilities(language_model, inputs, tokens)
-            advantages = self.advantages(cosines, before, log_p_lm, values * real, real)
-            targets = advantages + values * real
-            own = advantages[real]
-            advantages = (advantages - own.mean()) / (own.std() + 1e-6)
+            log_p_before, values = self._policy(inputs, tokens)
+            log_p_lm, _ = _token_log_probabilities(self.language_model, inputs, tokens)
+            expected = values * is_word
+            advantages = self.advantages(cosines, log_p_before, log_p_lm, expected, is_word)
+            targets = advantages + expected
+            of_words = advantages[is_word]
+            advantages = (advantages - of_words.mean()) / (of_words.std() + 1e-6)
+
         for _ in range(_PASSES):
             log_p, values = self._policy(inputs, tokens)
-            value_loss = ((values - targets) ** 2)[real].mean()
-            update(self.policy_loss(log_p, before, advantages, real) + _VALUE_WEIGHT * value_loss)
+            policy_loss = self.policy_loss(log_p, log_p_before, advantages, is_word)
+            value_loss = ((values - targets) ** 2)[is_word].mean()
+            update(policy_loss + _VALUE_WEIGHT * value_loss)
         return 1 - float(cosines.mean()), len(rows)
 
     def validate(self) -> tuple[float, dict[str, Any]]:
         """Return 1 minus the mean cosine of the validation images with their greedy captions."""
         captions = generate(self.model, self.val_inputs)
-        return 1 - float(self._cosines(captions, self.val.embeddings).mean()), {}
+        cosines = self._cosines(captions, self.val.embeddings)
+        return 1 - float(cosines.mean()), {}
 
     def note(self, latest: Validation) -> str:
         """Return the mean cosine of the last validation in words."""
@@ -182,7 +190,8 @@ class EsperTask(CaptioningTask):
 
     def _cosines(self, captions: list[list[int]], images: Matrix) -> Matrix:
         """Return the cosine (B,) of each caption with the embedding of its image."""
-        embeddings = encode_once(self.encoder, [self.tokenizer.decode(ids) for ids in captions])
+        texts = [self.tokenizer.decode(ids) for ids in captions]
+        embeddings = encode_once(self.encoder, texts)
         cosines: Matrix = (embeddings * unit_rows(images)).sum(axis=1).astype(np.float32)
         return cosines
 
@@ -192,7 +201,7 @@ class EsperTask(CaptioningTask):
         log_p: Tensor,
         log_p_lm: Tensor,
         values: Tensor,
-        real: Tensor,
+        is_word: Tensor,
         smoothing: float = 0.95,
     ) -> Tensor:
         """Return the advantage of each token (B, T), without discount (GAE, Schulman et al., 2016);
@@ -208,25 +217,32 @@ class EsperTask(CaptioningTask):
             log_p: log-probability of each token by the decoder, (B, T).
             log_p_lm: by the language model.
             values: expected sum of the rewards from each token on, (B, T).
-            real: bool (B, T), False for padding.
+            is_word: bool (B, T), False for padding.
             smoothing: lambda.
         """
-        rewards = -_DIVERGENCE * (log_p - log_p_lm) * real
-        rewards[torch.arange(len(rewards)), real.sum(1) - 1] += (
-            _REWARD_SCALE * cosines + _REWARD_OFFSET
-        )
+        rewards = -_DIVERGENCE * (log_p - log_p_lm) * is_word
+        captions = torch.arange(len(rewards))
+        last_words = is_word.sum(1) - 1
+        rewards[captions, last_words] += _REWARD_SCALE * cosines + _REWARD_OFFSET
+
+        # From the last word to the first
         advantages = torch.zeros_like(rewards)
-        after = torch.zeros_like(rewards[:, 0])
-        following = torch.zeros_like(after)
+        next_advantage = torch.zeros_like(rewards[:, 0])
+        next_value = torch.zeros_like(next_advantage)
         for t in reversed(range(rewards.shape[1])):
-            after = (rewards[:, t] + following - values[:, t] + smoothing * after) * real[:, t]
-            advantages[:, t] = after
-            following = values[:, t] * real[:, t]
+            surprise = rewards[:, t] + next_value - values[:, t]
+            advantages[:, t] = (surprise + smoothing * next_advantage) * is_word[:, t]
+            next_advantage = advantages[:, t]
+            next_value = values[:, t] * is_word[:, t]
         return advantages
 
     @staticmethod
     def policy_loss(
-        log_p: Tensor, before: Tensor, advantages: Tensor, real: Tensor, clip: float = 0.2
+        log_p: Tensor,
+        log_p_before: Tensor,
+        advantages: Tensor,
+        is_word: Tensor,
+        clip: float = 0.2,
     ) -> Tensor:
         """Return the clipped objective of PPO (Schulman et al., 2017) as a loss, mean over tokens
         without padding.
@@ -235,15 +251,15 @@ class EsperTask(CaptioningTask):
 
         Args:
             log_p: log-probability of each token (B, T).
-            before: when the captions were written.
+            log_p_before: the same when the captions were written.
             advantages: of each token.
-            real: bool (B, T), False for padding.
+            is_word: bool (B, T), False for padding.
             clip: 0.2 in ESPER.
         """
-        ratio = (log_p - before).exp()
-        return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)[
-            real
-        ].mean()
+        ratio = (log_p - log_p_before).exp()
+        clipped = ratio.clamp(1 - clip, 1 + clip)
+        objective = torch.minimum(ratio * advantages, clipped * advantages)
+        return -objective[is_word].mean()
 
 
 @torch.no_grad()
@@ -252,14 +268,15 @@ def _sample(model: Decoder, inputs: Tensor) -> Tensor:
     torch's generator.
     """
     logits, _, cache = model.prefill(inputs)
-    going = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
+    is_open = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
     columns: list[Tensor] = []
-    while len(columns) < model.config.max_tokens and going.any():
+    while len(columns) < model.config.max_tokens and is_open.any():
         if columns:
-            logits, _ = model.decode_step(columns[-1].masked_fill(~going, model.end_id), cache)
+            last_tokens = columns[-1].masked_fill(~is_open, model.end_id)
+            logits, _ = model.decode_step(last_tokens, cache)
         drawn = model.allowed(logits).softmax(-1).multinomial(1)[:, 0]  # (B,)
-        columns.append(drawn.masked_fill(~going, model.pad_id))
-        going = going & (drawn != model.end_id)
+        columns.append(drawn.masked_fill(~is_open, model.pad_id))
+        is_open = is_open & (drawn != model.end_id)
     return torch.stack(columns, dim=1)
 
 
@@ -270,6 +287,8 @@ def _token_log_probabilities(
     W).
     """
     logits, hidden = model(inputs, tokens)
-    real = tokens != model.pad_id
-    known = tokens.masked_fill(~real, model.end_id)
-    return model.allowed(logits).log_softmax(-1).gather(2, known[..., None])[..., 0] * real, hidden
+    log_p = model.allowed(logits).log_softmax(-1)  # (B, T, V)
+    is_word = tokens != model.pad_id
+    indices = tokens.masked_fill(~is_word, model.end_id)  # padding may have no score
+    of_tokens = log_p.gather(2, indices[..., None])[..., 0]
+    return of_tokens * is_word, hidden

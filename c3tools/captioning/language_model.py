@@ -36,7 +36,8 @@ class LanguageModelDecoder(Decoder):
     ) -> None:
         super().__init__()
         self.config = config
-        self.pad_id, self.end_id = config.vocab_size, config.end_id
+        self.pad_id = config.vocab_size
+        self.end_id = config.end_id
         if language_model is None:
             transformers = _transformers()
             architecture = transformers.AutoConfig.for_model(**config.architecture)
@@ -45,14 +46,15 @@ class LanguageModelDecoder(Decoder):
         width = self.language_model.get_input_embeddings().weight.shape[1]
         if config.prefix_length:
             filled = config.prefix_length * width
+            hidden = filled // 2
             self.mapper = nn.Sequential(
-                nn.Linear(config.dim, filled // 2), nn.Tanh(), nn.Linear(filled // 2, filled)
+                nn.Linear(config.dim, hidden), nn.Tanh(), nn.Linear(hidden, filled)
             )
         if config.frozen:
             self.language_model.requires_grad_(False)
         # its name changed with the version of transformers
-        known = inspect.signature(self.language_model.forward).parameters
-        self._cache_argument = "cache" if "cache" in known else "past_key_values"
+        arguments = inspect.signature(self.language_model.forward).parameters
+        self._cache_argument = "cache" if "cache" in arguments else "past_key_values"
 
     @classmethod
     def pretrained(
@@ -116,14 +118,16 @@ class LanguageModelDecoder(Decoder):
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Embed tokens as (B, T, W); padding and hidden words look like end-of-text."""
-        known = tokens.masked_fill(tokens == self.pad_id, self.end_id)
-        return self.language_model.get_input_embeddings()(known)  # type: ignore[no-any-return]
+        readable = tokens.masked_fill(tokens == self.pad_id, self.end_id)
+        return self.language_model.get_input_embeddings()(readable)  # type: ignore[no-any-return]
 
     def predict(self, x: Tensor, first: int, cache: Any = None) -> tuple[Tensor, Tensor]:
         """Run the language model on inputs (B, S, W)."""
-        past = {"use_cache": cache is not None, self._cache_argument: cache}
-        out = self.language_model(inputs_embeds=x, output_hidden_states=True, **past)
-        return out.logits[:, first:], out.hidden_states[-1][:, first:]  # (B, S', V), (B, S', W)
+        cache_options = {"use_cache": cache is not None, self._cache_argument: cache}
+        out = self.language_model(inputs_embeds=x, output_hidden_states=True, **cache_options)
+        logits = out.logits[:, first:]  # (B, S', V)
+        hidden = out.hidden_states[-1][:, first:]  # (B, S', W)
+        return logits, hidden
 
     def new_cache(self) -> Any:
         """Return an empty cache of transformers."""

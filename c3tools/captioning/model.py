@@ -80,11 +80,11 @@ class Decoder(nn.Module, ABC):
         position.
         """
         decoder, mapper = self.copy_behind_mapper(length)
-        last: Any = mapper[-1]
-        # (W,)
-        start = self.embed_tokens(torch.tensor([self.end_id], device=self.device))[0].detach()
-        last.weight.data *= _START_SPREAD
-        last.bias.data = start.repeat(length).to(last.bias.device)
+        end = torch.tensor([self.end_id], device=self.device)
+        start = self.embed_tokens(end)[0].detach()  # (W,)
+        last_layer: Any = mapper[-1]
+        last_layer.weight.data *= _START_SPREAD
+        last_layer.bias.data = start.repeat(length).to(last_layer.bias.device)
         decoder.requires_grad_(False)
         mapper.requires_grad_()
         return decoder
@@ -93,11 +93,11 @@ class Decoder(nn.Module, ABC):
         """Map embeddings (B, d) to prefix positions (B, P, W), or for a language model to what it
         begins with.
         """
-        if length := self.config.prefix_length:
+        length = self.config.prefix_length
+        if length:
             return self.map_prefix(embeddings).view(len(embeddings), length, -1)
-        return self.embed_tokens(
-            torch.full((len(embeddings), 1), self.end_id, device=embeddings.device)
-        )
+        ends = torch.full((len(embeddings), 1), self.end_id, device=embeddings.device)
+        return self.embed_tokens(ends)
 
     def forward(
         self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None
@@ -167,8 +167,10 @@ class _KeyValueCache(list[tuple[Tensor, Tensor]]):
         if layer == len(self):
             self.append((keys, values))
         else:
-            before = self[layer]
-            self[layer] = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+            earlier_keys, earlier_values = self[layer]
+            all_keys = torch.cat([earlier_keys, keys], dim=2)
+            all_values = torch.cat([earlier_values, values], dim=2)
+            self[layer] = (all_keys, all_values)
         return self[layer]
 
     def batch_select_indices(self, rows: Tensor) -> None:
@@ -200,9 +202,8 @@ class _Attention(nn.Module):
         # fused kernels
         scores = (q * (W // self.heads) ** -0.5) @ k.transpose(-1, -2)  # (B, H, S, all so far)
         if S > 1:  # the whole sequence, or the whole prefix; a single new position sees everything
-            scores = scores + torch.full(
-                (S, S), -torch.inf, dtype=scores.dtype, device=x.device
-            ).triu(1)
+            mask = torch.full((S, S), -torch.inf, dtype=scores.dtype, device=x.device)
+            scores = scores + mask.triu(1)
         y = scores.softmax(dim=-1) @ v  # (B, H, S, W / H)
         joined: Tensor = self.out(y.transpose(1, 2).reshape(B, S, W))  # (B, S, W)
         return joined
@@ -223,7 +224,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, cache: _KeyValueCache | None, layer: int) -> Tensor:
         """Map (B, S, W) to (B, S, W)."""
         x = x + self.dropout(self.attention(self.norm1(x), cache, layer))  # (B, S, W)
-        y: Tensor = self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))  # (B, S, W)
+        activations = F.gelu(self.up(self.norm2(x)))  # (B, S, 4 W)
+        y: Tensor = self.dropout(self.down(activations))  # (B, S, W)
         return x + y
 
 
@@ -231,7 +233,8 @@ class CaptionDecoder(Decoder):
     """Built-in decoder; see the module's docstring."""
 
     config: DecoderConfig
-    pad_id, end_id = PAD_ID, END_ID
+    pad_id = PAD_ID
+    end_id = END_ID
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -243,9 +246,8 @@ class CaptionDecoder(Decoder):
                 nn.Linear(config.dim, hidden), nn.Tanh(), nn.Linear(hidden, filled)
             )
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Parameter(
-            torch.empty(max(1, config.prefix_length) + config.max_tokens, config.width)
-        )
+        longest = max(1, config.prefix_length) + config.max_tokens
+        self.positions = nn.Parameter(torch.empty(longest, config.width))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -290,11 +292,11 @@ class CaptionDecoder(Decoder):
     def copy_behind_mapper(self, length: int) -> tuple[CaptionDecoder, nn.Sequential]:
         """Return a copy behind a new mapper; see `behind_prefix`."""
         decoder = CaptionDecoder(replace(self.config, prefix_length=length))
-        decoder.load_state_dict(
-            {**decoder.state_dict(), **self.state_dict()} | {"positions": decoder.positions}
-        )
-        # the last position of the prefix is where the language model begins
-        decoder.positions.data = torch.cat(
-            [self.positions.data[:1].repeat(length - 1, 1), self.positions.data]
-        )
+        # The mapper keeps its initial weights. There are more positions than before
+        weights = {**decoder.state_dict(), **self.state_dict()}
+        weights["positions"] = decoder.positions
+        decoder.load_state_dict(weights)
+        # The last position of the prefix is where the language model begins
+        first_positions = self.positions.data[:1].repeat(length - 1, 1)
+        decoder.positions.data = torch.cat([first_positions, self.positions.data])
         return decoder, decoder.prefix

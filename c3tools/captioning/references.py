@@ -111,29 +111,39 @@ def align_keys(
     suffix, or the only one with the same number, if one of the two names is just that number:
     COCO's image_id 397133 is 000000397133.jpg, but dog_1.jpg is not cat_1.jpg.
     """
-    aliases: dict[str, list[str]] = {}
+    keys_by_alias: dict[str, list[str]] = {}
     for key in known:
         for alias in {_stem(key), _number(key)} - {""}:
-            aliases.setdefault(alias, []).append(key)
-    found: dict[str, Sequence[str]] = {}
+            keys_by_alias.setdefault(alias, []).append(key)
+
+    aligned: dict[str, Sequence[str]] = {}
     for key in wanted:
-        matches = (
-            [key] if key in known else aliases.get(_stem(key)) or aliases.get(_number(key)) or []
-        )
-        stems = {_stem(match) for match in (key, *matches)}
-        if len(matches) == 1 and (len(stems) == 1 or any(map(str.isdigit, stems))):
-            found[key] = known[matches[0]]
-    return found
+        if key in known:
+            aligned[key] = known[key]
+            continue
+        matches = keys_by_alias.get(_stem(key)) or keys_by_alias.get(_number(key)) or []
+        if len(matches) != 1:
+            continue
+        stems = {_stem(key), _stem(matches[0])}
+        if len(stems) == 1 or any(stem.isdigit() for stem in stems):
+            aligned[key] = known[matches[0]]
+    return aligned
 
 
 def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return captions as COCO's evaluation reads them; image ids are numbers if the keys end in
     different ones.
     """
-    numbers = {key: int(number) for key in captions if (number := _number(key))}
-    ids: Mapping[str, int | str] = numbers if len({*numbers.values()}) == len(numbers) else {}
+    image_ids: dict[str, int | str] = {}
+    for key in captions:
+        number = _number(key)
+        if number:
+            image_ids[key] = int(number)
+    if len(set(image_ids.values())) < len(image_ids):
+        image_ids = {}
     return [
-        {"image_id": ids.get(key, key), "caption": caption} for key, caption in captions.items()
+        {"image_id": image_ids.get(key, key), "caption": caption}
+        for key, caption in captions.items()
     ]
 
 

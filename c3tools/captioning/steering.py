@@ -31,6 +31,7 @@ Shapes: B captions or open beams, K candidates, W width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,17 @@ from .tokenizer import CaptionTokenizer
 
 CANDIDATES = {"magic": 45, "zerocap": 512}  # tokens that the encoder compares at each step
 _SIMILARITY_SCALE = 100.0  # of cosines, before their softmax over the candidates
-_ALPHA, _BETA = 0.1, 2.0
-_ROWS = 16  # captions that MAGIC writes at a time
-_BEAMS, _GRADIENT_STEPS, _STEP_SIZE, _NORM_POWER, _FLUENCY, _FUSION = 5, 5, 0.3, 0.9, 0.2, 0.99
+# of MAGIC
+_ALPHA = 0.1
+_BETA = 2.0
+_ROWS = 16  # captions at a time
+# of ZeroCap
+_BEAMS = 5
+_GRADIENT_STEPS = 5
+_STEP_SIZE = 0.3
+_NORM_POWER = 0.9
+_FLUENCY = 0.2
+_FUSION = 0.99
 _RULED_OUT = -1e9  # finite: infinity has no gradient
 _Similar = Callable[[Sequence[Sequence[int]], Tensor], Tensor]
 
@@ -81,9 +90,9 @@ def load_text_encoder(model: ModelIdentity, asked_by: str, **options: Any) -> En
 
 def encode_once(encoder: Encoder, texts: Sequence[str]) -> Matrix:
     """Return the embeddings (n, d) of texts; each different text is encoded once."""
-    different = list(dict.fromkeys(texts))
-    places = {text: row for row, text in enumerate(different)}
-    return encoder.encode_texts(different)[[places[text] for text in texts]]
+    different_texts = list(dict.fromkeys(texts))
+    row_of_text = {text: row for row, text in enumerate(different_texts)}
+    return encoder.encode_texts(different_texts)[[row_of_text[text] for text in texts]]
 
 
 def write_steered(
@@ -98,10 +107,12 @@ def write_steered(
     (n, d).
     """
     batch = torch.from_numpy(inputs).to(model.device)
-    if method == "zerocap":
-        similar = [_similarity(encoder, tokenizer, image) for image in images]
-        return [_zerocap(model, row[None], own) for row, own in zip(batch, similar, strict=True)]
     captions = []
+    if method == "zerocap":
+        for row, image in zip(batch, images, strict=True):
+            similar = _similarity(encoder, tokenizer, image)
+            captions.append(_zerocap(model, row[None], similar))
+        return captions
     for start in range(0, len(batch), _ROWS):
         rows = slice(start, start + _ROWS)
         captions += _magic(model, tokenizer, batch[rows], images[rows], encoder)
@@ -112,46 +123,52 @@ def write_steered(
 def _magic(
     model: Decoder, tokenizer: CaptionTokenizer, batch: Tensor, images: Matrix, encoder: Encoder
 ) -> list[list[int]]:
+    """Write captions of a batch of inputs (B, d) and their images, unit vectors (B, d)."""
     limit = model.config.max_tokens
     captions: list[list[int]] = [[] for _ in range(len(batch))]
-    rows = list(range(len(batch)))  # those that are not finished
+    unfinished_rows = list(range(len(batch)))
     logits, hidden, cache = model.prefill(batch)
-    earlier = F.normalize(hidden.float(), dim=-1)[:, None]  # (B, steps so far, W)
+    earlier_states = F.normalize(hidden.float(), dim=-1)[:, None]  # (B, steps so far, W)
     for step in range(limit):
-        probabilities = model.allowed(logits).softmax(-1)
-        # (B, K)
-        likely, tokens = probabilities.topk(
-            min(CANDIDATES["magic"], probabilities.shape[1]), dim=-1
-        )
+        probabilities = model.allowed(logits).softmax(-1)  # (B, V)
+        count = min(CANDIDATES["magic"], probabilities.shape[1])
+        likely, tokens = probabilities.topk(count, dim=-1)  # (B, K)
         B, K = tokens.shape
-        texts = [
-            tokenizer.decode([*captions[row], token])
-            for row, line in zip(rows, tokens.tolist(), strict=True)
-            for token in line
-        ]
+        batch_rows = torch.arange(B, device=batch.device)
+
+        # The encoder compares each text so far, with each candidate behind it, with the image
+        texts: list[str] = []
+        for row, candidates in zip(unfinished_rows, tokens.tolist(), strict=True):
+            texts += [tokenizer.decode([*captions[row], token]) for token in candidates]
         encoded = encode_once(encoder, texts).reshape(B, K, -1)
-        # (B, K)
-        similar = torch.from_numpy(np.einsum("bd,bkd->bk", images[rows], encoded)).to(likely.device)
-        # every candidate is run one position further: its hidden state is needed, and its scores if
-        # it is taken
-        cache.batch_select_indices(torch.arange(B, device=batch.device).repeat_interleave(K))
+        cosines = np.einsum("bd,bkd->bk", images[unfinished_rows], encoded)
+        similar = torch.from_numpy(cosines).to(likely.device)  # (B, K)
+        view = (_SIMILARITY_SCALE * similar).softmax(-1)
+
+        # Every candidate is run one position further: its hidden state is compared with earlier
+        # ones, and the next scores are needed if it is taken
+        cache.batch_select_indices(batch_rows.repeat_interleave(K))
         logits, hidden = model.decode_step(tokens.flatten(), cache)  # (B * K, V), (B * K, W)
         states = F.normalize(hidden.float(), dim=-1).view(B, K, -1)  # (B, K, W)
-        repeated = torch.einsum("bkw,bsw->bks", states, earlier).amax(-1)  # (B, K)
-        view = (_SIMILARITY_SCALE * similar).softmax(-1)
+        repeated = torch.einsum("bkw,bsw->bks", states, earlier_states).amax(-1)  # (B, K)
+
         score = (1 - _ALPHA) * likely - _ALPHA * repeated + _BETA * view  # (B, K)
         best = score.argmax(-1)  # (B,)
-        chosen = tokens.gather(1, best[:, None])[:, 0]  # (B,)
-        kept = (chosen != model.end_id).nonzero()[:, 0]
-        for i in kept.tolist():
-            captions[rows[i]].append(int(chosen[i]))
-        if step + 1 == limit or not len(kept):
+        best_tokens = tokens.gather(1, best[:, None])[:, 0]  # (B,)
+        continued = (best_tokens != model.end_id).nonzero()[:, 0]
+        for place in continued.tolist():
+            captions[unfinished_rows[place]].append(int(best_tokens[place]))
+        if step + 1 == limit or not len(continued):
             break
-        taken = (torch.arange(B, device=batch.device) * K + best)[kept]
+
+        # Keep the candidates that were taken, of the captions that go on
+        taken = (batch_rows * K + best)[continued]
         cache.batch_select_indices(taken)
         logits = logits[taken]
-        earlier = torch.cat([earlier, states[torch.arange(B), best][:, None]], dim=1)[kept]
-        rows = [rows[i] for i in kept.tolist()]
+        best_states = states[batch_rows, best]  # (B, W)
+        all_states = torch.cat([earlier_states, best_states[:, None]], dim=1)
+        earlier_states = all_states[continued]
+        unfinished_rows = [unfinished_rows[place] for place in continued.tolist()]
     return captions
 
 
@@ -159,19 +176,40 @@ def _similarity(encoder: Encoder, tokenizer: CaptionTokenizer, image: Matrix) ->
     """Return a function from B texts and the tokens (B, K) that continue them to cosines (B, K)
     with an image.
     """
-    known: dict[str, float] = {}  # each different text is encoded once
+    cosine_of_text: dict[str, float] = {}  # each different text is encoded once
 
     def similar(written: Sequence[Sequence[int]], tokens: Tensor) -> Tensor:
-        lines = zip(written, tokens.tolist(), strict=True)
-        texts = [tokenizer.decode([*ids, token]) for ids, line in lines for token in line]
-        new = list(dict.fromkeys(text for text in texts if text not in known))
-        if new:
-            known.update(zip(new, (encoder.encode_texts(new) @ image).tolist(), strict=True))
-        return torch.tensor([known[text] for text in texts], device=tokens.device).view(
-            tokens.shape
-        )
+        texts: list[str] = []
+        for ids, candidates in zip(written, tokens.tolist(), strict=True):
+            texts += [tokenizer.decode([*ids, token]) for token in candidates]
+        new_texts = list(dict.fromkeys(text for text in texts if text not in cosine_of_text))
+        if new_texts:
+            cosines = encoder.encode_texts(new_texts) @ image
+            cosine_of_text.update(zip(new_texts, cosines.tolist(), strict=True))
+        values = torch.tensor([cosine_of_text[text] for text in texts], device=tokens.device)
+        return values.view(tokens.shape)
 
     return similar
+
+
+@dataclass(frozen=True)
+class _Beam:
+    """A hypothesis of ZeroCap.
+
+    Attributes:
+        tokens: so far, with the end-of-text token if it has ended.
+        log_probability: of all of them.
+        parent: the row of the cache that its last token continued.
+    """
+
+    tokens: list[int]
+    log_probability: float
+    parent: int = 0
+
+    @property
+    def score(self) -> float:
+        """The mean log-probability of its tokens."""
+        return self.log_probability / len(self.tokens)
 
 
 def _zerocap(model: Decoder, prefix: Tensor, similar: _Similar) -> list[int]:
@@ -179,31 +217,32 @@ def _zerocap(model: Decoder, prefix: Tensor, similar: _Similar) -> list[int]:
     with torch.no_grad():
         logits, _, cache = model.prefill(prefix)
     log_p = _log_probabilities(model, logits)  # (1, V)
-    # tokens, with the end-of-text token if the beam has ended, and the sum of their
-    # log-probabilities
-    beams: list[tuple[list[int], float]] = [([], 0.0)]
+    beams = [_Beam([], 0.0)]
     for step in range(model.config.max_tokens):
-        going = [beam for beam in beams if model.end_id not in beam[0]]
+        open_beams = [beam for beam in beams if model.end_id not in beam.tokens]
         if step:
             # the cache is one longer
-            log_p = _shifted(model, cache, [tokens for tokens, _ in going], similar)
-        options = [(tokens, total, -1) for tokens, total in beams if model.end_id in tokens]
-        for row, (written, total) in enumerate(going):
+            log_p = _shifted(model, cache, [beam.tokens for beam in open_beams], similar)
+
+        # Ended beams compete with all continuations of the open ones
+        options = [beam for beam in beams if model.end_id in beam.tokens]
+        for row, beam in enumerate(open_beams):
             likely, tokens = log_p[row].topk(min(_BEAMS, log_p.shape[1]))
-            options += [
-                ([*written, token], total + value, row)
-                for value, token in zip(likely.tolist(), tokens.tolist(), strict=True)
-            ]
-        options = sorted(options, key=lambda option: -option[1] / len(option[0]))[:_BEAMS]
-        beams = [(tokens, total) for tokens, total, _ in options]
-        parents = [row for tokens, _, row in options if model.end_id not in tokens]
+            for value, token in zip(likely.tolist(), tokens.tolist(), strict=True):
+                options.append(_Beam([*beam.tokens, token], beam.log_probability + value, row))
+        beams = sorted(options, key=lambda beam: -beam.score)[:_BEAMS]
+        parents = [beam.parent for beam in beams if model.end_id not in beam.tokens]
         if not parents:
             break
         cache.batch_select_indices(torch.tensor(parents, device=prefix.device))
-    captions = [[token for token in tokens if token != model.end_id] for tokens, _ in beams]
-    # (beams, 1)
-    closest = similar(captions, torch.full((len(captions), 1), model.end_id, device=prefix.device))
-    return captions[int(closest.argmax())]
+
+    # Of the beams, return the one whose caption is closest to the image
+    captions = []
+    for beam in beams:
+        captions.append([token for token in beam.tokens if token != model.end_id])
+    ends = torch.full((len(captions), 1), model.end_id, device=prefix.device)
+    cosines = similar(captions, ends)  # (beams, 1)
+    return captions[int(cosines.argmax())]
 
 
 def _shifted(model: Decoder, cache: Any, written: Sequence[list[int]], similar: _Similar) -> Tensor:
@@ -223,31 +262,38 @@ def _shifted(model: Decoder, cache: Any, written: Sequence[list[int]], similar: 
         log_p0 = _log_probabilities(model, model.decode_step(last, cache)[0])  # (B, V)
 
     def after_shift(shift: list[Tensor]) -> Tensor:
-        shifted, moved = [a + b for a, b in zip(context, shift, strict=True)], model.new_cache()
-        for layer, (keys, values) in enumerate(zip(shifted[::2], shifted[1::2], strict=True)):
-            moved.update(keys, values, layer)
-        return _log_probabilities(model, model.decode_step(last, moved)[0])  # (B, V)
+        shifted_cache = model.new_cache()
+        for layer in range(len(context) // 2):
+            keys = context[2 * layer] + shift[2 * layer]
+            values = context[2 * layer + 1] + shift[2 * layer + 1]
+            shifted_cache.update(keys, values, layer)
+        return _log_probabilities(model, model.decode_step(last, shifted_cache)[0])  # (B, V)
 
     shift = [torch.zeros_like(part) for part in context]
     for _ in range(_GRADIENT_STEPS):
         for part in shift:
             part.requires_grad_()
         log_p = after_shift(shift)
-        likely, tokens = log_p.topk(min(CANDIDATES["zerocap"], log_p.shape[1]), dim=-1)  # (B, K)
+        count = min(CANDIDATES["zerocap"], log_p.shape[1])
+        likely, tokens = log_p.topk(count, dim=-1)  # (B, K)
         view = (_SIMILARITY_SCALE * similar(written, tokens)).softmax(-1)  # (B, K)
         divergence = (log_p.exp() * (log_p - log_p0)).sum(-1)  # (B,)
         loss = (_FLUENCY * divergence - (view * likely).sum(-1)).sum()
         gradients = torch.autograd.grad(loss, shift)
         shift = [
-            part.detach()
-            - _STEP_SIZE
-            * own
-            / (own.flatten(1).norm(dim=1) + 1e-15).view(-1, 1, 1, 1) ** _NORM_POWER
-            for part, own in zip(shift, gradients, strict=True)
+            _descended(part.detach(), gradient)
+            for part, gradient in zip(shift, gradients, strict=True)
         ]
     with torch.no_grad():
         log_p = after_shift(shift)
     return (_FUSION * log_p + (1 - _FUSION) * log_p0).log_softmax(-1)
+
+
+def _descended(shift: Tensor, gradient: Tensor) -> Tensor:
+    """Return the shift of keys or values (B, H, S, W / H) after one step down the gradient."""
+    norms = (gradient.flatten(1).norm(dim=1) + 1e-15).view(-1, 1, 1, 1)
+    step: Tensor = _STEP_SIZE * gradient / norms**_NORM_POWER
+    return shift - step
 
 
 def _log_probabilities(model: Decoder, logits: Tensor) -> Tensor:

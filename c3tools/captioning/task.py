@@ -37,16 +37,17 @@ class CaptioningTask(Task):
 
     def captioner(self, run: Run, record: Mapping[str, Any]) -> Captioner:
         """Return the captioner of a run; its record is ``record`` and facts of the training."""
-        history = [
-            {
-                "train_loss": validation.train_loss,
-                "val_loss": validation.val_loss,
-                "seconds": validation.seconds,
-                "epoch": epoch,
-                "tokens": validation.count,
-            }
-            for epoch, validation in enumerate(run.history, 1)
-        ]
+        history = []
+        for epoch, validation in enumerate(run.history, 1):
+            history.append(
+                {
+                    "train_loss": validation.train_loss,
+                    "val_loss": validation.val_loss,
+                    "seconds": validation.seconds,
+                    "epoch": epoch,
+                    "tokens": validation.count,
+                }
+            )
         facts_of_run = {
             "preset": self.pipeline.name,
             "seed": self.config.seed,

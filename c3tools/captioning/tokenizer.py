@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from ..arrays import Indices
 from ..seeds import generator
 
-PAD_ID, END_ID = 0, 1
+PAD_ID = 0
+END_ID = 1
 _BATCHES_PER_BUCKET = 32
 _ENCODED = 8192  # captions at a time
 _SPACE = re.compile(r"\s+")
@@ -34,8 +34,11 @@ def clean_caption(caption: str) -> str:
     Corpora differ in these (Flickr8k writes ``A dog runs .``, COCO both ``A dog runs.`` and ``a dog
     runs``), and a decoder should not have to learn the difference.
     """
-    line = _SPACE_BEFORE_PUNCTUATION.sub(r"\1", _SPACE.sub(" ", caption).strip())
-    return line.rstrip(". ") if not line.endswith("...") else line
+    one_line = _SPACE.sub(" ", caption).strip()
+    line = _SPACE_BEFORE_PUNCTUATION.sub(r"\1", one_line)
+    if line.endswith("..."):
+        return line
+    return line.rstrip(". ")
 
 
 class CaptionTokenizer:
@@ -48,7 +51,8 @@ class CaptionTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, pad_id: int = PAD_ID, end_id: int = END_ID) -> None:
         self._tokenizer = tokenizer
-        self.pad_id, self.end_id = pad_id, end_id
+        self.pad_id = pad_id
+        self.end_id = end_id
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 4096) -> CaptionTokenizer:
@@ -96,12 +100,13 @@ class CaptionTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the caption of token ids, up to the first end-of-text token."""
-        kept = [
-            token
-            for token in takewhile(lambda token: token != self.end_id, ids)
-            if token != self.pad_id
-        ]
-        return str(self._tokenizer.decode(kept, skip_special_tokens=False)).strip()
+        word_ids = []
+        for token in ids:
+            if token == self.end_id:
+                break
+            if token != self.pad_id:
+                word_ids.append(token)
+        return str(self._tokenizer.decode(word_ids, skip_special_tokens=False)).strip()
 
 
 class TokenRows:
@@ -127,7 +132,8 @@ class TokenRows:
 
     def batch(self, rows: Indices, pad_id: int) -> Indices:
         """Return the token ids of some rows, right-padded with ``pad_id``: int64 (B, T)."""
-        batch = np.full((len(rows), self.lengths[rows].max()), pad_id, dtype=np.int64)
+        longest = self.lengths[rows].max()
+        batch = np.full((len(rows), longest), pad_id, dtype=np.int64)
         for line, row in zip(batch, rows, strict=True):
             line[: self.lengths[row]] = self._rows[row]
         return batch
@@ -148,13 +154,12 @@ class TokenRows:
             int64 arrays of row numbers, one per batch.
         """
         rng = generator(seed, "batches", epoch)
-        order, batches, bucket = (
-            rng.permutation(len(self.lengths)),
-            [],
-            batch_size * _BATCHES_PER_BUCKET,
-        )
-        for start in range(0, len(order), bucket):
-            rows = order[start : start + bucket]
-            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-            batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        return [batches[i] for i in rng.permutation(len(batches))]
+        order = rng.permutation(len(self.lengths))
+        bucket_size = batch_size * _BATCHES_PER_BUCKET
+        batches: list[Indices] = []
+        for start in range(0, len(order), bucket_size):
+            bucket = order[start : start + bucket_size]
+            by_length = bucket[np.argsort(self.lengths[bucket], kind="stable")]
+            for first in range(0, len(by_length), batch_size):
+                batches.append(by_length[first : first + batch_size])
+        return [batches[number] for number in rng.permutation(len(batches))]

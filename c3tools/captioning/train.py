@@ -175,87 +175,31 @@ def train_captioner(
     )
     store = Store.open(store, reporter=reporter)
     _check_settings(asked, pipeline)
-
-    # Choose the pipeline, and the changes of the size
     previous = None if start is None else Captioner.load(start)
-    names_pipeline = preset is not None or pipeline is not None
-    if previous is not None and not names_pipeline:
-        pipeline = previous.pipeline
-    if unconditional:
-        # its inputs are not read; images and texts are compared as the encoder gives them
-        training_pipeline = TrainingPipeline("c1")
-        set = (*UNCONDITIONAL, *set)
-    else:
-        default_sigma = AUTO if pairs is None else 0.0
-        training_pipeline = TrainingPipeline.choose(
-            store, pipeline, preset, sigma, default=default_sigma, reporter=reporter
-        )
-    if previous is not None:
-        previous.check_model(store.info.model, store.info.dim)
-        if previous.is_language_model:
-            if names_pipeline or pairs is not None or monitor != "text":
-                raise DecoderError(
-                    f"The decoder at {start} is a language model: it reads no embedding.",
-                    remedy="Leave out --preset, --pairs and --monitor, or continue from another "
-                    "decoder.",
-                )
-            set = (*UNCONDITIONAL[1:], *set)
+    training_pipeline, changes = _choose_pipeline(store, asked, pipeline, previous, reporter)
     compute = devices.pick(device, precision)
-
     settings = replace(
         asked,
         preset=training_pipeline.preset,
         sigma=training_pipeline.sigma,
-        set=set,
+        set=changes,
         precision=compute.precision,
     )
     with reserve_output(
         Path(output), DECODER, settings, overwrite=overwrite, start=start, reporter=reporter
     ) as target:
+        if esper and previous is not None:
+            training = _esper_training(store, settings, previous, compute, reporter)
+        else:
+            training = _decoder_training(store, settings, training_pipeline, previous, compute)
+        for note in training.notes:
+            reporter.message(note)
         record: dict[str, Any] = {"model": dict(store.info.model)}
         if start:
             record["from"] = str(start)
-        task: CaptioningTask
-        if esper and previous is not None:
-            rows = training_rows(store, train_split, "image")
-            encoder = load_text_encoder(
-                store.info.model, "ESPER", device=compute.device, reporter=reporter
-            )
-            config = replace(ESPER_TRAINING, seed=seed, epochs=epochs or ESPER_TRAINING.epochs)
-            task = EsperTask(rows.train, rows.val, previous, encoder, config, compute.device)
-        else:
-            rows = _rows_to_learn(store, settings)
-            pipeline, notes_on_pipeline = training_pipeline.fit(store, train_split, "text")
-            rows.notes.extend(notes_on_pipeline)
-            record["sigma"] = float(pipeline.sigma or 0)
-            if pairs is not None:
-                record["pairs"] = pairs
-            trained_size: str = size
-            if previous is not None and previous.size:
-                trained_size = previous.size
-            size_settings = load_size(
-                trained_size,
-                set,
-                fine_tuned=previous is not None,
-                captions=len(rows.train),
-                epochs=epochs,
-                patience=patience,
-                seed=seed,
-            )
-            record["size"] = trained_size
-            record["changes"] = list(set)
-            task = DecoderTask(
-                rows.train,
-                rows.val,
-                pipeline,
-                size_settings,
-                compute,
-                start=previous,
-                applied=training_pipeline.applied,
-            )
-        for note in rows.notes:
-            reporter.message(note)
-        record["notes"] = rows.notes
+        record |= training.record
+        record["notes"] = training.notes
+        task = training.task
         trained = "a language model" if unconditional else task.pipeline.name
         return train_or_load(
             target,
@@ -264,6 +208,128 @@ def train_captioner(
             lambda run, made_from: task.captioner(run, {**record, "made_from": made_from}).save,
             label=f"Training {trained}",
         )
+
+
+def _choose_pipeline(
+    store: Store,
+    asked: CaptionerSettings,
+    pipeline: Pipeline | None,
+    previous: Captioner | None,
+    reporter: Reporter,
+) -> tuple[TrainingPipeline, Sequence[str]]:
+    """Choose the pipeline of the inputs, and the changes of the size.
+
+    Args:
+        store: of the texts.
+        asked: the options of `train_captioner`.
+        pipeline: used instead of a preset.
+        previous: the decoder to start from; its pipeline is used unless another is named.
+        reporter: gets messages about sigma.
+
+    Raises:
+        DecoderError: if the decoder to start from has another model, or reads no embedding although
+            options are about embeddings.
+        TransformError: if sigma, the preset or the pipeline cannot be used.
+    """
+    names_pipeline = asked.preset is not None or pipeline is not None
+    if previous is not None and not names_pipeline:
+        pipeline = previous.pipeline
+    changes = asked.set
+    if asked.unconditional:
+        # its inputs are not read; images and texts are compared as the encoder gives them
+        training_pipeline = TrainingPipeline("c1")
+        changes = (*UNCONDITIONAL, *changes)
+    else:
+        training_pipeline = TrainingPipeline.choose(
+            store,
+            pipeline,
+            asked.preset,
+            asked.sigma,
+            default=AUTO if asked.pairs is None else 0.0,
+            reporter=reporter,
+        )
+    if previous is not None:
+        previous.check_model(store.info.model, store.info.dim)
+        if previous.is_language_model:
+            if names_pipeline or asked.pairs is not None or asked.monitor != "text":
+                raise DecoderError(
+                    f"The decoder at {asked.start} is a language model: it reads no embedding.",
+                    remedy="Leave out --preset, --pairs and --monitor, or continue from another "
+                    "decoder.",
+                )
+            changes = (*UNCONDITIONAL[1:], *changes)
+    return training_pipeline, changes
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training to run, and what its record says beside the task's facts.
+
+    Attributes:
+        task: the training.
+        record: JSON values by name.
+        notes: what the user should know.
+    """
+
+    task: CaptioningTask
+    record: dict[str, Any]
+    notes: list[str]
+
+
+def _esper_training(
+    store: Store,
+    settings: CaptionerSettings,
+    language_model: Captioner,
+    compute: Compute,
+    reporter: Reporter,
+) -> _Training:
+    """Return the training of a mapper in front of a language model, on images alone."""
+    rows = training_rows(store, settings.train_split, "image")
+    encoder = load_text_encoder(store.info.model, "ESPER", device=compute.device, reporter=reporter)
+    config = replace(ESPER_TRAINING, seed=settings.seed)
+    if settings.epochs:
+        config = replace(config, epochs=settings.epochs)
+    task = EsperTask(rows.train, rows.val, language_model, encoder, config, compute.device)
+    return _Training(task, {}, rows.notes)
+
+
+def _decoder_training(
+    store: Store,
+    settings: CaptionerSettings,
+    training_pipeline: TrainingPipeline,
+    previous: Captioner | None,
+    compute: Compute,
+) -> _Training:
+    """Return the training of a decoder on texts or pairs, or of a language model on captions."""
+    rows = _rows_to_learn(store, settings)
+    pipeline, notes_on_pipeline = training_pipeline.fit(store, settings.train_split, "text")
+    size: str = settings.size
+    if previous is not None and previous.size:
+        size = previous.size
+    size_settings = load_size(
+        size,
+        settings.set,
+        fine_tuned=previous is not None,
+        captions=len(rows.train),
+        epochs=settings.epochs,
+        patience=settings.patience,
+        seed=settings.seed,
+    )
+    task = DecoderTask(
+        rows.train,
+        rows.val,
+        pipeline,
+        size_settings,
+        compute,
+        start=previous,
+        applied=training_pipeline.applied,
+    )
+    record: dict[str, Any] = {"sigma": float(pipeline.sigma or 0)}
+    if settings.pairs is not None:
+        record["pairs"] = settings.pairs
+    record["size"] = size
+    record["changes"] = list(settings.set)
+    return _Training(task, record, [*rows.notes, *notes_on_pipeline])
 
 
 def _check_settings(asked: CaptionerSettings, pipeline: Pipeline | None) -> None:
@@ -579,7 +645,9 @@ def _contrastive_loss(hidden: Tensor, is_word: Tensor, margin: float) -> Tensor:
         margin: 0.5 in MAGIC.
     """
     unit = F.normalize(hidden.float(), dim=-1)
-    excess = (margin - 1 + unit @ unit.transpose(1, 2)).clamp(min=0)  # (B, T, T)
-    other = ~torch.eye(hidden.shape[1], dtype=torch.bool, device=hidden.device)
-    pairs = is_word[:, :, None] & is_word[:, None, :] & other  # (B, T, T)
-    return ((excess * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)).mean()
+    cosines = unit @ unit.transpose(1, 2)  # (B, T, T)
+    excess = (margin - 1 + cosines).clamp(min=0)
+    is_other = ~torch.eye(hidden.shape[1], dtype=torch.bool, device=hidden.device)
+    is_pair = is_word[:, :, None] & is_word[:, None, :] & is_other  # (B, T, T)
+    pair_counts = is_pair.sum((1, 2)).clamp(min=1)  # (B,)
+    return ((excess * is_pair).sum((1, 2)) / pair_counts).mean()
