@@ -86,12 +86,12 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
             f"int8 needs a CPU with avx512_vnni, not {name}.", remedy="Use --precision auto."
         )
     if precision == "auto":
-        fast = kind == "cpu" and _cpu_has_fast_bf16()
+        has_fast_bf16 = kind == "cpu" and _cpu_has_fast_bf16()
         if kind == "cuda":
             import torch
 
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if fast else "fp32"
+            has_fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_fast_bf16 else "fp32"
     return Compute(name, precision)
 
 
@@ -105,7 +105,8 @@ def pick_devices(devices: str | None = None) -> list[str]:
     Raises:
         C3Error: if one is missing.
     """
-    if devices and (names := [name.strip() for name in devices.split(",") if name.strip()]):
+    names = [name.strip() for name in (devices or "").split(",") if name.strip()]
+    if names:
         return [_device(name) for name in names]
     if _may_have_gpu():
         import torch
@@ -147,15 +148,15 @@ def threads() -> int:
         return max(1, int(os.environ.get(_THREADS_VARIABLE, "").partition(",")[0]))
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    own = os.sched_getaffinity(0)
-    try:
-        topology = [
-            Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-            for number in own
-        ]
-        return len({path.read_text(encoding="ascii") for path in topology})
-    except OSError:
-        return len(own)
+    usable = os.sched_getaffinity(0)
+    cores = set()
+    for number in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text(encoding="ascii"))
+        except OSError:
+            return len(usable)
+    return len(cores)
 
 
 def limit_threads(number: int) -> None:
@@ -173,13 +174,9 @@ def _device(name: str | None) -> str:
     import torch
 
     if not name:
-        return (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -191,11 +188,9 @@ def _device(name: str | None) -> str:
             f"The device {device} is not available: torch finds no CUDA GPU.",
             remedy="Use --device cpu.",
         )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise C3Error(
-            f"The device {device} is not available: this machine has {torch.cuda.device_count()} "
-            f"CUDA GPUs."
-        )
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise C3Error(f"The device {device} is not available: this machine has {count} CUDA GPUs.")
     return str(device)
 
 

@@ -138,10 +138,9 @@ def reason_of(error: BaseException) -> str:
     """Return what an error of any library says, in one line of at most 500 letters; its kind if it
     says nothing.
     """
-    return (
-        " ".join(str(getattr(error, "strerror", None) or error).split())[:500]
-        or type(error).__name__
-    )
+    text = getattr(error, "strerror", None) or str(error)
+    one_line = " ".join(str(text).split())
+    return one_line[:500] or type(error).__name__
 
 
 def remedy_of(error: OSError) -> str:
@@ -169,9 +168,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError):
             return True
-        if isinstance(error, RuntimeError | ImportError | OSError) and _SHORT_OF_MEMORY.search(
-            str(error)
-        ):
+        can_be_of_memory = isinstance(error, RuntimeError | ImportError | OSError)
+        if can_be_of_memory and _SHORT_OF_MEMORY.search(str(error)):
             return True
         error = error.__cause__
     return False

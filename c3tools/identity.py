@@ -33,8 +33,9 @@ class ModelIdentity(dict[str, Any]):
 
     def __str__(self) -> str:
         """Return the name, with the beginning of the hash of the weights if it is known."""
-        digest = self.weights_sha256
-        return self.name + (f" ({str(digest)[:12]})" if digest else "")
+        if not self.weights_sha256:
+            return self.name
+        return f"{self.name} ({str(self.weights_sha256)[:12]})"
 
     def same_as(self, other: ModelIdentity) -> bool:
         """Return True if both are the same model, by the hash of the weights if both have one, else
@@ -73,7 +74,6 @@ class ModelIdentity(dict[str, Any]):
         if not self.same_as(other):
             raise error(
                 f"{own} is of the model {self}, but {theirs} of {other}. Embeddings of different "
-                f"models cannot be "
-                "mixed.",
+                f"models cannot be mixed.",
                 remedy=remedy,
             )

@@ -37,23 +37,33 @@ def describe_machine() -> dict[str, Any]:
         ``extras``: the missing packages of each extra;
         ``metrics``: for each metric of captions None, or what is missing.
     """
-    extras: dict[str, list[str]] = {}
-    for found in filter(None, map(_EXTRA.match, importlib.metadata.requires("c3tools") or ())):
-        if found["extra"] != "dev":  # that of contributors
-            missing = extras.setdefault(found["extra"], [])
-            missing += [found["package"]] if _version(found["package"]) is None else []
-    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    names += [*(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+    device_names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        device_names.append("mps")
+    device_names.append("cpu")
     return {
         "c3tools": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "devices": [_device(name) for name in names],
+        "devices": [_device(name) for name in device_names],
         "backends": [_backend(backend) for backend in BACKENDS.values()],
-        "extras": extras,
+        "extras": _missing_packages(),
         "metrics": {name: metric.missing() for name, metric in METRICS.items()},
     }
+
+
+def _missing_packages() -> dict[str, list[str]]:
+    """Return the packages of each extra that are not installed."""
+    missing: dict[str, list[str]] = {}
+    for requirement in importlib.metadata.requires("c3tools") or ():
+        match = _EXTRA.match(requirement)
+        if match is None or match["extra"] == "dev":  # that of contributors
+            continue
+        packages = missing.setdefault(match["extra"], [])
+        if _version(match["package"]) is None:
+            packages.append(match["package"])
+    return missing
 
 
 def _backend(backend: type[EncoderBackend]) -> dict[str, Any]:
@@ -77,15 +87,21 @@ def _device(name: str) -> dict[str, Any]:
     memory: int | None = None
     if name.startswith("cuda"):
         properties = torch.cuda.get_device_properties(name)
-        description, memory = properties.name, int(properties.total_memory)
-        precisions = ["fp32", "fp16", *(["bf16"] if auto == "bf16" else [])]
+        description = properties.name
+        memory = int(properties.total_memory)
+        precisions = ["fp32", "fp16"]
+        if auto == "bf16":
+            precisions.append("bf16")
     elif name == "cpu":
         description = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
         with suppress(AttributeError, ValueError, OSError):  # not on every system
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        precisions = ["fp32", "bf16", *(["int8"] if devices.has_int8() else [])]
+        precisions = ["fp32", "bf16"]
+        if devices.has_int8():
+            precisions.append("int8")
     else:
-        description, precisions = platform.machine(), ["fp32", "fp16"]
+        description = platform.machine()
+        precisions = ["fp32", "fp16"]
     return {
         "name": name,
         "description": description,

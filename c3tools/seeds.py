@@ -26,9 +26,8 @@ _CACHED_ROWS = 128  # drawn at a time: a block of 512 dimensions stays in the ca
 
 def generator(seed: int, *scope: object) -> np.random.Generator:
     """Return a generator that depends only on ``seed`` and ``scope`` (any printable values)."""
-    return np.random.Generator(
-        np.random.Philox(key=int.from_bytes(_hash(seed, *scope).digest(), "little"))
-    )
+    key = int.from_bytes(_hash(seed, *scope).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def torch_seed(seed: int, *scope: object) -> int:
@@ -50,24 +49,26 @@ def keyed_normal(seed: int, epoch: int, keys: Sequence[str], dim: int) -> npt.ND
     Only integer arithmetic, look-ups and float32 sums are used, so that all versions of numpy and
     all processors give the same numbers.
     """
-    quarter = -(-dim // 4)
+    quarter = math.ceil(dim / 4)
     noise = np.empty((len(keys), 4, quarter), dtype=np.float32)
     prefix = _hash(seed, epoch, "")
     for start in range(0, len(keys), _CACHED_ROWS):
-        block = keys[start : start + _CACHED_ROWS]
-        codes = (
-            _words(_digests_after(prefix, block), quarter)
-            .view("<u2")
-            .reshape(len(block), 4, quarter)
-        )
-        values = np.empty((4, len(block), quarter), np.float32)
+        block_keys = keys[start : start + _CACHED_ROWS]
+        block = noise[start : start + _CACHED_ROWS]
+        words = _words(_digests_after(prefix, block_keys), quarter)
+        codes = words.view("<u2").reshape(len(block_keys), 4, quarter)
+        values = np.empty((4, len(block_keys), quarter), np.float32)
         for i in range(4):
             # every code is a valid index; "wrap" spares the bounds check's temporary
             np.take(_quantiles(), codes[:, i], out=values[i], mode="wrap")
-        sums, differences = values[:2] + values[2:], values[:2] - values[2:]
-        for i, half in enumerate((sums, differences)):  # rows of the Hadamard matrix
-            np.add(half[0], half[1], out=noise[start : start + len(block), 2 * i])
-            np.subtract(half[0], half[1], out=noise[start : start + len(block), 2 * i + 1])
+
+        # Multiply by the Hadamard matrix
+        sums = values[:2] + values[2:]
+        differences = values[:2] - values[2:]
+        np.add(sums[0], sums[1], out=block[:, 0])
+        np.subtract(sums[0], sums[1], out=block[:, 1])
+        np.add(differences[0], differences[1], out=block[:, 2])
+        np.subtract(differences[0], differences[1], out=block[:, 3])
     return np.ascontiguousarray(noise.reshape(len(keys), 4 * quarter)[:, :dim])
 
 
@@ -92,7 +93,8 @@ def _quantiles() -> npt.NDArray[np.float32]:
     """
     inverse = NormalDist().inv_cdf
     upper = [inverse((code + 0.5) / _CODES) for code in range(_CODES // 2, _CODES)]
-    upper[-1] = math.sqrt(_CODES / 2 - math.fsum(value * value for value in upper[:-1]))
+    others = math.fsum(value * value for value in upper[:-1])
+    upper[-1] = math.sqrt(_CODES / 2 - others)
     half = np.array(upper) / 2
     return np.concatenate([-half[::-1], half]).astype(np.float32)
 
@@ -103,10 +105,11 @@ def _words(digests: _Words, count: int) -> _Words:
     The two halves of a digest are its start and its step. Steele, Lea and Flood, Fast splittable
     pseudorandom number generators, OOPSLA 2014.
     """
-    odd = np.bitwise_or(digests[:, 1:], np.uint64(1))
-    # (n, count)
-    words = np.multiply(odd, np.arange(1, count + 1, dtype=np.uint64), dtype=np.uint64)
-    words += digests[:, :1]
+    starts = digests[:, :1]
+    steps = np.bitwise_or(digests[:, 1:], np.uint64(1))  # odd, so that no word repeats
+    numbers = np.arange(1, count + 1, dtype=np.uint64)
+    words = np.multiply(steps, numbers, dtype=np.uint64)  # (n, count)
+    words += starts
     for shift, factor in _MIX:
         words ^= words >> shift
         words *= factor
@@ -123,9 +126,8 @@ def _digests_after(prefix: hashlib.blake2b, keys: Sequence[str]) -> _Words:
         hashed = prefix.copy()
         hashed.update(key.encode())
         digests.append(hashed.digest())
-    return (
-        np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64, copy=False).reshape(-1, 2)
-    )
+    halves = np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64, copy=False)
+    return halves.reshape(-1, 2)
 
 
 def _hash(*parts: object) -> hashlib.blake2b:

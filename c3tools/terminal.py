@@ -53,9 +53,9 @@ class TerminalReporter(Reporter):
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
         """Draw a bar in a terminal; elsewhere print a line every 30 seconds, and one at the end."""
-        bar = self.console.is_terminal
-        work = _Work(self, label, total, math.inf if bar else 30)
-        if not bar:
+        line_seconds = math.inf if self.console.is_terminal else 30
+        work = _Work(self, label, total, line_seconds)
+        if not self.console.is_terminal:
             yield work
             work.finish()
             return
@@ -75,52 +75,62 @@ class _Work(Progress):
     def __init__(
         self, reporter: TerminalReporter, label: str, total: int | None, line_seconds: float
     ) -> None:
-        self._reporter, self._label, self._total, self._seconds = (
-            reporter,
-            label,
-            total,
-            line_seconds,
-        )
-        self.done = self._earlier = self._printed = 0
+        self._reporter = reporter
+        self._label = label
+        self._total = total
+        self._line_seconds = line_seconds
+        self.done = 0
+        self._done_earlier = 0  # by a run that this one continues
+        self._printed = 0  # as the last line said
         self._note = ""
-        self._started = self._last = time.monotonic()
+        self._started = time.monotonic()
+        self._last_line = self._started
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Count items as done, and print a line if one is due."""
         self.done += count
-        self._note = self._note if note is None else note
-        if time.monotonic() - self._last >= self._seconds:
+        if note is not None:
+            self._note = note
+        if time.monotonic() - self._last_line >= self._line_seconds:
             self._print()
 
     def resume(self, count: int, note: str | None = None) -> None:
-        self._earlier += count
+        """Count items that an earlier run has done."""
+        self._done_earlier += count
         self.advance(count, note)
 
     def finish(self) -> None:
         """Print the last line; nothing if the work ended before the first line was due."""
-        if self._last > self._started and self._printed < self.done:
+        if self._last_line > self._started and self._printed < self.done:
             self._print()
 
     def bar(self) -> Table:
         """Return label, bar, numbers and note; the numbers and the note are cut in a narrow
         terminal.
         """
+        cells: list[RenderableType] = [Text(self._label)]
+        if self._total is not None:
+            cells.append(ProgressBar(self._total, self.done, width=10))
+        cells.append(Text(self._numbers(), no_wrap=True, overflow="ellipsis"))
         grid = Table.grid(padding=(0, 1))
-        bar = [] if self._total is None else [ProgressBar(self._total, self.done, width=10)]
-        grid.add_row(
-            Text(self._label), *bar, Text(self._numbers(), no_wrap=True, overflow="ellipsis")
-        )
+        grid.add_row(*cells)
         return grid
 
     def _print(self) -> None:
-        self._last, self._printed = time.monotonic(), self.done
+        self._last_line = time.monotonic()
+        self._printed = self.done
         self._reporter.message(f"{self._label}: {self._numbers()}")
 
     def _numbers(self) -> str:
+        """Return items, rate, times and note, as in ``3 of 8, 1.5/s, 0:00:02 elapsed``."""
         elapsed = time.monotonic() - self._started
-        rate = (self.done - self._earlier) / max(elapsed, 1e-9)
-        parts = [f"{self.done:,}" + ("" if self._total is None else f" of {self._total:,}")]
+        rate = (self.done - self._done_earlier) / max(elapsed, 1e-9)
+        parts = [f"{self.done:,}" if self._total is None else f"{self.done:,} of {self._total:,}"]
         parts.append(f"{rate:,.1f}/s" if rate >= 1 else f"{rate:.2g}/s")
         parts.append(f"{timedelta(seconds=round(elapsed))} elapsed")
         if self._total is not None and rate > 0 and self.done < self._total:
-            parts.append(f"eta {timedelta(seconds=round((self._total - self.done) / rate))}")
-        return ", ".join([*parts, *([self._note] if self._note else [])])
+            seconds_left = (self._total - self.done) / rate
+            parts.append(f"eta {timedelta(seconds=round(seconds_left))}")
+        if self._note:
+            parts.append(self._note)
+        return ", ".join(parts)

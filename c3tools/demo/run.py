@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
@@ -57,9 +57,15 @@ _BEAMS = 5  # of the bundled captioner, which is not compared with the decoders
 _References = Mapping[str, Sequence[str]]
 
 
-class _Captioned(NamedTuple):
-    """Captions of all photos by one decoder: its name on the page, what it is, captions and their
-    scores by key.
+@dataclass(frozen=True)
+class _Captioned:
+    """Captions of all photos by one decoder.
+
+    Attributes:
+        name: of the decoder, on the page.
+        summary: what it is.
+        captions: by key of the photo.
+        scores: of the captions, by key.
     """
 
     name: str
@@ -72,13 +78,9 @@ class _Captioned(NamedTuple):
         cls, name: str, summary: str, captions: Mapping[str, str], references: _References
     ) -> _Captioned:
         """Score the captions, each with the captions that people wrote of its photo."""
-        found = score_captions(captions, references)
-        return cls(
-            name,
-            summary,
-            captions,
-            dict(zip(found.keys, found.image_values(CHOOSE_BY).tolist(), strict=True)),
-        )
+        scored = score_captions(captions, references)
+        values = scored.image_values(CHOOSE_BY).tolist()
+        return cls(name, summary, captions, scores=dict(zip(scored.keys, values, strict=True)))
 
     @property
     def mean(self) -> float:
@@ -118,12 +120,14 @@ class DemoResult:
 
     def table(self) -> Table:
         """Return the scores as a table, one row per method."""
-        own, title = (
-            self.ablation.tables()[0],
-            f"{self.photos.count('image')} photos, sigma {self.sigma:.3f}",
+        scores = self.ablation.tables()[0]
+        rows = [[row[0], METHODS[row[0]].summary, *row[2:]] for row in scores.rows]
+        return Table(
+            ["method", "steps", *scores.columns[2:]],
+            rows,
+            title=f"{self.photos.count('image')} photos, sigma {self.sigma:.3f}",
+            left=["steps"],
         )
-        rows = [[name, METHODS[name].summary, *scores] for name, _, *scores in own.rows]
-        return Table(["method", "steps", *own.columns[2:]], rows, title=title, left=["steps"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows of the table, and all runs (``runs``, the list that `c3 demo --json`
@@ -140,50 +144,54 @@ def _write_page(
     With ``result``, the page has the captions of all decoders, the table, and the geometry of the
     photos too.
     """
-    decoders, context = [bundled], dict[str, Any]()
-    judged, title = bundled, "Captions from text alone"
-    if result is not None:
-        context = {"geometry": _geometry_of(result.photos)}
-        trained = [
-            _Captioned.score(run.method, METHODS[run.method].summary, run.outputs, references)
-            for run in result.ablation.runs
-            if not run.seed
-        ]
-        decoders = [*trained, bundled]
-        judged = next(decoder for decoder in trained if decoder.name == "C3")
+    if result is None:
+        title = "Captions from text alone"
+        geometry = None
+        decoders = [bundled]
+        judged = bundled
+    else:
         title = "Captions from a decoder that never saw an image"
+        geometry = _geometry_of(result.photos)
+        decoders = []
+        for run in result.ablation.runs:
+            if run.seed == 0:
+                summary = METHODS[run.method].summary
+                decoders.append(_Captioned.score(run.method, summary, run.outputs, references))
+        judged = next(decoder for decoder in decoders if decoder.name == "C3")
+        decoders.append(bundled)
+
+    attributions = {}
+    for line in (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines():
+        attribution = json.loads(line)
+        attributions[Path(attribution["image"]).stem] = attribution
     photos = []
-    lines = map(json.loads, (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines())
-    attributions = {Path(line["image"]).stem: line for line in lines}
     for key in judged.best_first():
-        share_alike = "ShareAlike" in attributions[key]["license"]
-        source = thumbnail(PHOTOS / "images" / f"{key}.jpg", _PHOTO_SIDE)
-        photo = {
-            "source": source,
-            "reference": references[key][0],
-            "url": attributions[key]["flickr_url"],
-        }
-        photo["licence"] = "CC BY-SA 2.0" if share_alike else "CC BY 2.0"
+        shares_alike = "ShareAlike" in attributions[key]["license"]
         photos.append(
             {
-                **photo,
+                "source": thumbnail(PHOTOS / "images" / f"{key}.jpg", _PHOTO_SIDE),
+                "reference": references[key][0],
+                "url": attributions[key]["flickr_url"],
+                "licence": "CC BY-SA 2.0" if shares_alike else "CC BY 2.0",
                 "captions": [(each, each.captions[key], each.scores[key]) for each in decoders],
             }
         )
-    groups = [
-        ("The best", photos[:_EXTREMES]),
-        ("The worst", photos[-_EXTREMES:][::-1]),
-        ("All others, from the best to the worst", photos[_EXTREMES:-_EXTREMES]),
-    ]
-    context |= {
-        "title": title,
-        "judged": judged,
-        "metric": CHOOSE_BY,
-        "groups": groups,
-        "total": len(photos),
-    }
-    template = Path(__file__).parent / "templates" / "demo.html"
-    write_text_atomically(path, render_page(template, result=result, **context))
+    worst_first = photos[::-1]
+    page = render_page(
+        Path(__file__).parent / "templates" / "demo.html",
+        result=result,
+        title=title,
+        geometry=geometry,
+        judged=judged,
+        metric=CHOOSE_BY,
+        groups=[
+            ("The best", photos[:_EXTREMES]),
+            ("The worst", worst_first[:_EXTREMES]),
+            ("All others, from the best to the worst", photos[_EXTREMES:-_EXTREMES]),
+        ],
+        total=len(photos),
+    )
+    write_text_atomically(path, page)
 
 
 def _geometry_of(photos: Store) -> dict[str, Any]:
@@ -193,16 +201,15 @@ def _geometry_of(photos: Store) -> dict[str, Any]:
     report = gap_report(photos)
     assert report.gap is not None and report.draw_map is not None
     gap = report.gap.length.value
-    before, after = (
+    recall_before, recall_after = (
         report.spaces[name].recall["image_to_text"]["recall@1"].value
         for name in ("raw", "c2-collapse")
     )
     sentence = (
         f"The means of photos and captions are {gap:.2f} apart, in a space where every vector has "
-        f"length 1. Collapse "
-        f"subtracts the mean of each modality. The caption nearest to a photo is its own for "
-        f"{before:.0%} of the "
-        f"photos before Collapse and for {after:.0%} after it."
+        f"length 1. Collapse subtracts the mean of each modality. The caption nearest to a photo "
+        f"is its own for {recall_before:.0%} of the photos before Collapse and for "
+        f"{recall_after:.0%} after it."
     )
     spectra = figure_blocks(report, prefix="demo")["spectra"].svg
     return {"sentence": sentence, "map": report.draw_map(), "spectra": spectra, "note": _SPECTRA}
@@ -250,7 +257,8 @@ def run_demo(
         embed_corpus(read_corpus(PHOTOS), out / "photos", encoder, reporter=reporter)
         photos = Store.open(out / "photos")
         moments = load_means(photos, "c3-mini")
-        scored, references = photos.load("image"), store_references(photos)
+        scored = photos.load("image")
+        references = store_references(photos)
         captioner = Captioner.load("c3-mini")
         written = captioner.caption(embeddings=scored.embeddings, keys=scored.keys, beams=_BEAMS)
         summary = (
