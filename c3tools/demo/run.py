@@ -281,6 +281,7 @@ def run_demo(
         )
         reporter.message("   Embedding the captions of other photos, for training")
         corpus = read_corpus(CAPTIONS)
+        corpus.texts = _without_splits(corpus.texts)
         texts_folder = out / "captions"
         if captions is not None:
             corpus.texts = _first_of_each_split(corpus.texts, captions)
@@ -351,6 +352,16 @@ def run_demo(
             reporter=reporter,
         )
         return replace(result, images=generated)
+
+
+def _without_splits(texts: ItemTable[TextItem]) -> ItemTable[TextItem]:
+    """Return texts without a split, so that the hash of their images divides them.
+
+    The file is named after the split val of COCO, which is all that the demo learns from.
+    """
+    column = texts.table.schema.get_field_index("split")
+    no_splits = pa.nulls(len(texts.table), texts.table.schema.field(column).type)
+    return ItemTable(texts.kind, texts.table.set_column(column, "split", no_splits))
 
 
 def _first_of_each_split(texts: ItemTable[TextItem], count: int) -> ItemTable[TextItem]:
