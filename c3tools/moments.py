@@ -148,8 +148,12 @@ def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:
     """
     try:
         content = read_all(path)
-        tensors, end = load_tensors(content), 8 + int.from_bytes(content[:8], "little")
-        header, groups = json.loads(json.loads(content[8:end])["__metadata__"]["c3"]), {}
+        tensors = load_tensors(content)
+        # The header of a safetensors file: its length in 8 bytes, then JSON
+        header_end = 8 + int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8:header_end])["__metadata__"]
+        header = json.loads(metadata["c3"])
+        groups = {}
         for name, n in header.pop("groups").items():
             mean = tensors[f"{name}/mean"].astype(np.float64)
             upper = np.zeros((len(mean), len(mean)))

@@ -31,28 +31,36 @@ def measure(
 
     Returns:
         JSON values: the distance of the means (``gap``), ``effective_dimension`` by modality, the
-            mean cosine of pairs
-        and of all other combinations, the relative modality gap (``rmg``; Schrodi et al., 2024),
-        and by direction
-        ``recall`` at 1, 5 and 10 as fractions.
+        mean cosine of pairs and of all other combinations, the relative modality gap (``rmg``;
+        Schrodi et al., 2024), and by direction ``recall`` at 1, 5 and 10 as fractions.
     """
-    moments = Moments.from_rows(first), Moments.from_rows(second)
-    dimensions = [effective_dimension(eigenvalues(side.covariance)) for side in moments]
-    paired = float(np.einsum("ij,ij->i", first[item_index], second, dtype=np.float64).mean())
-    total = float((moments[0].n * moments[0].mean) @ (moments[1].n * moments[1].mean))
-    rest = len(first) * len(second) - len(second)
-    directions = "_to_".join(names), "_to_".join(names[::-1])
-    found = pair_hits(first, second, item_index)
+    first_moments = Moments.from_rows(first)
+    second_moments = Moments.from_rows(second)
+    dimensions = {}
+    for name, moments in zip(names, (first_moments, second_moments), strict=True):
+        dimensions[name] = effective_dimension(eigenvalues(moments.covariance))
+
+    paired_cosine = float(np.einsum("ij,ij->i", first[item_index], second, dtype=np.float64).mean())
+    first_total = first_moments.n * first_moments.mean
+    second_total = second_moments.n * second_moments.mean
+    total = float(first_total @ second_total)
+    unpaired_count = len(first) * len(second) - len(second)
+    unpaired_cosine = paired_cosine
+    if unpaired_count:
+        unpaired_cosine = (total - paired_cosine * len(second)) / unpaired_count
+
+    recall = {}
+    directions = ("_to_".join(names), "_to_".join(names[::-1]))
+    all_hits = pair_hits(first, second, item_index)
+    for direction, hits in zip(directions, all_hits, strict=True):
+        recall[direction] = {name: float(values.mean()) for name, values in hits.items()}
     return {
-        "gap": float(np.linalg.norm(moments[0].mean - moments[1].mean)),
-        "effective_dimension": dict(zip(names, dimensions, strict=True)),
-        "paired_cosine": paired,
-        "unpaired_cosine": (total - paired * len(second)) / rest if rest else paired,
-        "rmg": relative_gap(paired, *moments),
-        "recall": {
-            way: {name: float(own.mean()) for name, own in hits.items()}
-            for way, hits in zip(directions, found, strict=True)
-        },
+        "gap": float(np.linalg.norm(first_moments.mean - second_moments.mean)),
+        "effective_dimension": dimensions,
+        "paired_cosine": paired_cosine,
+        "unpaired_cosine": unpaired_cosine,
+        "rmg": relative_gap(paired_cosine, first_moments, second_moments),
+        "recall": recall,
     }
 
 

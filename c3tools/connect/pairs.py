@@ -37,7 +37,7 @@ from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
 from ..store.pairing import read_files
-from ..store.rows import Pairs, held_out, match_items, own_items, row_splits
+from ..store.rows import Pairs, Rows, held_out, match_items, own_items, row_splits
 
 _NOT_COLUMNS = ("width", "height", "size", "sha256")
 _CROP_AREA = 0.5, 1.0
@@ -318,47 +318,69 @@ def read_features(
     notes: list[str] = []
     files = {"image": image, "text": text, **(other or {})}
     if any(files.values()):
-        tables, arrays = (
-            {"image": meta, "text": text_meta},
-            {"image": image_array, "text": text_array},
-        )
+        tables = {"image": meta, "text": text_meta}
+        arrays = {"image": image_array, "text": text_array}
         sides, notes = read_files(files, tables, arrays, {})
+        names = [side.modality for side in sides] if modalities is None else list(modalities)
     else:
-        first = Store.open(store, reporter=reporter)
-        second = first if second_store is None else Store.open(second_store, reporter=reporter)
-        if modalities is None:
-            modalities = (
-                first.modalities[:2]
-                if second is first
-                else [*first.modalities[:1], *second.modalities[-1:]]
-            )
+        first_store = Store.open(store, reporter=reporter)
+        second_store_opened = first_store
+        if second_store is not None:
+            second_store_opened = Store.open(second_store, reporter=reporter)
+        names = _modalities_of(first_store, second_store_opened, modalities)
         sides = []
-        for one, name in zip((first, second), modalities, strict=False):
-            rows = one.load(name)
-            table = rows.table.select(
-                [column for column in rows.table.column_names if column not in _NOT_COLUMNS]
-            )
-            unique = f"{name}_2" if name in models else name
-            models[unique] = one.info.model
-            sides.append(replace(rows, table=table, modality=unique))
-    names = modalities if modalities is not None else [side.modality for side in sides]
+        for opened, name in zip((first_store, second_store_opened), names, strict=False):
+            unique_name = f"{name}_2" if name in models else name
+            models[unique_name] = opened.info.model
+            sides.append(_read_side(opened, name, unique_name))
     if len(names) != 2:
         raise ConnectError(
             f"Two modalities are needed, not {len(names)} ({', '.join(names)}).",
             remedy="For example --modalities audio,text, --second-store, or --image FILE --text "
             "FILE.",
         )
+
+    # The first side is to have one row per item
     items = [own_items(side.table) for side in sides]
-    if [pc.count_distinct(own).as_py() < len(own) for own in items] == [True, False]:
-        sides, items = sides[::-1], items[::-1]
-    index = match_items(*items)
-    bad: list[Mask] = [np.asarray(~np.isfinite(side.embeddings).all(axis=1)) for side in sides]
-    left_out = [(index < 0, sides[1], f"have no {sides[0].modality} row")]
-    left_out += [
-        (wrong, side, "contain NaN or infinity") for wrong, side in zip(bad, sides, strict=True)
-    ]
-    for wrong, side, why in left_out:
-        if count := np.count_nonzero(wrong):
-            notes.append(f"{count:,} of {len(side):,} {side.modality} rows {why} and are left out.")
-    index = np.where(bad[1] | ((index >= 0) & bad[0][index]), -1, index)
-    return PairedFeatures(sides[0], sides[1], index, notes, models)
+    repeats = [pc.count_distinct(of_side).as_py() < len(of_side) for of_side in items]
+    if repeats == [True, False]:
+        sides.reverse()
+        items.reverse()
+
+    # Leave out rows without a partner, and those that are not finite
+    first = sides[0]
+    second = sides[1]
+    item_index = match_items(items[0], items[1])
+    first_is_bad = np.asarray(~np.isfinite(first.embeddings).all(axis=1))
+    second_is_bad = np.asarray(~np.isfinite(second.embeddings).all(axis=1))
+    for is_left_out, side, reason in (
+        (item_index < 0, second, f"have no {first.modality} row"),
+        (first_is_bad, first, "contain NaN or infinity"),
+        (second_is_bad, second, "contain NaN or infinity"),
+    ):
+        count = np.count_nonzero(is_left_out)
+        if count:
+            notes.append(
+                f"{count:,} of {len(side):,} {side.modality} rows {reason} and are left out."
+            )
+    has_bad_partner = (item_index >= 0) & first_is_bad[item_index]
+    item_index = np.where(second_is_bad | has_bad_partner, -1, item_index)
+    return PairedFeatures(first, second, item_index, notes, models)
+
+
+def _modalities_of(first: Store, second: Store, modalities: Sequence[str] | None) -> list[str]:
+    """Return the modalities to read; by default the first two of one store, or the first of one and
+    the last of the other.
+    """
+    if modalities is not None:
+        return list(modalities)
+    if second is first:
+        return list(first.modalities[:2])
+    return [*first.modalities[:1], *second.modalities[-1:]]
+
+
+def _read_side(store: Store, modality: str, name: str) -> Rows:
+    """Read a modality of a store as the modality ``name``, without columns that tell of files."""
+    rows = store.load(modality)
+    columns = [column for column in rows.table.column_names if column not in _NOT_COLUMNS]
+    return replace(rows, table=rows.table.select(columns), modality=name)

@@ -171,36 +171,47 @@ def evaluate_images(
     keys = [image.key for image in made.images]
     scores, values = scorer.score(opened, texts, keys)
     real, count = scorer.real(len(opened), texts, keys)
-    near, named, unread = None, [], [scorer.reference.unread]
-    if len(learned := store.load("image", "train")):
+    # Look for copies of training photos
+    notes = [scorer.reference.unread]
+    nearest: list[dict[str, Any]] = []
+    copied = None
+    train_rows = store.load("image", "train")
+    if len(train_rows):
         try:
-            training = read_photos(store, learned, side, download=download, reporter=reporter)
+            training = read_photos(store, train_rows, side, download=download, reporter=reporter)
             near = scorer.nearest(opened, training)
-            unread.append(training.unread)
+            notes.append(training.unread)
         except GeneratorError as error:
-            unread.append(f"Copies of training photos were not looked for. {error.message}")
-    if near is not None:
-        photos, cosines, copies = near
-        for row in np.lexsort([-cosines, ~copies])[:_NAMED].tolist():
-            found = {
-                "photo": training.rows.keys[photos[row]],
-                "cosine": round(float(cosines[row]), 4),
-            }
-            named.append({"file": made.images[row].file, **found, "copied": bool(copies[row])})
+            near = None
+            notes.append(f"Copies of training photos were not looked for. {error.message}")
+        if near is not None:
+            photos, cosines, is_copy = near
+            copied = float(is_copy.mean())
+            for row in np.lexsort([-cosines, ~is_copy])[:_NAMED].tolist():
+                nearest.append(
+                    {
+                        "file": made.images[row].file,
+                        "photo": training.rows.keys[photos[row]],
+                        "cosine": round(float(cosines[row]), 4),
+                        "copied": bool(is_copy[row]),
+                    }
+                )
+
+    intervals = {}
+    for name, of_photos in values.items():
+        ends = score_interval(name, of_photos[None])
+        if ends is not None:
+            intervals[name] = ends
     return ImageEvaluation(
-        len(opened),
-        scores,
-        real,
-        count,
-        len(scorer.reference),
-        named,
-        None if near is None else float(near[2].mean()),
-        [*filter(None, unread), *scorer.notes()],
-        {
-            name: ends
-            for name in values
-            if (ends := score_interval(name, values[name][None])) is not None
-        },
+        n=len(opened),
+        scores=scores,
+        real=real,
+        real_n=count,
+        reference=len(scorer.reference),
+        nearest=nearest,
+        copied=copied,
+        notes=[*(note for note in notes if note), *scorer.notes()],
+        intervals=intervals,
     )
 
 
@@ -220,17 +231,19 @@ def score_interval(name: str, values: Array) -> Ends | None:
     Returns:
         Lower and upper end; None for fewer than 3 photos, and for values that are all equal.
     """
-    share = name.startswith("recall")
-    if share and len(values) == 1 and (ends := share_interval(values[0] / 100)):
-        return 100 * ends[0], 100 * ends[1]
+    is_share = name.startswith("recall")
+    if is_share and len(values) == 1:
+        ends = share_interval(values[0] / 100)
+        if ends is not None:
+            return 100 * ends[0], 100 * ends[1]
     ends = crossed_interval(values)
     if ends is None or np.ptp(values) == 0:
         return None
-    return (
-        ends
-        if name.startswith("KID")
-        else (max(ends[0], 0.0), min(ends[1], 100.0 if share else np.inf))
-    )
+    if name.startswith("KID"):
+        return ends
+    low, high = ends
+    highest = 100.0 if is_share else np.inf
+    return max(low, 0.0), min(high, highest)
 
 
 class ImageScorer:
@@ -255,19 +268,18 @@ class ImageScorer:
         conditioning: ModelIdentity,
         reporter: Reporter = SILENT,
     ) -> None:
-        self.reference, self.encoders, self.conditioning = reference, encoders, conditioning
+        self.reference = reference
+        self.encoders = encoders
+        self.conditioning = conditioning
         real = [reference.pixels, reference.pixels[:0] if others is None else others.pixels]
-        with reporter.progress(
-            "Encoding real photos", sum(map(len, real)) * len(encoders)
-        ) as progress:
+        count = sum(len(pixels) for pixels in real) * len(encoders)
+        with reporter.progress("Encoding real photos", count) as progress:
             self._real = [
                 [encoder.encode_images(pixels, progress=progress) for pixels in real]
                 for encoder in encoders
             ]
-        prompts = [
-            f"a photo of a {name}"
-            for name in COCO_CATEGORIES.read_text(encoding="utf-8").splitlines()
-        ]
+        categories = COCO_CATEGORIES.read_text(encoding="utf-8").splitlines()
+        prompts = [f"a photo of a {name}" for name in categories]
         self._categories = [encoder.encode_texts(prompts) for encoder in encoders]
 
     @classmethod
@@ -302,27 +314,27 @@ class ImageScorer:
             GeneratorError: if no photo can be read.
             MetricError: if the split has no images.
         """
-        own = store.info.model
-        encoders = (
-            [resolve_encoder(recorded=own, reporter=reporter, **options)]
-            if own or not names
-            else []
-        )
-        encoders += [load_encoder(name, **options) for name in names if name != own.name]
-        chosen, others = store.load("image", split), None
-        if not len(chosen):
+        model = store.info.model
+        encoders = []
+        if model or not names:
+            encoders.append(resolve_encoder(recorded=model, reporter=reporter, **options))
+        encoders += [load_encoder(name, **options) for name in names if name != model.name]
+        rows = store.load("image", split)
+        if not len(rows):
             raise MetricError(
                 f"The store {store.path} has no images in the split {split!r}. Its splits are "
                 f"{store.list_splits('image')}.",
                 remedy="Choose another with --split.",
             )
-        reference = read_photos(store, chosen, pixels, download=download, reporter=reporter)
-        spare = next(
-            (name for name in ("val", "test") if name != split and store.count("image", name) > 1),
-            None,
-        )
-        if spare is not None and split != "all" and n > 1:
-            rest = store.load("image", spare)
+        reference = read_photos(store, rows, pixels, download=download, reporter=reporter)
+
+        # Further photos that nothing was trained on
+        others = None
+        spare_splits = [
+            name for name in ("val", "test") if name != split and store.count("image", name) > 1
+        ]
+        if spare_splits and split != "all" and n > 1:
+            rest = store.load("image", spare_splits[0])
             rest = rest.select(rest.hash_order("real photos")[:n])
             others = read_photos(store, rest, pixels, download=download, reporter=reporter)
         return cls(reference, others, encoders, conditioning=conditioning, reporter=reporter)
@@ -353,15 +365,15 @@ class ImageScorer:
         for which, encoder in enumerate(self.encoders):
             features = encoder.encode_images(list(images))
             measured |= self._measure(which, features, self._real[which][0], texts)
-        found: dict[str | int, int] = {}
-        photos = [found.setdefault(key, len(found)) for key in self.reference.rows.keys]
-        own = [
-            found.setdefault(key or row, len(found))
-            for row, key in enumerate(keys or [None] * len(images))
-        ]
+        # Number the photos: the real ones, then those of other keys, then images without a key
+        numbers: dict[str | int, int] = {}
+        photos = [numbers.setdefault(key, len(numbers)) for key in self.reference.rows.keys]
+        photos_of_images = []
+        for row, key in enumerate(keys or [None] * len(images)):
+            photos_of_images.append(numbers.setdefault(key or row, len(numbers)))
         values = {}
         for name, (score, generated, real) in measured.items():
-            parts = [(generated, own)]
+            parts = [(generated, photos_of_images)]
             if real is not None:
                 parts.append((real, photos))
             values[name] = photo_values(score, parts)
@@ -376,18 +388,21 @@ class ImageScorer:
         other. Recall is that of the very photos that the texts are of.
         """
         measured: dict[str, Measured | MeasuredAlone] = {}
-        order, count = np.random.default_rng(0).permutation(len(self.reference)), 0
+        order = np.random.default_rng(0).permutation(len(self.reference))
         half = len(order) // 2
         numbers = {key: row for row, key in enumerate(self.reference.rows.keys)}
-        own = [numbers[key] for key in keys if key in numbers]
+        asked_rows = [numbers[key] for key in keys if key in numbers]
+        count = 0
         for which, (reference, others) in enumerate(self._real):
             count = min(n, len(others))
-            compared = others[:count], reference
             if count < min(n, half):
-                count, compared = half, (reference[order[:half]], reference[order[half : 2 * half]])
-            measured |= self._measure(which, *compared)
-            if texts is not None and len(own) == len(texts):
-                measured |= self._recall(which, reference[own], texts)
+                count = half
+                one_half = reference[order[:half]]
+                measured |= self._measure(which, one_half, reference[order[half : 2 * half]])
+            else:
+                measured |= self._measure(which, others[:count], reference)
+            if texts is not None and len(asked_rows) == len(texts):
+                measured |= self._recall(which, reference[asked_rows], texts)
         return {name: score for name, (score, _, _) in measured.items()}, count
 
     def nearest(

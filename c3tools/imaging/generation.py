@@ -13,7 +13,7 @@ the folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -131,11 +131,9 @@ class GeneratedImages:
                 for file in folder.glob("*")
                 if file.suffix.lower() in (".png", ".jpg", ".jpeg")
             )
-            images, modality, content = (
-                [GeneratedImage(file.name, file.stem) for file in files],
-                "unknown",
-                {},
-            )
+            images = [GeneratedImage(file.name, file.stem) for file in files]
+            modality = "unknown"
+            content = {}
         except (OSError, *MALFORMED) as error:
             raise GeneratorError(
                 f"{path} is damaged ({error}).", remedy="Run the same `c3 generate` command again."
@@ -205,46 +203,42 @@ def generate(
         OSError: if an image cannot be written; the images before it are kept.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
-    if n < 1 or sum([bool(texts), captions is not None, embeddings is not None, bool(images)]) != 1:
+    sources = [bool(texts), captions is not None, embeddings is not None, bool(images)]
+    if n < 1 or sum(sources) != 1:
         raise GeneratorError(
             "Give either texts, or one of --captions, --embeddings and --image; and -n of at "
             "least 1.",
             remedy='For example: c3 generate "a dog on the beach"',
         )
-    folder, compute, name = Path(output), devices.pick(device, precision), "a generator"
+    folder = Path(output)
+    compute = devices.pick(device, precision)
+    name = "a generator"
     if isinstance(generator, str | Path):
         name = str(generator)
-        pretrained = name.startswith(PREFIX)
-        generator = (
-            PretrainedGenerator(name, store, compute)
-            if pretrained
-            else Generator.load(name, compute)
-        )
-    if embeddings is not None:
-        if isinstance(embeddings, np.ndarray):
-            vectors, model = np.atleast_2d(np.asarray(embeddings, dtype=np.float32)), None
+        if name.startswith(PREFIX):
+            generator = PretrainedGenerator(name, store, compute)
         else:
-            rows, model = read_rows(embeddings, modality)
-            vectors = rows.embeddings
-        if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
-            raise GeneratorError(
-                f"Embeddings must be finite and of shape (n, d); these have shape {vectors.shape} "
-                f"or contain NaN or "
-                "infinity."
-            )
+            generator = Generator.load(name, compute)
+
+    # What the images show, and its embeddings
+    prompts: list[tuple[str, str | None]]
+    if embeddings is not None:
+        vectors, model = _read_embeddings(embeddings, modality)
         generator.check_model(model, vectors.shape[1])
-        prompts: list[tuple[str, str | None]] = [
-            (f"embedding {row}", None) for row in range(len(vectors))
-        ]
+        prompts = [(f"embedding {row}", None) for row in range(len(vectors))]
     else:
         modality = "image" if images else "text"
         prompts = [(str(asked), None) for asked in images or texts]
-        prompts = (
-            _captions_to_show(Path(captions), split, seed) if captions is not None else prompts
-        )
-        given: dict[str, Any] = {"images" if images else "texts": [asked for asked, _ in prompts]}
+        if captions is not None:
+            prompts = _captions_to_show(Path(captions), split, seed)
+        asked_for = [asked for asked, _ in prompts]
         vectors = generator.encode(
-            **given, encoder=encoder, device=device, backend=backend, reporter=reporter
+            texts=None if images else asked_for,
+            images=asked_for if images else None,
+            encoder=encoder,
+            device=device,
+            backend=backend,
+            reporter=reporter,
         )
     settings = {
         "generator": name,
@@ -260,9 +254,8 @@ def generate(
     wanted: dict[str, tuple[int, tuple[str, int]]] = {}
     for row, (asked, key) in enumerate(prompts):
         subject = asked if embeddings is None and not images else digest_of(vectors[row])
-        slug = _SLUG.sub(
-            "-", Path(asked).stem.lower() if modality == "image" else asked.lower()
-        ).strip("-")
+        title = Path(asked).stem if modality == "image" else asked
+        slug = _SLUG.sub("-", title.lower()).strip("-")
         for number in range(n):
             digest = digest_of(made_from, asked, subject, number)[:8]
             file = f"{slug[:48].strip('-') or 'image'}-{digest}.png"
@@ -291,6 +284,28 @@ def generate(
     return made
 
 
+def _read_embeddings(
+    embeddings: str | Path | Matrix, modality: str
+) -> tuple[Matrix, Mapping[str, Any] | None]:
+    """Return embeddings (n, d) from an array or a file, and the model that made them, if known.
+
+    Raises:
+        GeneratorError: if they are not finite rows.
+    """
+    model = None
+    if isinstance(embeddings, np.ndarray):
+        vectors = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
+    else:
+        rows, model = read_rows(embeddings, modality)
+        vectors = rows.embeddings
+    if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
+        raise GeneratorError(
+            f"Embeddings must be finite and of shape (n, d); these have shape {vectors.shape} "
+            f"or contain NaN or infinity."
+        )
+    return vectors, model
+
+
 def _captions_to_show(path: Path, split: str | None, seed: int) -> list[tuple[str, str | None]]:
     """Read a captions file: one caption of each image and its key, drawn by the seed; without
     images every caption.
@@ -304,19 +319,19 @@ def _captions_to_show(path: Path, split: str | None, seed: int) -> list[tuple[st
     rows = list(read_captions(path))
     keys = [row.key or (key_of_name(row.file_name) if row.file_name else None) for row in rows]
     names = [key or f"{path.stem}:{row.line}" for key, row in zip(keys, rows, strict=True)]
-    for row, key, own_split in zip(
-        rows, keys, splits_of(names, [row.split for row in rows]), strict=True
-    ):
-        if split not in (None, own_split):
+    splits = splits_of(names, [row.split for row in rows])
+    for row, key, row_split in zip(rows, keys, splits, strict=True):
+        if split not in (None, row_split):
             continue
-        own = [caption.strip() for caption in row.captions if caption.strip()]
+        captions = [caption.strip() for caption in row.captions if caption.strip()]
         if key is None:
-            prompts += [(caption, None) for caption in own]
+            prompts += [(caption, None) for caption in captions]
         else:
-            by_image.setdefault(key, []).extend(own)
-    for key, own in by_image.items():
-        if own:
-            prompts.append((own[int(seeded(seed, "caption", key).integers(len(own)))], key))
+            by_image.setdefault(key, []).extend(captions)
+    for key, captions in by_image.items():
+        if captions:
+            number = int(seeded(seed, "caption", key).integers(len(captions)))
+            prompts.append((captions[number], key))
     if not prompts:
         where = f" in the split {split!r}" if split else ""
         raise GeneratorError(

@@ -67,8 +67,11 @@ class ImageGenerator(ABC):
         dim: int,
         guidance: float,
     ) -> None:
-        self.pipeline, self.record, self.compute = pipeline, dict(record), compute
-        self.dim, self.guidance = dim, guidance
+        self.pipeline = pipeline
+        self.record = dict(record)
+        self.compute = compute
+        self.dim = dim
+        self.guidance = guidance
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -160,11 +163,10 @@ class ImageGenerator(ABC):
         if not len(embeddings):
             return
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
-        own = [f"{number}\x1f{key}" if number else key for key, number in keys]
-        with reporter.progress("Generating images", len(own)) as progress:
-            for image in self._sample(
-                inputs, own, seed, steps, self.guidance if guidance is None else guidance
-            ):
+        noise_keys = [f"{number}\x1f{key}" if number else key for key, number in keys]
+        weight = self.guidance if guidance is None else guidance
+        with reporter.progress("Generating images", len(noise_keys)) as progress:
+            for image in self._sample(inputs, noise_keys, seed, steps, weight):
                 yield image
                 progress.advance()
 
@@ -337,7 +339,8 @@ class PretrainedGenerator(ImageGenerator):
     """
 
     def __init__(self, name: str, store: Store | str | Path, compute: Compute) -> None:
-        store, self.name = Store.open(store), name
+        store = Store.open(store)
+        self.name = name
         if compute.device_type == "cpu":  # parts of these pipelines have no bf16 there
             compute = Compute("cpu", "fp32")
         pipeline = diffusers_class(_PIPELINE)
@@ -357,20 +360,23 @@ class PretrainedGenerator(ImageGenerator):
                 "it can be reached.",
             ) from error
         normalizer = self.pipe.image_normalizer
-        dim, model = int(normalizer.config.embedding_dim), store.info.model
+        dim = int(normalizer.config.embedding_dim)
+        model = store.info.model
         expected = _MODELS.get(dim)
-        known = f"{model.get('architecture')}/{model.get('pretrained')}".replace("-quickgelu/", "/")
-        if store.info.dim != dim or (model and expected and expected not in (known, model.name)):
+        recorded = f"{model.get('architecture')}/{model.get('pretrained')}"
+        names_of_model = (recorded.replace("-quickgelu/", "/"), model.name)
+        is_other_model = model and expected and expected not in names_of_model
+        if store.info.dim != dim or is_other_model:
             wanted = expected or " or ".join(_MODELS.values())
             raise GeneratorError(
                 f"The generator {name} needs embeddings of {wanted}, {dim} dimensions, but the "
-                f"store {store.path} has "
-                f"those of {model}, {store.info.dim} dimensions.",
+                f"store {store.path} has those of {model}, {store.info.dim} dimensions.",
                 remedy=f"Embed with the model that it was trained with: c3 embed PATH --model "
                 f"{wanted}",
             )
-        # the typical length of image embeddings by the statistics that the pipeline ships
-        mean, std = normalizer.mean.detach().float(), normalizer.std.detach().float()
+        # The typical length of image embeddings by the statistics that the pipeline ships
+        mean = normalizer.mean.detach().float()
+        std = normalizer.std.detach().float()
         self.norm = float((mean**2 + std**2).sum().sqrt())
         moved = preset("realign", train_on="image", infer_on="text").fit(store)
         super().__init__(moved, {"model": dict(model)}, compute, dim, _GUIDANCE)

@@ -202,7 +202,8 @@ class ImageNetwork(nn.Module):
         self.project = nn.Sequential(
             nn.Linear(config.dim, width), nn.SiLU(), nn.Linear(width, width)
         )
-        self.withheld = nn.Parameter(torch.zeros(width))  # stands for an embedding that is not told
+        # The null embedding of classifier-free guidance
+        self.withheld = nn.Parameter(torch.zeros(width))
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 
@@ -215,13 +216,13 @@ class ImageNetwork(nn.Module):
             images: noisy images, (n, 3, pixels, pixels), around -1 to 1.
             times: (n,), 0 for an image, 1 for noise.
             embeddings: unit vectors, (n, d).
-            withhold: bool (n,), where the network is not told the embedding.
+            withhold: bool (n,), rows whose embedding is replaced by the null embedding.
         """
-        told = self.project(embeddings * self.config.dim**0.5)  # (n, width)
-        told = torch.where(withhold[:, None], self.withheld.to(told.dtype), told)
+        condition = self.project(embeddings * self.config.dim**0.5)  # (n, width)
+        condition = torch.where(withhold[:, None], self.withheld.to(condition.dtype), condition)
         # (n, 3 patch^2, pixels / patch, pixels / patch)
         squares = F.pixel_unshuffle(images, self.config.patch)
-        velocity = self.unet(squares, times * _TIMES, told).sample
+        velocity = self.unet(squares, times * _TIMES, condition).sample
         return F.pixel_shuffle(velocity, self.config.patch)
 
     @torch.inference_mode()
@@ -255,22 +256,20 @@ class ImageNetwork(nn.Module):
         withhold = torch.arange(copies * size, device=compute.device) >= size
         for start in range(0, len(embeddings), size):
             rows = torch.arange(start, start + size).clamp(max=len(embeddings) - 1)
-            images, told = (
-                noise[rows].to(compute.device),
-                embeddings[rows].to(compute.device).repeat(copies, 1),
-            )
+            images = noise[rows].to(compute.device)
+            conditions = embeddings[rows].to(compute.device).repeat(copies, 1)
             scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=compute.device)
             for time in scheduler.timesteps:
-                times = (time / _TIMES).expand(len(told))
+                times = (time / _TIMES).expand(len(conditions))
+                noisy = images.repeat(copies, 1, 1, 1)
                 with compute.autocast():
-                    velocity = self(images.repeat(copies, 1, 1, 1), times, told, withhold).float()
+                    velocity = self(noisy, times, conditions, withhold).float()
                 if copies == 2:
                     with_embedding, without = velocity.chunk(2)
                     velocity = without + guidance * (with_embedding - without)
                 images = scheduler.step(velocity, time, images).prev_sample
-            squares = (
-                ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            )
+            pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+            squares = pixels.permute(0, 2, 3, 1).cpu().numpy()
             yield from squares[: len(embeddings) - start]
 
 

@@ -77,9 +77,8 @@ def read_photos(
         if isinstance(content, Exception):
             return content
         try:
-            return np.asarray(
-                _to_square(open_image(io.BytesIO(content), (pixels, pixels))[0], pixels)
-            )
+            image, _, _ = open_image(io.BytesIO(content), (pixels, pixels))
+            return np.asarray(_to_square(image, pixels))
         except UNREADABLE as error:
             return error
 
@@ -92,25 +91,25 @@ def read_photos(
         warnings.simplefilter("ignore")
         files = contents()
         for start in range(0, len(rows), _CHUNK):
-            for row, found in enumerate(pool.map(decode, islice(files, _CHUNK)), start):
-                if isinstance(found, Exception):
-                    gone[row] = f"{paths[row] or rows.keys[row]} ({reason_of(found)})"
+            for row, square in enumerate(pool.map(decode, islice(files, _CHUNK)), start):
+                if isinstance(square, Exception):
+                    gone[row] = f"{paths[row] or rows.keys[row]} ({reason_of(square)})"
                 else:
-                    squares[row] = found
+                    squares[row] = square
                 progress.advance()
-    listed = "; ".join([*gone.values()][:_NAMED])
-    listed += f"; and {len(gone) - _NAMED:,} more" if len(gone) > _NAMED else ""
+    listed = "; ".join(list(gone.values())[:_NAMED])
+    if len(gone) > _NAMED:
+        listed += f"; and {len(gone) - _NAMED:,} more"
     if len(gone) == len(rows):
         raise GeneratorError(
             f"None of the {len(rows):,} photos of the store {store.path} can be read: {listed}.",
             remedy="Run this command in the folder that c3 embed was run in, or embed the photos "
-            "again. Imported "
-            "embeddings have no photos.",
+            "again. Imported embeddings have no photos.",
         )
     if not gone:
         return Photos(rows, squares)
-    kept = np.setdiff1d(np.arange(len(rows)), [*gone])
-    return Photos(rows.select(kept), squares[kept], f"Could not read: {listed}")
+    readable = np.setdiff1d(np.arange(len(rows)), list(gone))
+    return Photos(rows.select(readable), squares[readable], f"Could not read: {listed}")
 
 
 def _to_square(image: Image.Image, pixels: int) -> Image.Image:
@@ -119,7 +118,7 @@ def _to_square(image: Image.Image, pixels: int) -> Image.Image:
     """
     width, height = image.size
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.resize(
-        (pixels, pixels), Image.Resampling.LANCZOS, (left, top, left + side, top + side)
-    )
+    left = (width - side) // 2
+    top = (height - side) // 2
+    box = (left, top, left + side, top + side)
+    return image.resize((pixels, pixels), Image.Resampling.LANCZOS, box)

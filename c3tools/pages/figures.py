@@ -130,13 +130,12 @@ def save_figure(figure: Figure, path: Path) -> None:
     if kind not in ("png", "svg", "pdf"):
         raise C3Error(f"A figure must be .png, .svg or .pdf, not {path.name}.")
     content = io.BytesIO()
+    # Without dates and versions, so that the same figure gives the same bytes
+    metadata = {
+        "png": {"Software": None},
+        "svg": _NO_METADATA,
+        "pdf": {"CreationDate": None},
+    }[kind]
     with mpl.rc_context({**_STYLE, "svg.fonttype": "path"}):
-        metadata = (
-            {"Software": None}
-            if kind == "png"
-            else _NO_METADATA
-            if kind == "svg"
-            else {"CreationDate": None}
-        )
         figure.savefig(content, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))

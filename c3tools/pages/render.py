@@ -56,9 +56,8 @@ def render_page(template: Path, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, count=count, interval=interval)
-    light, dark = (
-        " ".join(f"--{role}: {pair[i]};" for role, pair in palette.ROLES.items()) for i in (0, 1)
-    )
+    light = " ".join(f"--{role}: {colour};" for role, (colour, _) in palette.ROLES.items())
+    dark = " ".join(f"--{role}: {colour};" for role, (_, colour) in palette.ROLES.items())
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     shared = {"style": Markup(style), "light": Markup(light), "dark": Markup(dark)}
     return environment.get_template(template.name).render(**shared, **context)
@@ -81,4 +80,6 @@ def count(value: int | None) -> str:
 
 def interval(ends: Sequence[float] | None, digits: int = 3, scale: float = 1) -> str:
     """Return the two ends of an interval, multiplied by ``scale``; nothing if there is none."""
-    return "" if ends is None else " to ".join(number(scale * end, digits) for end in ends)
+    if ends is None:
+        return ""
+    return " to ".join(number(scale * end, digits) for end in ends)
