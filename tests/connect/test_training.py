@@ -69,14 +69,19 @@ def test_loss_and_the_terms_that_close_the_gap_are_those_of_their_papers(
     assert float(loss.gap_terms(*inputs)) == pytest.approx(0.5 * gap, abs=1e-4)
 
 
-def test_logit_scales_are_parsed_and_what_is_none_is_refused() -> None:
-    for text, value in {"100": 100, "200": 200, "learned": 1 / 0.07, "learned:20": 20}.items():
-        loss = ContrastiveLoss(text)
-        assert loss.logit_scale == pytest.approx(value, rel=1e-6)
-        assert loss.log_scale.requires_grad == text.startswith("learned")
-    for text in ("learned:x", "0", "-3", "nan", "inf", "14:50", "", "learned:101"):
-        with pytest.raises(ConnectError, match="logit scale"):
-            ContrastiveLoss(text)
+@pytest.mark.parametrize(
+    ("text", "value"), [("100", 100), ("200", 200), ("learned", 1 / 0.07), ("learned:20", 20)]
+)
+def test_a_logit_scale_is_fixed_or_learned(text: str, value: float) -> None:
+    loss = ContrastiveLoss(text)
+    assert loss.logit_scale == pytest.approx(value, rel=1e-6)
+    assert loss.log_scale.requires_grad == text.startswith("learned")
+
+
+@pytest.mark.parametrize("text", ["learned:x", "0", "-3", "nan", "inf", "14:50", "", "learned:101"])
+def test_what_is_no_logit_scale_is_refused(text: str) -> None:
+    with pytest.raises(ConnectError, match="logit scale"):
+        ContrastiveLoss(text)
 
 
 def towers(dropout: float = 0.0) -> TwoTowers:

@@ -103,8 +103,9 @@ EQUAL = np.eye(24)[[3] * 4]
 NAN = np.where(np.arange(24) == 3, np.nan, Y)
 
 
-def test_what_a_pipeline_cannot_be_fitted_on() -> None:
-    for name, data, words in (
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
         ("c3", {"text": Moments.from_rows(Y * 10)}, r"text.* 100[\s\S]*unit_rows\(array\)"),
         ("c3", X, "ndarray"),
         ("c3", {"image": [[1.0, 2.0], [3.0]]}, r"image.*\(n, d\)"),
@@ -120,10 +121,12 @@ def test_what_a_pipeline_cannot_be_fitted_on() -> None:
         ("c3 auto", MOMENTS, r"'auto'[\s\S]*number"),
         ("c3 pairs", {"image": X[:20], "text": Y}, "at least 10 .* 0 in the arrays"),
         ("c3 pairs", {"image": X[:9], "text": Y[:9]}, "at least 10 .* 9 in the arrays"),
-    ):
-        plain, _, sigma = name.partition(" ")
-        with pytest.raises(TransformError, match=words):
-            preset(plain, sigma=sigma or None).fit(data)  # type: ignore[arg-type]
+    ],
+)
+def test_what_a_pipeline_cannot_be_fitted_on(name: str, data: Any, words: str) -> None:
+    plain, _, sigma = name.partition(" ")
+    with pytest.raises(TransformError, match=words):
+        preset(plain, sigma=sigma or None).fit(data)
 
 
 def test_what_a_pipeline_cannot_be_fitted_on_of_a_store_or_with_options(

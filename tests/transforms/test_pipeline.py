@@ -32,6 +32,7 @@ from c3tools.transforms.steps import (
     ProjectOutGap,
     Retrieval,
     Standardize,
+    Step,
     Whiten,
 )
 from c3tools.transforms.torch_module import TransformModule
@@ -109,52 +110,82 @@ def test_the_modality_is_asked_for_where_it_makes_a_difference() -> None:
         assert (pipeline.transform(X) == pipeline.transform(X, modality="image")).all()
 
 
-def test_what_transform_refuses() -> None:
-    for name, rows, options, words in (
+@pytest.mark.parametrize(
+    ("name", "rows", "options", "words"),
+    [
         ("c3", np.ones((2, 24)), {"modality": "audio"}, "'audio', only for image, text"),
         ("c3", np.where(np.eye(24)[:12], np.nan, 1), {}, "12 of 12 rows .*row 0"),
         ("c1", np.eye(25)[:, :24], {}, "Row 24 has norm 0"),
         ("c1", np.ones(24), {}, r"\(24,\)[\s\S]*v\[None, :\]"),
         ("c3", np.ones((2, 24)), {"training": True, "keys": ["a"]}, "1 keys for 2 rows"),
-    ):
-        with pytest.raises(TransformError, match=words):
-            preset(name).fit(MOMENTS).transform(rows, **{"modality": "text", **options})  # type: ignore[arg-type]
+    ],
+)
+def test_what_transform_refuses(name: str, rows: Any, options: dict[str, Any], words: str) -> None:
+    pipeline = preset(name).fit(MOMENTS)
+    with pytest.raises(TransformError, match=words):
+        pipeline.transform(rows, **{"modality": "text", **options})
 
 
-def test_pipelines_that_are_not_fitted_or_of_other_models() -> None:
-    for pipeline, step in (
+@pytest.mark.parametrize(
+    ("pipeline", "step"),
+    [
         (preset("c3"), "collapse"),
         (preset("c2-corrupt", sigma="auto"), "gaussian-noise"),
-    ):
-        with pytest.raises(TransformError, match=f"not fitted.*{step}"):
-            pipeline.transform(Y, modality="text")
-    missing = preset("c3").fit({"text": MOMENTS["text"], "image": Moments.empty(24)})
-    assert missing.provenance["n"] == {"text": 120} and not missing.knows("image")
+    ],
+)
+def test_a_pipeline_that_is_not_fitted_names_the_step(pipeline: Pipeline, step: str) -> None:
+    with pytest.raises(TransformError, match=f"not fitted.*{step}"):
+        pipeline.transform(Y, modality="text")
+
+
+def test_a_pipeline_does_not_know_a_modality_without_moments() -> None:
+    pipeline = preset("c3").fit({"text": MOMENTS["text"], "image": Moments.empty(24)})
+    assert pipeline.provenance["n"] == {"text": 120}
+    assert not pipeline.knows("image")
+
+
+def test_a_step_of_training_alone_needs_no_moments_of_inference_inputs() -> None:
     assert between(Collapse(role="training")).fit({"text": Y}).knows("image")
-    pipeline = preset("c3").fit(MOMENTS, provenance={"model": {"name": "a", "weights_sha256": "1"}})
-    pipeline.check_model({"name": "renamed", "weights_sha256": "1"})
-    pipeline.check_model(None)
-    for model in ({"name": "b", "weights_sha256": "2"}, {"name": "b"}):
-        with pytest.raises(TransformError, match="model a"):
-            pipeline.check_model(model)
 
 
-def test_orders_that_cost_accuracy_are_refused() -> None:
-    for steps, words in (
+@pytest.fixture
+def fitted_for_a() -> Pipeline:
+    """A pipeline fitted on embeddings of the model a."""
+    return preset("c3").fit(MOMENTS, provenance={"model": {"name": "a", "weights_sha256": "1"}})
+
+
+@pytest.mark.parametrize("model", [{"name": "renamed", "weights_sha256": "1"}, None])
+def test_the_same_weights_and_an_unknown_model_pass(
+    fitted_for_a: Pipeline, model: dict[str, str] | None
+) -> None:
+    fitted_for_a.check_model(model)
+
+
+@pytest.mark.parametrize("model", [{"name": "b", "weights_sha256": "2"}, {"name": "b"}])
+def test_another_model_is_refused(fitted_for_a: Pipeline, model: dict[str, str]) -> None:
+    with pytest.raises(TransformError, match="model a"):
+        fitted_for_a.check_model(model)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
         ([Normalize(), GaussianNoise(), Collapse(), Normalize()], "gaussian-noise.*collapse"),
         ([Normalize(), Collapse(), GaussianNoise()], "end with normalize"),
         ([Collapse(), Normalize()], "norm 1"),
         ([Normalize(), AdaptiveNoise(role="both"), Normalize()], "training inputs alone"),  # type: ignore[arg-type]
-        *(
-            (
-                [Normalize(), Collapse(), Normalize(), step, Normalize()],
-                f"{step.kind} comes after collapse.* twice",
-            )
-            for step in (Collapse(), GapShift(), Standardize(), Whiten())
-        ),
-    ):
-        with pytest.raises(TransformError, match=words):
-            Pipeline(steps)
+    ],
+)
+def test_orders_that_cost_accuracy_are_refused(steps: list[Step], words: str) -> None:
+    with pytest.raises(TransformError, match=words):
+        Pipeline(steps)
+
+
+@pytest.mark.parametrize("step", [Collapse(), GapShift(), Standardize(), Whiten()])
+def test_a_mean_is_not_subtracted_twice(step: Step) -> None:
+    steps = [Normalize(), Collapse(), Normalize(), step, Normalize()]
+    with pytest.raises(TransformError, match=f"{step.kind} comes after collapse.* twice"):
+        Pipeline(steps)
 
 
 def retrieving(memory: Array, items: list[str], **changes: Any) -> Pipeline:
