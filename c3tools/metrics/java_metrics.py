@@ -71,6 +71,9 @@ class Meteor(JavaMetric):
         try:
             value, values = scorer.compute_score(captions.targets, captions.hypotheses)
         finally:
+            # compute_score keeps its lock if it fails or is interrupted, and __del__ waits for it
+            if scorer.lock.locked():
+                scorer.lock.release()
             with scorer.meteor_p as process:  # closes its pipes, and waits for its end
                 process.kill()
         return MeanScore(100 * float(value), 100 * np.asarray(values, dtype=np.float64))

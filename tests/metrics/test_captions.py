@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from c3tools.errors import MetricError, MissingExtraError
 from c3tools.metrics import java_metrics
-from c3tools.metrics.caption_metric import MeanScore
+from c3tools.metrics.caption_metric import CaptionSet, MeanScore
 from c3tools.metrics.captions import score_captions
 from c3tools.metrics.clip_score import clip_scores
 from c3tools.metrics.tokenizer import tokenize
@@ -136,3 +138,24 @@ def test_clip_scores_by_hand() -> None:
     expected = [200 * 1.5 * 0.96 / (1.5 + 0.96), 200 * 0.7 * 0.28 / 0.98, 0]
     found = clip_scores(images, captions, references, np.array([0, 0, 1, 2]))
     np.testing.assert_allclose(np.stack(found), np.array([[150, 70, 0], expected]))
+
+
+class InterruptedMeteor:
+    """A scorer of pycocoevalcap that is interrupted; like it, it keeps its lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.meteor_p = MagicMock()
+
+    def compute_score(self, *captions: object) -> None:
+        self.lock.acquire()
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_meteor_can_be_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its destructor waits for the lock."""
+    scorer = InterruptedMeteor()
+    monkeypatch.setattr(java_metrics.Meteor, "_scorer", lambda metric: scorer)
+    with pytest.raises(KeyboardInterrupt):
+        java_metrics.Meteor().score(CaptionSet({"a": "a dog"}, {"a": ["a dog"]}))
+    assert not scorer.lock.locked()
