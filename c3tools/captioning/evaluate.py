@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import devices
 from ..choices import EncoderPrecision, Steer
-from ..corpus.splits import STANDARD
+from ..corpus.splits import ALL, STANDARD
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
 from ..metrics.caption_metric import EncodedImages
@@ -309,7 +309,7 @@ def captioned_modality(store: Store) -> str:
 def store_references(store: Store) -> dict[str, list[str]]:
     """Return the captions of each image of the store, in order."""
     references: dict[str, list[str]] = {}
-    for batch in store.batches("text", columns=["caption", "image_key"]):
+    for batch in store.batches("text", ["caption", "image_key"], split=ALL):
         captions = batch.column("caption").to_pylist()
         image_keys = batch.column("image_key").to_pylist()
         for caption, image_key in zip(captions, image_keys, strict=True):

@@ -130,9 +130,10 @@ class PhotoFinder(ImageReader):
             OSError: if it is not there any more, or is at a URL and these are not to be fetched.
             ValueError: if the row has no path.
         """
-        return self.read(self._find(path))
+        return self.read(self.find(path))
 
-    def _find(self, path: str | None) -> ImageItem:
+    def find(self, path: str | None) -> ImageItem:
+        """Return an image by its path, ready to be read; see `read_again`."""
         if not path:
             raise ValueError("the row has no path to its photo")
         is_file = not is_url(path) and Path(path).is_file()
@@ -143,7 +144,7 @@ class PhotoFinder(ImageReader):
         if isinstance(self._beside, Path) and not is_url(path):
             folder = self._beside.parent
             if not Path(file).exists() and (folder / file).exists():
-                return self._find(str(folder.absolute() / path))
+                return self.find(str(folder.absolute() / path))
 
         if in_container:
             return ImageItem(path, path, None, None, self._source_in(file, path))

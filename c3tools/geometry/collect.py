@@ -498,7 +498,7 @@ def collect_single(store: Store, modality: str, *, split: str | None = None) -> 
 def _read_keys(store: Store, modality: str, split: str | None) -> Rows:
     """Read the columns that pairing needs; the embeddings of these rows are empty."""
     columns = ["key", "image_key", "pair_key", "split"]
-    batches = list(store.batches(modality, columns, split=split))
+    batches = list(store.batches(modality, columns, split=split or ALL))
     count = sum(batch.num_rows for batch in batches)
     if count < MIN_ROWS:
         all_rows = split in (None, ALL)
@@ -536,7 +536,7 @@ def _read_rows(
     norms = np.empty(len(rows))
     sample = np.empty((len(wanted), store.info.dim), dtype)
     start = 0
-    for batch in store.batches(rows.modality, ["embedding"], split=split):
+    for batch in store.batches(rows.modality, ["embedding"], split=split or ALL):
         stop = start + batch.num_rows
         block = embedding_matrix(batch).astype(dtype, copy=False)
         with np.errstate(all="ignore"):  # NaN and infinity are refused below

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from ..arrays import Array, Indices
 from ..corpus.containers import PhotoFinder
+from ..corpus.splits import ALL
 from ..encoders import UNREADABLE, thumbnail
 from ..moments import unit_rows
 from ..seeds import generator
@@ -133,7 +134,7 @@ def _take(
         columns.append(by)
     batches = []
     start = 0
-    for batch in store.batches(modality, columns, split=split):
+    for batch in store.batches(modality, columns, split=split or ALL):
         low, high = np.searchsorted(places, [start, start + len(batch)])
         batches.append(batch.take(pa.array(places[low:high] - start, pa.int64())))
         start += len(batch)

@@ -11,7 +11,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpus.splits import HASH_FRACTIONS, SALT, split_order, splits_by_hash
+from ..corpus.splits import (
+    HASH_FRACTIONS,
+    LEFT_OUT,
+    SALT,
+    named_split,
+    split_order,
+    splits_by_hash,
+)
 from ..corpus.tables import IMAGE_KEY, pick, pick_all, read_table, text_columns
 from ..errors import StoreError
 from ..io.artifact import digest_of
@@ -154,7 +160,10 @@ class _Merge:
         splits = []
         items = own_items(table).to_pylist()
         for item, split in zip(items, table.column("split").to_pylist(), strict=True):
-            splits.append(self._split_of.setdefault(item, split))
+            if split == LEFT_OUT and modality == "text":  # of its item nothing is said
+                splits.append(split)
+            else:
+                splits.append(self._split_of.setdefault(item, split))
         table = with_column(table, "split", pa.array(splits, pa.string()))
 
         is_new = []
@@ -216,28 +225,78 @@ def split_store(
     """
     report = CopyReport(Path(output))
     source = Store.open(store, reporter=reporter)
-    splits_in_file: Mapping[str, str] | None = None
-    item_splits: Mapping[str, str | None] = {}
+    settings: dict[str, Any] = {
+        "command": "split",
+        "fractions": fractions,
+        "seed": seed,
+        "splits": None,
+    }
     if file is None:
-        splits_of = _by_hash(fractions, seed)
-    elif fractions is not None:
-        raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
-    else:
-        item_splits = source.item_splits()
-        splits_in_file = _read_splits(Path(file), source, item_splits, key_column, split_column)
-        splits_of = partial(map, splits_in_file.get)
+        splits_by_hash_of = _by_hash(fractions, seed)
 
-    def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
-        items = own_items(table).to_pylist()
+        def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
+            new_splits = splits_by_hash_of(own_items(table).to_pylist())
+            splits = []
+            for present, split in zip(table.column("split").to_pylist(), new_splits, strict=True):
+                splits.append(present if present == LEFT_OUT else split)
+            return with_column(table, "split", pa.array(splits, pa.string()))
+
+        return _make_copy(output, report, [source], settings, change, reporter=reporter)
+    if fractions is not None:
+        raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
+    item_splits = source.item_splits()
+    named = _read_splits(Path(file), source, item_splits, key_column, split_column)
+    settings |= {"splits": named.items} | ({"rows": named.rows} if named.rows else {})
+
+    def change_named(_: Store, modality: str, table: pa.Table) -> pa.Table:
+        rows = zip(
+            keys_of(table),
+            own_items(table).to_pylist(),
+            table.column("split").to_pylist(),
+            strict=True,
+        )
         splits = []
-        for item, split in zip(items, splits_of(items), strict=True):
+        for key, item, present in rows:
+            split = named.split_of(key, item, present)
             if split is None:
                 report.unnamed += 1
-            splits.append(split or item_splits[item])
+                split = present if present == LEFT_OUT else item_splits[item]
+            splits.append(split)
         return with_column(table, "split", pa.array(splits, pa.string()))
 
-    settings = {"command": "split", "fractions": fractions, "seed": seed, "splits": splits_in_file}
-    return _make_copy(output, report, [source], settings, change, reporter=reporter)
+    return _make_copy(output, report, [source], settings, change_named, reporter=reporter)
+
+
+@dataclass(frozen=True)
+class _NamedSplits:
+    """The splits that a table names.
+
+    Attributes:
+        items: by the key of an item.
+        rows: of rows that are not items themselves, such as captions, by their own key.
+    """
+
+    items: dict[str, str]
+    rows: dict[str, str]
+
+    def split_of(self, key: str, item: str, present: str | None) -> str | None:
+        """Return the new split of a row; None if the table does not name it.
+
+        Rows of an item share its split, or are left out. A row that was left out stays so unless
+        the table names its own key.
+
+        Args:
+            key: of the row.
+            item: the key of its item.
+            present: the split that it has.
+        """
+        if self.rows.get(key) == LEFT_OUT:
+            return LEFT_OUT
+        split = self.items.get(item)
+        is_named = key == item or key in self.rows
+        if split is not None and present == LEFT_OUT and not is_named:
+            return LEFT_OUT
+        return split
 
 
 def _read_splits(
@@ -246,10 +305,11 @@ def _read_splits(
     item_splits: Mapping[str, str | None],
     key_column: str | None,
     split_column: str | None,
-) -> dict[str, str]:
-    """Return the splits that a table names, by key; the first row of a key counts.
+) -> _NamedSplits:
+    """Return the splits that a table names; the first row of a key counts.
 
-    Keys are in ``key_column``, else in the first usual column that has a key of the store.
+    Keys are in ``key_column``, else in the first usual column that has a key of the store. The key
+    of a caption stands for its image, unless the caption is left out.
 
     Raises:
         StoreError: if the table cannot be read, or has no column of splits or none with keys of
@@ -265,13 +325,21 @@ def _read_splits(
             f"splits ({split_column or 'none found'}); its columns are {present}.",
             remedy="Give the names of the columns with --key-column and --split-column.",
         )
+    row_items = store.row_items()
     for column in key_columns:
-        split_of: dict[str, str] = {}
+        named = _NamedSplits({}, {})
         for key, split in zip(ids_in(columns, column), columns[split_column], strict=True):
-            if key and split:
-                split_of.setdefault(key, split)
-        if not split_of.keys().isdisjoint(item_splits):
-            return split_of
+            if not key or not split:
+                continue
+            is_left_out = named_split(split) == LEFT_OUT
+            if key in item_splits or key not in row_items:
+                named.items.setdefault(key, LEFT_OUT if is_left_out else split)
+            elif key not in named.rows:
+                named.rows[key] = LEFT_OUT if is_left_out else split
+                if not is_left_out:
+                    named.items.setdefault(row_items[key], split)
+        if named.rows or not named.items.keys().isdisjoint(item_splits):
+            return named
     raise StoreError(
         f"{path} contains none of the keys of {store.path} in {', '.join(map(repr, key_columns))}; "
         f"its columns are {present}.",

@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
+from ..corpus.splits import (
+    ALL,
+    LEFT_OUT,
+    STANDARD,
+    Kept,
+    describe_rule,
+    kept_splits,
+    split_order,
+)
 from ..errors import C3Error, IncompleteStoreError, StoreError
 from ..io.files import sha256_of
 from ..io.hub import HubRepository
@@ -284,10 +292,23 @@ class Store(HubRepository):
         return read_failures(self.path)
 
     def count(self, modality: str, split: str | None = None) -> int:
-        """Return the number of rows of ``modality`` (in ``split``)."""
+        """Return the number of rows of ``modality`` (in ``split``; None or ``all`` for every row
+        that is not left out).
+        """
         if split in (None, ALL):
-            return sum(record.rows for (name, _), record in self.shards.items() if name == modality)
+            rows = sum(record.rows for (name, _), record in self.shards.items() if name == modality)
+            return rows - self.left_out.get(modality, 0)
         return self._in_split(modality, split).n
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """The number of rows that are left out, by modality that has such rows."""
+        counts = {}
+        for name, moments in self._written.items():
+            modality, _, split = name.partition("/")
+            if split == LEFT_OUT:
+                counts[modality] = moments.n
+        return counts
 
     def split_counts(self, modality: str) -> Counter[str]:
         """Return the number of rows of ``modality`` in each split of the corpus."""
@@ -349,7 +370,8 @@ class Store(HubRepository):
         return {name.partition("/")[2] for name in self._written}
 
     def moments(self, modality: str, split: str | None = None) -> Moments:
-        """Return the moments of the rows of ``modality`` in ``split`` (None or ``all``: every row).
+        """Return the moments of the rows of ``modality`` in ``split`` (None or ``all``: every row
+        that is not left out).
 
         They are in the store; rows are read only to split them by hash (see `kept_splits`).
 
@@ -373,7 +395,7 @@ class Store(HubRepository):
         chosen = (
             moments
             for name, moments in groups.items()
-            if split in (None, ALL) or name == str(split).lower()
+            if (name != LEFT_OUT if split in (None, ALL) else name == str(split).lower())
         )
         return Moments.merge_all(chosen, self.info.dim)
 
@@ -408,7 +430,8 @@ class Store(HubRepository):
         if self.info.normalised:
             return self.moments(modality, split)
         blocks = (
-            unit_rows(embedding_matrix(batch)) for batch in self.batches(modality, split=split)
+            unit_rows(embedding_matrix(batch))
+            for batch in self.batches(modality, split=split or ALL)
         )
         return Moments.merge_all(map(Moments.from_rows, blocks), self.info.dim)
 
@@ -428,8 +451,8 @@ class Store(HubRepository):
         Args:
             modality: its name.
             columns: the columns to read; None for all.
-            split: the rows to read, of this split only (see `split_mask`); None or ``all`` for
-                every row.
+            split: the rows to read, of this split only (see `split_mask`); ``all`` for every row
+                that is not left out, None for every row.
             parts: numbers of the shards to read; None for all.
 
         Raises:
@@ -439,7 +462,8 @@ class Store(HubRepository):
         if parts is None:
             self.require(modality)
             parts = self.parts(modality)
-        every, wanted = split in (None, ALL), columns
+        every = split is None or (split == ALL and modality not in self.left_out)
+        wanted = columns
         if columns is not None and not every:
             wanted = list(dict.fromkeys([*columns, "key", "split", *ITEM_COLUMNS]))
         schema = shard_schema(modality, self.info)
@@ -459,14 +483,15 @@ class Store(HubRepository):
                         yield chosen
 
     def load(self, modality: str, split: str | None = None) -> Rows:
-        """Return all rows of ``modality`` (of ``split``, or of all splits), embeddings as float32.
+        """Return all rows of ``modality`` (of ``split``, or all that are not left out), embeddings
+        as float32.
 
         Raises:
             StoreError: if the store does not have the modality, or a shard cannot be read.
         """
         # memory of rows that are not in the split is never touched, so the system does not give it
         embeddings, blocks, end = np.empty((self.count(modality), self.info.dim), np.float32), [], 0
-        for batch in self.batches(modality, split=split):
+        for batch in self.batches(modality, split=split or ALL):
             blocks.append(batch.drop_columns(["embedding"]))
             start, end = end, end + len(batch)
             embeddings[start:end] = embedding_matrix(batch)
@@ -488,18 +513,39 @@ class Store(HubRepository):
     def item_splits(self) -> dict[str, str | None]:
         """Return the split of every item, as its first row names it: an image before its texts.
 
+        A text that is left out says nothing of its item, unless all rows of the item are.
+
         Raises:
             StoreError: if a shard cannot be read.
         """
-        found: dict[str, str | None] = {}
+        item_splits: dict[str, str | None] = {}
+        items_of_left_out: set[str] = set()
         for modality in sorted(self.modalities, key=lambda name: name == "text"):
             for batch in self.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
-                own = zip(
-                    own_items(batch).to_pylist(), batch.column("split").to_pylist(), strict=True
-                )
-                for item, split in own:
-                    found.setdefault(item, split)
-        return found
+                items = own_items(batch).to_pylist()
+                splits = batch.column("split").to_pylist()
+                for item, split in zip(items, splits, strict=True):
+                    if split == LEFT_OUT and modality == "text":
+                        items_of_left_out.add(item)
+                    else:
+                        item_splits.setdefault(item, split)
+        for item in items_of_left_out:
+            item_splits.setdefault(item, LEFT_OUT)
+        return item_splits
+
+    def row_items(self) -> dict[str, str]:
+        """Return the item of every row that is not an item itself, by the key of the row.
+
+        Raises:
+            StoreError: if a shard cannot be read.
+        """
+        items: dict[str, str] = {}
+        for modality in self.modalities:
+            for batch in self.batches(modality, ["key", *ITEM_COLUMNS]):
+                for key, item in zip(keys_of(batch), own_items(batch).to_pylist(), strict=True):
+                    if key != item:
+                        items[key] = item
+        return items
 
     def input_digests(self, modality: str = "image") -> dict[str, str]:
         """Return the SHA-256 of the file that each row was embedded from, as hexadecimal digits, by

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..arrays import Array, Mask, Matrix
 from ..assets.paths import C3_MINI_MOMENTS
+from ..corpus.splits import ALL
 from ..errors import TransformError
 from ..identity import ModelIdentity
 from ..moments import Moments, load_moments
@@ -383,7 +384,7 @@ def first_rows(
 
     batches: list[pa.RecordBatch] = []
     missing = most
-    for batch in store.batches(modality, columns, split=split):
+    for batch in store.batches(modality, columns, split=split or ALL):
         chosen = batch if choose is None else batch.filter(pa.array(choose(batch), pa.bool_()))
         batches.append(chosen.slice(0, missing))
         missing -= len(batches[-1])
@@ -418,7 +419,7 @@ def first_pairs(store: Store, split: str | None, most: int) -> Pairs:
         return choose
 
     items_with_texts: set[Any] = set()
-    for batch in store.batches("text", ["image_key"], split=split):
+    for batch in store.batches("text", ["image_key"], split=split or ALL):
         items_with_texts.update(item_keys(batch).drop_null().to_pylist())
     images = first_rows(store, "image", split, most, of_items(items_with_texts))
     texts = first_rows(store, "text", split, most, of_items(set(images.keys)))

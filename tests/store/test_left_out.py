@@ -1,0 +1,156 @@
+"""Rows that are left out: kept in the store, and used by no command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import c3tools
+from c3tools.choices import ExportFormat
+from c3tools.errors import StoreError
+from c3tools.store import Rows, Store
+from tests.conftest import build_store, unit_rows, write_jsonl
+
+DIM = 8
+IMAGES = 40
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store of 40 images, the last 10 of test, with two captions each."""
+    keys = [f"img{number}" for number in range(IMAGES)]
+    splits = ["test" if number >= 30 else "train" for number in range(IMAGES)]
+    owners = [key for key in keys for _ in range(2)]
+    images = Rows.of("image", keys, unit_rows(IMAGES, DIM, 1), split=splits)
+    texts = Rows.of(
+        "text",
+        [f"{owner}#{number % 2}" for number, owner in enumerate(owners)],
+        unit_rows(2 * IMAGES, DIM, 2),
+        caption=[f"caption {number}" for number in range(2 * IMAGES)],
+        image_key=owners,
+        split=[split for split in splits for _ in range(2)],
+    )
+    return build_store(tmp_path / "store", images, texts)
+
+
+def split_by(store: Store, folder: Path, **splits: str) -> Store:
+    """Split a store by a table of keys."""
+    rows = [{"key": key.replace("_", "#"), "split": split} for key, split in splits.items()]
+    table = write_jsonl(folder.with_suffix(".jsonl"), *rows)
+    c3tools.split_store(store.path, output=folder, file=table)
+    return Store.open(folder)
+
+
+def splits_of(store: Store) -> dict[str, str]:
+    splits: dict[str, str] = {}
+    for modality, part in store.shards:
+        table, _ = store.read_shard(modality, part)
+        splits |= {row["key"]: row["split"] for row in table.select(["key", "split"]).to_pylist()}
+    return splits
+
+
+def test_a_caption_is_left_out_without_its_image(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img0_1="left-out")
+    after = splits_of(new)
+    assert after["img0#1"] == "left-out"
+    assert after["img0"] == after["img0#0"] == "train"
+
+
+def test_an_image_is_left_out_with_its_captions(store: Store, tmp_path: Path) -> None:
+    after = splits_of(split_by(store, tmp_path / "new", img0="left-out"))
+    assert [after[key] for key in ("img0", "img0#0", "img0#1", "img1")] == [
+        *["left-out"] * 3,
+        "train",
+    ]
+
+
+def test_no_row_is_lost(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img0="left-out", img1_0="left-out")
+    assert splits_of(new).keys() == splits_of(store).keys()
+    assert new.left_out == {"image": 1, "text": 3}
+
+
+def test_rows_that_are_left_out_are_not_read(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img0="left-out", img1_0="left-out")
+    assert new.count("image") == 39
+    assert new.count("text", "all") == 77
+    assert "img1#0" not in new.load("text").keys
+    assert "img0" not in new.load("image", "train").keys
+    assert len(new.pairs()) == 77
+    assert new.moments("text").n == 77
+
+
+def test_moments_are_those_of_the_rows_that_are_used(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img0="left-out")
+    rows = new.load("image").embeddings
+    np.testing.assert_allclose(new.moments("image").mean, rows.mean(axis=0), atol=1e-6)
+
+
+def test_the_key_of_a_caption_stands_for_its_image(store: Store, tmp_path: Path) -> None:
+    after = splits_of(split_by(store, tmp_path / "new", img0_1="val"))
+    assert after["img0"] == after["img0#0"] == after["img0#1"] == "val"
+
+
+def test_a_new_split_leaves_rows_left_out(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img0="left-out", img1_0="left-out")
+    c3tools.split_store(new.path, output=tmp_path / "hashed")
+    assert Store.open(tmp_path / "hashed").left_out == {"image": 1, "text": 3}
+    by_table = split_by(new, tmp_path / "again", img1="val")
+    assert splits_of(by_table)["img1#0"] == "left-out"
+    assert splits_of(by_table)["img1#1"] == "val"
+
+
+def test_a_row_comes_back_by_its_own_key(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img1_0="left-out")
+    assert splits_of(split_by(new, tmp_path / "back", img1_0="train"))["img1#0"] == "train"
+
+
+def test_a_merge_keeps_rows_left_out(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img0="left-out", img1_0="left-out")
+    c3tools.merge_stores([new.path, store.path], output=tmp_path / "both", prefix=True)
+    assert Store.open(tmp_path / "both").left_out == {"image": 1, "text": 3}
+
+
+def test_rows_beside_val_alone_stay_left_out(tmp_path: Path) -> None:
+    keys = [f"img{number}" for number in range(20)]
+    splits = ["left-out", *["val"] * 19]
+    store = build_store(tmp_path / "s", Rows.of("image", keys, unit_rows(20, DIM), split=splits))
+    for split in ("train", "val", "test"):
+        if store.count("image", split):
+            assert "img0" not in store.load("image", split).keys
+    assert store.count("image") == 19
+
+
+@pytest.mark.parametrize("format", ["parquet", "npy", "safetensors", "hf"])
+def test_exports_have_no_rows_that_are_left_out(
+    store: Store, tmp_path: Path, format: ExportFormat
+) -> None:
+    new = split_by(store, tmp_path / "new", img0="left-out", img1_0="left-out")
+    report = c3tools.export_store(new, tmp_path / "export", format=format)
+    assert {name: sum(roles.values()) for name, roles in report.rows.items()} == {
+        "image": 39,
+        "text": 77,
+    }
+
+
+def test_a_search_finds_no_rows_that_are_left_out(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img0="left-out")
+    index = c3tools.build_index(new, tmp_path / "index")
+    result = index.search(vector=store.load("image").embeddings[:1], modality="image", k=200)
+    keys = {hit.key for hit in result[0].hits}
+    assert len(keys) == 39 + 78
+    assert keys.isdisjoint({"img0", "img0#0", "img0#1"})
+
+
+def test_the_gap_report_has_no_rows_that_are_left_out(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img0="left-out", img1_0="left-out")
+    report = c3tools.gap_report(new).to_dict()
+    assert report["modalities"]["text"]["n"] == 77
+    assert report["pairs"]["n"] == 77
+
+
+def test_a_table_without_a_key_of_the_store_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="contains none of the keys"):
+        split_by(store, tmp_path / "new", other="left-out")
