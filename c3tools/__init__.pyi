@@ -13,6 +13,10 @@ from .connect.heads import apply_heads as apply_heads
 from .connect.heads import connect_heads as connect_heads
 from .connect.pairs import read_features as read_features
 from .connect.towers import connect_towers as connect_towers
+from .curation.duplicates import Duplicates as Duplicates
+from .curation.duplicates import find_duplicates as find_duplicates
+from .curation.pairs import PairCheck as PairCheck
+from .curation.pairs import check_pairs as check_pairs
 from .demo.run import copy_photos as copy_photos
 from .demo.run import run_demo as run_demo
 from .embedding.run import embed as embed

@@ -31,6 +31,8 @@ COMMANDS = {
     "means load": CommandSource("means", ("load_means",)),
     "means unload": CommandSource("means", ("unload_means",)),
     "means merge": CommandSource("means", ("merge_means",)),
+    "pairs": CommandSource("curation", ("check_pairs",)),
+    "duplicates": CommandSource("curation", ("find_duplicates",)),
     "gap-report": CommandSource("geometry", ("gap_report",)),
     "export": CommandSource("search", ("export_store",)),
     "train-decoder": CommandSource("captions", ("train_captioner",)),

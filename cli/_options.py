@@ -150,6 +150,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "means save file": OptionSettings(parse=output_file, metavar="FILE"),
     "means merge files": OptionSettings(metavar="FILE..."),
     "html": OptionSettings(parse=output_file),
+    "table": OptionSettings(parse=output_file),
     "figure": OptionSettings(parse=output_file),
     "figures": OptionSettings(parse=location, metavar="FOLDER"),
     "caption overwrite": OptionSettings(needs=("json", "txt", "xmp")),
@@ -243,6 +244,10 @@ _SETTINGS: dict[str, OptionSettings] = {
     "resamples": OptionSettings(is_expert=True, minimum=0),
     # Reports, simulations, search, splits
     "gap-report modalities": _NAMES,
+    "pairs modalities": OptionSettings(parse=_names, metavar="A,B"),
+    "drop": OptionSettings(minimum=0, maximum=1, metavar="FRACTION"),
+    "least": OptionSettings(metavar="Z"),
+    "cosine": OptionSettings(minimum=0, maximum=1),
     "width": _AT_LEAST_ONE,
     "layers": _AT_LEAST_ONE,
     "every": _AT_LEAST_ONE,

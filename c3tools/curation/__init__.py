@@ -1,0 +1,1 @@
+"""Wrong pairs and copies: what to look at before training."""

@@ -1,0 +1,295 @@
+"""The search for rows of one modality that a store has twice."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..arrays import Matrix, Pixels
+from ..corpus.containers import PhotoFinder
+from ..corpus.items import ImageItem
+from ..corpus.splits import LEFT_OUT, split_order
+from ..embedding.decoding import decoded_batches
+from ..encoders import UNREADABLE
+from ..errors import reason_of
+from ..moments import unit_rows
+from ..reporter import Reporter, counted
+from ..store import Rows, Store
+from ..store.shard_indexes import load_faiss
+from .agreement import COPY, SAME_SCENE, THUMBNAILS, Photo, agreement
+from .groups import Copy, DuplicateGroup, Tier
+
+_NEAREST = 10  # rows of the same modality whose content is compared with that of a row
+_EXACT_SEARCH = 50_000  # rows beyond which the nearest are looked for in some of the cells alone
+_PROBES = 32
+_BATCH = 32
+_SEARCHED_AT_A_TIME = 1_024
+_PHOTOS_IN_MEMORY = 1_000
+_NO_WORD = re.compile(r"[^\w]+")
+_MATCHED = ("exact", "copy")  # tiers whose train rows are left out
+
+
+@dataclass(frozen=True)
+class _Link:
+    """Two rows that are alike, by their numbers."""
+
+    first: int
+    second: int
+    cosine: float
+    agreement: float | None
+
+
+class CopySearch:
+    """The search for copies among the rows of one modality.
+
+    Args:
+        store: that they are of.
+        rows: all of them.
+    """
+
+    def __init__(self, store: Store, rows: Rows) -> None:
+        self.notes: list[str] = []
+        self._store = store
+        self._rows = rows
+        self._unit = unit_rows(rows.embeddings)
+        self._splits = rows.splits
+        self._order = self._order_of_keeping()
+        # the row that each row is a copy of, itself where it is none
+        self._kept = np.arange(len(rows))
+        self._tier: dict[int, Tier] = {}  # of the group of a kept row
+        self._links: dict[int, _Link] = {}  # of each copy to the row that is kept
+        self._candidates: list[_Link] | None = None
+
+    def _order_of_keeping(self) -> list[int]:
+        """Return the numbers of the rows, those that would be kept first."""
+        rows = self._rows
+        pixels = np.zeros(len(rows))
+        if {"width", "height"}.issubset(rows.table.column_names):
+            sides = [
+                np.array([side or 0 for side in rows.column(name)], dtype=np.float64)
+                for name in ("width", "height")
+            ]
+            pixels = sides[0] * sides[1]
+        importance = {"test": 0, "val": 1, "train": 3}
+        return sorted(
+            range(len(rows)),
+            key=lambda row: (
+                importance.get(self._splits[row], 2),
+                -pixels[row],
+                rows.keys[row],
+            ),
+        )
+
+    def find_equal_rows(self) -> None:
+        """Group rows of equal files, of equal embeddings, or of texts of equal words."""
+        rows = self._rows
+        if rows.modality == "text":
+            self._group_equal([[_words_of(caption) for caption in rows.captions]])
+            return
+        digests = self._store.input_digests(rows.modality)
+        contents = [
+            hashlib.blake2b(embedding.tobytes(), digest_size=16).hexdigest()
+            for embedding in rows.embeddings
+        ]
+        self._group_equal([[digests.get(key, "") for key in rows.keys], contents])
+
+    def _group_equal(self, columns: Sequence[Sequence[str]]) -> None:
+        """Group rows that have the same value in one of the columns; an empty one equals none."""
+        for values in columns:
+            first_row: dict[str, int] = {}
+            for row in self._order:
+                value = values[row]
+                if not value:
+                    continue
+                kept = self._kept_row(first_row.setdefault(value, row))
+                own = self._kept_row(row)
+                if own != kept:
+                    self._join(own, kept, "exact", None)
+
+    def _kept_row(self, row: int) -> int:
+        """Return the row that is kept of the group of a row."""
+        while self._kept[row] != row:
+            row = int(self._kept[row])
+        return row
+
+    def _join(self, row: int, kept: int, tier: Tier, agreed: float | None) -> None:
+        """Add a row, with the copies that it has, to the group of another."""
+        cosine = float(self._unit[row] @ self._unit[kept])
+        for member in np.flatnonzero(self._kept == row).tolist():
+            self._kept[member] = kept
+            self._links[member] = _Link(kept, member, cosine, agreed)
+        self._tier.pop(row, None)
+        self._tier[kept] = tier
+
+    def _nearest(self, reporter: Reporter) -> list[_Link]:
+        """Return the pairs of different rows that are among the nearest of one of them."""
+        if self._candidates is None:
+            different = np.flatnonzero(self._kept == np.arange(len(self._rows)))
+            self._candidates = _nearest_pairs(self._unit[different], different, reporter)
+        return self._candidates
+
+    def compare_photos(self, image_timeout: float, workers: int, reporter: Reporter) -> int:
+        """Group photos that show the same, and return how many pairs of photos were compared."""
+        links = self._nearest(reporter)
+        wanted = sorted({row for link in links for row in (link.first, link.second)})
+        thumbnails = self._thumbnails(wanted, image_timeout, workers, reporter)
+        links = [link for link in links if {link.first, link.second} <= thumbnails.keys()]
+        agreed = []
+        photos: dict[int, Photo] = {}
+        with reporter.progress("Comparing photos", len(links)) as progress:
+            for link in links:
+                if len(photos) > _PHOTOS_IN_MEMORY:
+                    photos.clear()
+                for row in (link.first, link.second):
+                    if row not in photos:
+                        photos[row] = Photo(thumbnails[row])
+                value = agreement(photos[link.first], photos[link.second])
+                if value >= SAME_SCENE:
+                    agreed.append(_Link(link.first, link.second, link.cosine, round(value, 3)))
+                progress.advance()
+        self._add_stars([link for link in agreed if (link.agreement or 0) >= COPY], "copy")
+        self._add_stars(agreed, "same scene")
+        return len(links)
+
+    def find_alike(self, cosine: float, reporter: Reporter) -> None:
+        """Group rows whose embeddings have at least this cosine."""
+        links = [link for link in self._nearest(reporter) if link.cosine >= cosine]
+        self._add_stars(links, "alike")
+
+    def _add_stars(self, links: Iterable[_Link], tier: Tier) -> None:
+        """Group rows around one that is kept: a copy of a copy is no copy of the kept row.
+
+        Rows that are in a group already stay in it.
+        """
+        neighbours = defaultdict[int, dict[int, _Link]](dict)
+        for link in links:
+            neighbours[link.first][link.second] = link
+            neighbours[link.second][link.first] = link
+        free = {row for row in neighbours if row not in self._links and row not in self._tier}
+        if tier == "copy":  # a group of equal rows may have copies by content too
+            free = {row for row in neighbours if row not in self._links}
+        taken: set[int] = set()
+        for row in self._order:
+            if row not in free or row in taken:
+                continue
+            members = [other for other in neighbours[row] if other in free and other not in taken]
+            taken.update(members, [row] if members else [])
+            for other in members:
+                self._join(other, row, tier, neighbours[row][other].agreement)
+
+    def _thumbnails(
+        self, rows: Sequence[int], image_timeout: float, workers: int, reporter: Reporter
+    ) -> dict[int, Pixels]:
+        """Return small grey versions of the photos that are still there, by row."""
+        paths = self._rows.column("path")
+        items: list[ImageItem] = []
+        problems: list[str] = []
+        with PhotoFinder(self._store.path) as finder:
+            for row in rows:
+                try:
+                    items.append(finder.find(paths[row])._replace(key=str(row)))
+                except UNREADABLE as error:
+                    problems.append(f"{self._rows.keys[row]}: {reason_of(error)}")
+        thumbnails: dict[int, Pixels] = {}
+        batches = decoded_batches(
+            [(0, items)] if items else [],
+            THUMBNAILS,
+            batch_size=_BATCH,
+            workers=workers,
+            time_limit=image_timeout or None,
+        )
+        with reporter.progress("Reading photos", len(items)) as progress:
+            for batch, pixels in batches:
+                for decoded, thumbnail in zip(batch.rows, pixels, strict=True):
+                    thumbnails[int(decoded["key"])] = thumbnail
+                problems += [f"{failure.path}: {failure.message}" for failure in batch.failures]
+                progress.advance(len(batch.rows) + len(batch.failures))
+        if problems:
+            self.notes.append(
+                f"{counted(len(problems), 'photo')} of {len(rows):,} cannot be read, so their "
+                f"content was not compared. The first: {problems[0]}. --cosine lists rows whose "
+                "embeddings are alike."
+            )
+        return thumbnails
+
+    def groups(self) -> list[DuplicateGroup]:
+        """Return the groups that were found."""
+        members = defaultdict[int, list[_Link]](list)
+        for link in self._links.values():
+            members[link.first].append(link)
+        return [self._group(kept, links) for kept, links in members.items()]
+
+    def _group(self, kept: int, links: Sequence[_Link]) -> DuplicateGroup:
+        tier = self._tier[kept]
+        keys = self._rows.keys
+        is_marked = tier in _MATCHED and self._rows.modality != "text"
+        copies = []
+        for link in sorted(links, key=lambda link: (-link.cosine, keys[link.second])):
+            split = self._splits[link.second]
+            if is_marked and split == "train":
+                split = LEFT_OUT
+            copies.append(Copy(keys[link.second], round(link.cosine, 4), link.agreement, split))
+        rows = [kept, *(link.second for link in links)]
+        splits = sorted({self._splits[row] for row in rows}, key=split_order)
+        return DuplicateGroup(
+            self._rows.modality, tier, keys[kept], self._splits[kept], splits, copies
+        )
+
+    def column_by_key(self, name: str) -> dict[str, str]:
+        """Return a column by the keys of the rows that are in a group, where the rows have it."""
+        if name not in self._rows.table.column_names:
+            return {}
+        column = self._rows.table.column(name)
+        in_groups = {row for link in self._links.values() for row in (link.first, link.second)}
+        values = {self._rows.keys[row]: column[row].as_py() for row in in_groups}
+        return {key: value for key, value in values.items() if value}
+
+
+def _words_of(text: str) -> str:
+    """Return the words of a text without case, punctuation and repeated spaces; a text without
+    words as it is.
+    """
+    words = _NO_WORD.sub(" ", text.casefold()).split()
+    return " ".join(words) or text
+
+
+def _nearest_pairs(unit: Matrix, numbers: Any, reporter: Reporter) -> list[_Link]:
+    """Return the pairs of rows of which one is among the nearest of the other.
+
+    Args:
+        unit: rows of length 1, float32 (n, d).
+        numbers: what each row is called in the result, (n,).
+        reporter: shows the progress.
+    """
+    faiss = load_faiss()
+    count, dim = unit.shape
+    if count < 2:
+        return []
+    index = faiss.IndexFlatIP(dim)
+    if count > _EXACT_SEARCH:
+        cells = 1 << round(np.log2(4 * np.sqrt(count)))
+        index = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = _PROBES
+        index.train(unit[:: max(1, count // (64 * cells))])
+    index.add(unit)
+    links: dict[tuple[int, int], float] = {}
+    with reporter.progress("Looking for the nearest rows", count) as progress:
+        for start in range(0, count, _SEARCHED_AT_A_TIME):
+            block = unit[start : start + _SEARCHED_AT_A_TIME]
+            cosines, nearest = index.search(block, min(_NEAREST + 1, count))
+            for row, (near_rows, near_cosines) in enumerate(zip(nearest, cosines, strict=True)):
+                own = start + row
+                for other, cosine in zip(near_rows.tolist(), near_cosines.tolist(), strict=True):
+                    if other not in (own, -1):
+                        links[min(own, other), max(own, other)] = cosine
+            progress.advance(len(block))
+    return [
+        _Link(int(numbers[first]), int(numbers[second]), cosine, None)
+        for (first, second), cosine in sorted(links.items())
+    ]

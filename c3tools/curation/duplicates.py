@@ -1,0 +1,238 @@
+"""Find rows that a store has twice: copies, and copies across splits.
+
+Equal files, equal rows and equal texts are found first. Of the other rows the embeddings propose
+the nearest ten, and the content of the photos decides (`agreement`): a threshold on the cosine
+would be a guess, since two greyhounds in a race can be as near as two copies of a photo.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..corpus.splits import LEFT_OUT
+from ..errors import StoreError
+from ..io.files import write_atomically, write_text_atomically
+from ..io.locations import location
+from ..pages import render_page
+from ..reporter import SILENT, Reporter, counted
+from ..store import Store
+from ..tables import Table
+from .copies import CopySearch
+from .groups import TIERS, Copy, DuplicateGroup
+from .pictures import NO_PATH, pictures_of
+
+_SHOWN_GROUPS = 60  # of each kind
+_SHOWN_ROWS = 6  # of a group
+_TEMPLATE = Path(__file__).parent / "templates" / "duplicates.html"
+_TIERS = (
+    ("exact", "Equal files, rows or texts", "Equal texts are listed, and never left out."),
+    ("copy", "Copies", "The photos agree in what they show."),
+    ("same scene", "The same scene", "Other photos of the same scene, or heavily edited copies."),
+    ("alike", "Alike by their embeddings", "Above the cosine that was asked for."),
+)
+
+
+_COLUMNS: Any = [
+    ("key", pa.string()),
+    ("modality", pa.string()),
+    ("group", pa.int32()),
+    ("kept", pa.bool_()),
+    ("cosine", pa.float32()),
+    ("agreement", pa.float32()),
+    ("tier", pa.string()),
+    ("split", pa.string()),
+]
+_TABLE = pa.schema(_COLUMNS)
+
+
+@dataclass(frozen=True, repr=False)
+class Duplicates:
+    """The groups of rows that a store has twice, leaks first.
+
+    Attributes:
+        store: the path of the store.
+        groups: leaks first, then by tier.
+        compared: pairs of photos whose content was compared.
+        notes: what the user should know, such as photos that are not there any more.
+        captions: of texts by key.
+        paths: of photos by key.
+    """
+
+    store: Path
+    groups: list[DuplicateGroup]
+    compared: int
+    notes: list[str]
+    captions: dict[str, str]
+    paths: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"Duplicates({self.store}: {counted(len(self.groups), 'group')})"
+
+    @property
+    def left_out(self) -> int:
+        """The number of rows that were marked to be left out."""
+        return sum(copy.split == LEFT_OUT for group in self.groups for copy in group.copies)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return what `c3 duplicates --json` prints: the groups, leaks first."""
+        return [group.to_dict() for group in self.groups]
+
+    def table(self) -> Table:
+        """Return the numbers of groups, rows, leaks and marked rows by modality and tier."""
+        by_kind = defaultdict[tuple[str, str], list[DuplicateGroup]](list)
+        for group in self.groups:
+            by_kind[group.modality, group.tier].append(group)
+        rows = []
+        for (modality, tier), groups in sorted(by_kind.items()):
+            marked = sum(copy.split == LEFT_OUT for group in groups for copy in group.copies)
+            rows.append(
+                (
+                    modality,
+                    tier,
+                    f"{len(groups):,}",
+                    f"{sum(len(group.copies) for group in groups):,}",
+                    f"{sum(group.is_leak for group in groups):,}",
+                    f"{marked:,}",
+                )
+            )
+        columns = ("modality", "tier", "groups", "copies", "leaks", "left out")
+        return Table(columns, rows, str(self.store), left=("tier",))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page of the groups, side by side, to a path or URL, and return it."""
+        target = location(path)
+        write_text_atomically(target, _page(self))
+        return target
+
+    def save_table(self, path: str | Path) -> Path:
+        """Write all rows of all groups as a Parquet file, which `c3 split --file` takes, and return
+        its path.
+        """
+        rows = []
+        for number, group in enumerate(self.groups):
+            kept = Copy(group.kept, 1.0, None, group.kept_split)
+            for copy in (kept, *group.copies):
+                shared = {"modality": group.modality, "group": number, "tier": group.tier}
+                rows.append({**asdict(copy), **shared, "kept": copy is kept})
+        target = location(path)
+        table = pa.Table.from_pylist(rows, _TABLE)
+        write_atomically(target, lambda file: pq.write_table(table, file))
+        return target
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def find_duplicates(
+    store: Store | str | Path = "c3-store",
+    *,
+    modality: Sequence[str] | None = None,
+    cosine: float | None = None,
+    image_timeout: float = 60,
+    workers: int = 2,
+    reporter: Reporter = SILENT,
+) -> Duplicates:
+    """Find copies of rows within and across the splits of a store, and mark those of train.
+
+    Of equal files and of copies by content, the rows of train are marked to be left out, except one
+    where all rows are of train. Rows of val and test stay as they are. Groups of one scene, of
+    equal texts and of embeddings that are alike are listed, and nothing of them is marked.
+
+    Args:
+        store: See `embed`.
+        modality: Look only at these modalities.
+        cosine: Also list rows whose embeddings have at least this cosine.
+        image_timeout: See `embed`.
+        workers: Number of processes that decode photos.
+        reporter: Shows the progress.
+
+    Raises:
+        StoreError: if there is no store, a modality is missing, or ``cosine`` is not between 0 and
+            1.
+        MissingExtraError: if faiss is not installed.
+    """
+    if cosine is not None and not 0 < cosine <= 1:
+        raise StoreError(
+            f"A cosine of {cosine:g} does not tell rows that are alike from others.",
+            remedy="Give a number between 0 and 1, for example --cosine 0.98.",
+        )
+    store = Store.open(store, reporter=reporter)
+    groups: list[DuplicateGroup] = []
+    notes: list[str] = []
+    captions: dict[str, str] = {}
+    paths: dict[str, str] = {}
+    compared = 0
+    for name in modality or store.modalities:
+        store.require(name)
+        rows = store.load(name)
+        search = CopySearch(store, rows)
+        search.find_equal_rows()
+        if name == "image":
+            compared = search.compare_photos(image_timeout, workers, reporter)
+        if cosine is not None:
+            search.find_alike(cosine, reporter)
+        groups += search.groups()
+        notes += search.notes
+        captions |= search.column_by_key("caption")
+        paths |= search.column_by_key("path")
+    groups.sort(key=_leaks_first)
+    return Duplicates(store.path, groups, compared, notes, captions, paths)
+
+
+def _leaks_first(group: DuplicateGroup) -> tuple[bool, bool, int, int]:
+    is_text = group.modality == "text"
+    return not group.is_leak, is_text, TIERS.index(group.tier), -len(group.copies)
+
+
+def _page(found: Duplicates) -> str:
+    """Return the page of groups side by side, leaks first."""
+    kinds = (
+        ("Leaks between splits", "", [group for group in found.groups if group.is_leak]),
+        *(
+            (title, text, [g for g in found.groups if g.tier == tier and not g.is_leak])
+            for tier, title, text in _TIERS
+        ),
+    )
+    sections = []
+    for title, text, groups in kinds:
+        if groups:
+            shown = _shown_groups(groups[:_SHOWN_GROUPS], found)
+            more = len(groups) - len(shown)
+            sections.append({"title": title, "text": text, "groups": shown, "more": more})
+    return render_page(
+        _TEMPLATE,
+        title=counted(len(found.groups), "group of copies", "groups of copies"),
+        table=found.table(),
+        notes=found.notes,
+        sections=sections,
+    )
+
+
+def _shown_groups(groups: Sequence[DuplicateGroup], found: Duplicates) -> list[dict[str, Any]]:
+    """Return the first rows of groups as the page shows them."""
+    keys = [
+        key
+        for group in groups
+        for key in [group.kept, *(c.key for c in group.copies[:_SHOWN_ROWS])]
+    ]
+    pictures = pictures_of((found.paths.get(key) for key in keys), found.store)
+    shown = []
+    for group in groups:
+        words = {group.kept: f"{group.kept_split}, kept"}
+        for copy in group.copies[: _SHOWN_ROWS - 1]:
+            agreed = "" if copy.agreement is None else f", agreement {copy.agreement:.2f}"
+            words[copy.key] = f"{copy.split}, cosine {copy.cosine:.3f}{agreed}"
+        rows = []
+        for key, said in words.items():
+            picture = pictures.get(found.paths.get(key, ""), NO_PATH)
+            caption = found.captions.get(key)
+            rows.append({**vars(picture), "key": key, "words": said, "caption": caption})
+        shown.append({"rows": rows, "more": len(group.copies) + 1 - len(rows)})
+    return shown

@@ -1,0 +1,68 @@
+"""Groups of rows that a store has twice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Tier = Literal["exact", "copy", "same scene", "alike"]
+"""How rows of a group are alike: equal files, rows or texts; photos that are copies, or of the same
+scene, by what they show; embeddings that are near."""
+TIERS: tuple[Tier, ...] = ("exact", "copy", "same scene", "alike")
+HELD_OUT = ("test", "val")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A row that is like the one that is kept.
+
+    Attributes:
+        key: of the row.
+        cosine: of its embedding and that of the kept row.
+        agreement: of the two photos, at most 1; None where photos were not compared.
+        split: of the row, or `LEFT_OUT` if it was marked.
+    """
+
+    key: str
+    cosine: float
+    agreement: float | None
+    split: str
+
+
+@dataclass(frozen=True)
+class DuplicateGroup:
+    """A row that is kept, and the rows that are like it.
+
+    Attributes:
+        modality: of all of them.
+        tier: ``exact`` (equal files, rows or texts), ``copy`` or ``same scene`` (by what the photos
+            show), or ``alike`` (by the embeddings alone).
+        kept: key of the row that is kept: of the split that is tested first, then the one with the
+            most pixels, then the earliest key.
+        kept_split: its split.
+        splits: of all rows, before any was marked.
+        copies: the others, nearest first.
+    """
+
+    modality: str
+    tier: Tier
+    kept: str
+    kept_split: str
+    splits: list[str]
+    copies: list[Copy]
+
+    @property
+    def is_leak(self) -> bool:
+        """Return whether a row of train has a copy in val or test, or one of val in test."""
+        return len({"train", *HELD_OUT}.intersection(self.splits)) > 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the group as JSON values."""
+        copies = [
+            {"key": copy.key, "cosine": copy.cosine, "agreement": copy.agreement}
+            for copy in self.copies
+        ]
+        values = asdict(self)
+        return {name: values[name] for name in ("modality", "kept", "tier", "splits")} | {
+            "copies": copies
+        }

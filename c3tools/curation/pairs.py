@@ -1,0 +1,442 @@
+"""Check which pairs of two modalities may not belong together.
+
+For a pair of an image x and a text y, of unit length after Collapse, the cosine is compared with
+those of unrelated rows, whose mean and variance the moments of each modality tell:
+
+    z_x = (x.y - x.mu_text) / sqrt(x' S_text x)          z = (z_x + z_y) / 2
+
+z does not order pairs better than the cosine does (docs/results/curation.md). Its scale is what it
+is worth: pairs whose images were exchanged have mean 0 and deviation 1 with every encoder. Half of
+them are below their median, so twice the share of the real pairs below it is the share that is
+unrelated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..arrays import Array, Indices, Mask, Matrix
+from ..corpus.splits import LEFT_OUT, split_order
+from ..errors import StoreError
+from ..io.files import write_atomically, write_text_atomically
+from ..io.locations import location
+from ..metrics.significance import share_interval
+from ..moments import unit_rows
+from ..pages import Section, render_page
+from ..reporter import SILENT, Reporter, counted
+from ..seeds import generator
+from ..store import Pairs, Rows, Store
+from ..tables import Table
+from ..transforms.calibration import Calibration
+from .pictures import NO_PATH, pictures_of
+
+_OTHERS = 1_000  # rows of the second modality that each pair is ranked among
+_ROWS_AT_A_TIME = 4_096
+_LEAST_PAIRS = 20
+_SHOWN_PAIRS = 60
+_TEMPLATE = Path(__file__).parent / "templates" / "pairs.html"
+
+
+@dataclass(frozen=True)
+class CheckedPair:
+    """A pair and how well its rows fit each other.
+
+    Attributes:
+        key: of the row of the second modality: of a caption.
+        image_key: of the row of the first modality: of an image.
+        cosine: of the two embeddings as they are in the store.
+        z: how many standard deviations the cosine is above that of unrelated rows, after Collapse.
+        rank: how many of the other rows fit the image better, plus 1.
+        split: of the pair, or `LEFT_OUT` if it was marked.
+        better: key of the row that fits the image best among the others; None if none fits better.
+    """
+
+    key: str
+    image_key: str
+    cosine: float
+    z: float
+    rank: int
+    split: str
+    better: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the pair as JSON values."""
+        return {name: value for name, value in asdict(self).items() if name != "better"}
+
+
+@dataclass(frozen=True)
+class UnrelatedShare:
+    """The expected share of pairs that do not belong together.
+
+    Attributes:
+        split: of the pairs; ``all`` for all of them.
+        pairs: their number.
+        share: twice the share of pairs with z below the median of exchanged pairs.
+        interval: its 95 % interval; None for fewer than 3 items.
+    """
+
+    split: str
+    pairs: int
+    share: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, repr=False)
+class PairCheck:
+    """The pairs of two modalities of a store, the likeliest wrong ones first.
+
+    Attributes:
+        store: the path of the store.
+        modalities: of the first and the second row of each pair.
+        pairs: all pairs, ordered by z, ascending.
+        shares: the expected shares of unrelated pairs, of all pairs and by split.
+        exchanged: median and standard deviation of z of pairs whose first rows were exchanged.
+        others: number of rows that each pair was ranked among.
+        captions: of the second rows by key, where they are texts.
+        paths: of the first rows by key, where they are photos.
+    """
+
+    store: Path
+    modalities: tuple[str, str]
+    pairs: list[CheckedPair]
+    shares: list[UnrelatedShare]
+    exchanged: tuple[float, float]
+    others: int
+    captions: dict[str, str]
+    paths: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"PairCheck({self.store}: {counted(len(self.pairs), 'pair')})"
+
+    @property
+    def left_out(self) -> int:
+        """The number of pairs that were marked to be left out."""
+        return sum(pair.split == LEFT_OUT for pair in self.pairs)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return what `c3 pairs --json` prints: the pairs, the likeliest wrong ones first."""
+        return [pair.to_dict() for pair in self.pairs]
+
+    def explanation(self) -> list[str]:
+        """Return what the numbers mean, in sentences."""
+        median, deviation = self.exchanged
+        first, second = self.modalities
+        return [
+            f"z says how many standard deviations the cosine of a pair is above that of unrelated "
+            f"rows. Pairs whose {first} rows were exchanged have the median {median:.2f} and the "
+            f"standard deviation {deviation:.2f}. Half of unrelated pairs are below that median, "
+            "so twice the share of pairs below it is expected to be unrelated.",
+            f"A {second} row of a similar {first} row is not noticed. If the encoder was trained "
+            "on these pairs, wrong ones fit better than they should.",
+        ]
+
+    def table(self) -> Table:
+        """Return the expected shares of unrelated pairs."""
+        rows = []
+        for share in self.shares:
+            ends = share.interval
+            interval = "" if ends is None else f"{ends[0]:.1%} to {ends[1]:.1%}"
+            rows.append((share.split, f"{share.pairs:,}", f"{share.share:.1%}", interval))
+        return Table(("split", "pairs", "unrelated", "95 % interval"), rows, str(self.store))
+
+    def worst(self, count: int = 10) -> Table:
+        """Return the pairs that fit least."""
+        rows = [
+            (
+                pair.key,
+                f"{pair.z:.2f}",
+                f"{pair.cosine:.3f}",
+                f"{pair.rank:,}",
+                pair.split,
+                self.captions.get(pair.key, ""),
+            )
+            for pair in self.pairs[:count]
+        ]
+        columns = ("key", "z", "cosine", "rank", "split", "caption")
+        return Table(columns, rows, "The pairs that fit least", left=("split", "caption"))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page of the pairs that fit least to a path or URL, and return it."""
+        target = location(path)
+        write_text_atomically(target, _page(self))
+        return target
+
+    def save_table(self, path: str | Path) -> Path:
+        """Write all pairs as a Parquet file, which `c3 split --file` takes, and return its path."""
+        columns = {
+            "key": pa.array([pair.key for pair in self.pairs], pa.string()),
+            "image_key": pa.array([pair.image_key for pair in self.pairs], pa.string()),
+            "cosine": pa.array([pair.cosine for pair in self.pairs], pa.float32()),
+            "z": pa.array([pair.z for pair in self.pairs], pa.float32()),
+            "rank": pa.array([pair.rank for pair in self.pairs], pa.int32()),
+            "split": pa.array([pair.split for pair in self.pairs], pa.string()),
+        }
+        target = location(path)
+        write_atomically(target, lambda file: pq.write_table(pa.table(columns), file))
+        return target
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_() + self.worst()._repr_html_()
+
+
+def check_pairs(
+    store: Store | str | Path = "c3-store",
+    *,
+    modalities: Sequence[str] | None = None,
+    split: str | None = None,
+    drop: float | None = None,
+    least: float | None = None,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
+) -> PairCheck:
+    """Order the pairs of two modalities by how likely they do not belong together.
+
+    Args:
+        store: See `embed`.
+        modalities: The two modalities; by default image and text, or the first two.
+        split: See `gap_report`.
+        drop: Mark this fraction of the train pairs, those that fit least, to be left out.
+        least: Mark train pairs with a z below this number to be left out.
+        seed: Seed for all random numbers.
+        reporter: Shows the progress.
+
+    Raises:
+        StoreError: if there is no store, a modality is missing, or there are too few pairs.
+    """
+    store = Store.open(store, reporter=reporter)
+    first, second = _two_modalities(store, modalities)
+    pairs = store.pairs(first, second, split=split)
+    if len(pairs) < _LEAST_PAIRS:
+        raise StoreError(
+            f"{store.path} has {counted(len(pairs), 'pair')} of {first} and {second} rows"
+            f"{'' if split is None else f' in the split {split!r}'}; {_LEAST_PAIRS} are needed to "
+            "say which of them are unusual.",
+            remedy="Embed images together with their captions, or name two modalities whose rows "
+            "have the same keys with --modalities.",
+        )
+    calibration = Calibration.fit(store)
+    if not calibration.moments:
+        raise StoreError(
+            f"{store.path} has too few train rows to know the mean of each modality, so pairs "
+            "cannot be compared with unrelated rows.",
+            remedy="Embed more, or load moments of the same model with `c3 means load FILE`.",
+        )
+    scored = score_pairs(pairs, calibration, seed, reporter)
+    splits = np.array(pairs.second.select(pairs.rows).splits, dtype=object)
+    items = pairs.item_index[pairs.rows]
+    marked = _marked(scored.z, splits == "train", drop, least)
+    labels = np.where(marked, LEFT_OUT, splits)
+    order = np.argsort(scored.z, kind="stable")
+    second_keys = pairs.second.keys
+    checked = []
+    for number in order.tolist():
+        better = scored.better[number]
+        checked.append(
+            CheckedPair(
+                key=second_keys[pairs.rows[number]],
+                image_key=pairs.first.keys[items[number]],
+                cosine=float(scored.cosine[number]),
+                z=float(scored.z[number]),
+                rank=int(scored.rank[number]),
+                split=str(labels[number]),
+                better=None if better < 0 else second_keys[better],
+            )
+        )
+    median = float(np.median(scored.exchanged))
+    return PairCheck(
+        store=store.path,
+        modalities=(first, second),
+        pairs=checked,
+        shares=unrelated_shares(scored.z < median, splits, items),
+        exchanged=(median, float(np.std(scored.exchanged))),
+        others=scored.others,
+        captions=_column_by_key(pairs.second, "caption"),
+        paths=_column_by_key(pairs.first, "path"),
+    )
+
+
+def _two_modalities(store: Store, modalities: Sequence[str] | None) -> tuple[str, str]:
+    """Return the two modalities of pairs, as they were given or the first two of the store.
+
+    Raises:
+        StoreError: if they are not two different ones, or the store lacks one.
+    """
+    names = list(store.modalities[:2] if modalities is None else modalities)
+    if len(set(names)) != 2 or len(names) != 2:
+        raise StoreError(
+            f"Pairs have two different modalities, not {', '.join(names) or 'none'}.",
+            remedy=f"{store.path} has {', '.join(store.modalities) or 'no rows'}. Embed images "
+            "together with their captions.",
+        )
+    for name in names:
+        store.require(name)
+    return names[0], names[1]
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """How well the rows of n pairs fit.
+
+    Attributes:
+        cosine: of the embeddings as they are, float64 (n,).
+        z: float64 (n,); see the module.
+        rank: among the other rows, int64 (n,), from 1.
+        better: the row of the second modality that fits best among the others, int64 (n,); -1 if
+            none fits better.
+        exchanged: z of pairs whose first rows were exchanged, float64 (n,).
+        others: number of rows that a pair was ranked among.
+    """
+
+    cosine: Array
+    z: Array
+    rank: Indices
+    better: Indices
+    exchanged: Array
+    others: int
+
+
+def score_pairs(
+    pairs: Pairs, calibration: Calibration, seed: int, reporter: Reporter
+) -> ScoredPairs:
+    """Compare the rows of all pairs with each other and with unrelated rows."""
+    count = len(pairs)
+    items = pairs.item_index[pairs.rows]
+    partner = _exchanged(items, seed)
+    size = min(_OTHERS, count)
+    sample = np.sort(generator(seed, "other rows of pairs").choice(count, size, replace=False))
+    sampled_texts = _centred(calibration, pairs.second, pairs.rows[sample])
+    scored = ScoredPairs(
+        cosine=np.empty(count),
+        z=np.empty(count),
+        rank=np.empty(count, np.int64),
+        better=np.empty(count, np.int64),
+        exchanged=np.empty(count),
+        others=size,
+    )
+    with reporter.progress("Comparing pairs", count) as progress:
+        for start in range(0, count, _ROWS_AT_A_TIME):
+            block = np.arange(start, min(start + _ROWS_AT_A_TIME, count))
+            x = _centred(calibration, pairs.first, items[block])
+            y = _centred(calibration, pairs.second, pairs.rows[block])
+            scored.cosine[block] = _cosines_as_they_are(pairs, block)
+            scored.z[block] = _z(calibration, pairs, x, y)
+            exchanged_x = _centred(calibration, pairs.first, items[partner[block]])
+            scored.exchanged[block] = _z(calibration, pairs, exchanged_x, y)
+            # Rows of the image itself are no others
+            cosines = x @ sampled_texts.T
+            cosines[items[block][:, None] == items[sample][None, :]] = -np.inf
+            own = np.einsum("nd,nd->n", x, y)
+            scored.rank[block] = 1 + (cosines > own[:, None]).sum(axis=1)
+            best = cosines.argmax(axis=1)
+            fits_better = cosines[np.arange(len(block)), best] > own
+            scored.better[block] = np.where(fits_better, pairs.rows[sample[best]], -1)
+            progress.advance(len(block))
+    return scored
+
+
+def _centred(calibration: Calibration, rows: Rows, numbers: Indices) -> Matrix:
+    """Return rows after Collapse, at unit length: float32 (n, d)."""
+    transformed = calibration.pipeline.transform(rows.embeddings[numbers], modality=rows.modality)
+    return unit_rows(transformed)
+
+
+def _cosines_as_they_are(pairs: Pairs, block: Indices) -> Array:
+    """Return the cosines of the embeddings of pairs, float64 (n,)."""
+    items = pairs.item_index[pairs.rows[block]]
+    x = unit_rows(pairs.first.embeddings[items]).astype(np.float64)
+    y = unit_rows(pairs.second.embeddings[pairs.rows[block]]).astype(np.float64)
+    return np.asarray(np.einsum("nd,nd->n", x, y))
+
+
+def _z(calibration: Calibration, pairs: Pairs, x: Matrix, y: Matrix) -> Array:
+    """Return z of pairs of centred rows: float64 (n,)."""
+    cosines = np.einsum("nd,nd->n", x.astype(np.float64), y.astype(np.float64))[:, None]
+    of_first = calibration.z(x, cosines, pairs.second.modality)
+    of_second = calibration.z(y, cosines, pairs.first.modality)
+    return np.asarray((of_first + of_second)[:, 0] / 2)
+
+
+def _exchanged(items: Indices, seed: int) -> Indices:
+    """Return for each of n pairs another pair, of another item where there is one: int64 (n,)."""
+    order = generator(seed, "exchanged pairs").permutation(len(items))
+    partner = np.empty(len(items), np.int64)
+    partner[order] = np.roll(order, 1)
+    for number in np.flatnonzero(items[partner] == items):
+        # the next pair in the order of the store whose item is another one
+        others = np.roll(np.arange(len(items)), -number - 1)
+        different = others[items[others] != items[number]]
+        if len(different):
+            partner[number] = different[0]
+    return partner
+
+
+def _marked(z: Array, is_train: Mask, drop: float | None, least: float | None) -> Mask:
+    """Return which pairs are to be left out: bool (n,), train pairs alone.
+
+    Raises:
+        StoreError: if a fraction is not between 0 and 1.
+    """
+    marked = np.zeros(len(z), dtype=bool)
+    if drop is not None:
+        if not 0 <= drop < 1:
+            raise StoreError(
+                f"--drop is a fraction of the train pairs, so it cannot be {drop:g}.",
+                remedy="For example: --drop 0.02",
+            )
+        train = np.flatnonzero(is_train)
+        order = train[np.argsort(z[train], kind="stable")]
+        marked[order[: math.floor(drop * len(train))]] = True
+    if least is not None:
+        marked |= is_train & (z < least)
+    return marked
+
+
+def unrelated_shares(is_below: Mask, splits: Any, items: Indices) -> list[UnrelatedShare]:
+    """Return the expected shares of unrelated pairs, of all and of each split."""
+    names = sorted(set(splits.tolist()), key=split_order)
+    masks = {"all": np.ones(len(splits), dtype=bool)}
+    if len(names) > 1:
+        masks |= {name: splits == name for name in names}
+    shares = []
+    for name, mask in masks.items():
+        values = is_below[mask].astype(np.float64)
+        ends = share_interval(values, items[mask])
+        doubled = None if ends is None else (min(2 * ends[0], 1.0), min(2 * ends[1], 1.0))
+        shares.append(UnrelatedShare(name, len(values), min(2 * float(values.mean()), 1), doubled))
+    return shares
+
+
+def _column_by_key(rows: Rows, name: str) -> dict[str, str]:
+    """Return the texts of a column by the keys of the rows; none if there is no such column."""
+    if name not in rows.table.column_names:
+        return {}
+    return {key: value for key, value in zip(rows.keys, rows.column(name), strict=True) if value}
+
+
+def _page(check: PairCheck) -> str:
+    """Return the page of the pairs that fit least."""
+    shown = check.pairs[:_SHOWN_PAIRS]
+    pictures = pictures_of((check.paths.get(pair.image_key) for pair in shown), check.store)
+    pairs: list[dict[str, Any]] = []
+    for pair in shown:
+        picture = pictures.get(check.paths.get(pair.image_key, ""), NO_PATH)
+        better = check.captions.get(pair.better or "", pair.better)
+        caption = check.captions.get(pair.key, pair.key)
+        pairs.append({**vars(pair), **vars(picture), "caption": caption, "better": better})
+    title = f"{counted(len(check.pairs), 'pair')} of {' and '.join(check.modalities)}"
+    section = Section("How many do not belong together", check.explanation(), [check.table()])
+    return render_page(
+        _TEMPLATE,
+        title=title,
+        sections=[section],
+        pairs=pairs,
+        others=check.others,
+    )

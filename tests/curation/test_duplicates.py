@@ -1,0 +1,217 @@
+"""Copies within and across the splits of a store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageOps
+
+import c3tools
+from c3tools.assets.paths import PHOTOS
+from c3tools.curation.duplicates import Duplicates, find_duplicates
+from c3tools.curation.groups import DuplicateGroup
+from c3tools.encoders import Encoder
+from c3tools.errors import StoreError
+from c3tools.store import Rows, Store
+from tests.conftest import build_store, unit_rows, write_jsonl
+
+FILES = sorted((PHOTOS / "images").glob("*.jpg"))
+DIM = 16
+
+
+def save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, quality=90)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of train and test, some of which are there twice."""
+    folder = tmp_path_factory.mktemp("copies")
+    for number, file in enumerate(FILES[:10]):
+        split = "test" if number >= 8 else "train"
+        target = folder / split / f"{number}.jpg"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+    shutil.copyfile(FILES[0], folder / "train" / "same-file.jpg")
+    second = Image.open(FILES[1]).convert("RGB")
+    save(second.crop((20, 10, second.width - 10, second.height - 20)), folder / "train/cropped.jpg")
+    ninth = Image.open(FILES[8]).convert("RGB")
+    save(ImageOps.mirror(ninth), folder / "train" / "mirrored-test-photo.jpg")
+    captions = [{"image": f"train/{n}.jpg", "captions": [f"photo {n}"]} for n in range(8)]
+    captions += [{"image": f"test/{n}.jpg", "captions": ["photo 3"]} for n in (8, 9)]
+    write_jsonl(folder / "captions.jsonl", *captions)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path, encoder: Encoder) -> Store:
+    return c3tools.embed(folder, folder.parent / "store", encoder=encoder, workers=0)
+
+
+@pytest.fixture(scope="module")
+def found(store: Store) -> Duplicates:
+    return find_duplicates(store, workers=0)
+
+
+def group_of(found: Duplicates, key: str) -> DuplicateGroup:
+    """The group that a row is in, as the one that is kept or another."""
+    for group in found.groups:
+        if key in (group.kept, *(copy.key for copy in group.copies)):
+            return group
+    raise AssertionError(f"{key} is in no group")
+
+
+def test_an_equal_file_is_an_exact_copy(found: Duplicates) -> None:
+    group = group_of(found, "train/same-file")
+    assert group.tier == "exact"
+    assert group.kept == "train/0"
+    assert [copy.split for copy in group.copies] == ["left-out"]
+
+
+def test_a_cropped_photo_is_a_copy_of_the_larger_one(found: Duplicates) -> None:
+    group = group_of(found, "train/cropped")
+    assert group.tier == "copy"
+    assert group.kept == "train/1"
+    assert group.copies[0].agreement is not None
+    assert group.copies[0].agreement >= 0.7
+
+
+def test_the_train_row_of_a_leak_is_left_out(found: Duplicates) -> None:
+    group = group_of(found, "train/mirrored-test-photo")
+    assert group.is_leak
+    assert group.kept == "test/8"
+    assert [copy.split for copy in group.copies] == ["left-out"]
+
+
+def test_leaks_come_first(found: Duplicates) -> None:
+    leaks = [group.is_leak for group in found.groups]
+    assert leaks == sorted(leaks, reverse=True)
+
+
+def test_equal_texts_are_listed_and_not_marked(found: Duplicates) -> None:
+    group = next(group for group in found.groups if group.modality == "text")
+    assert group.is_leak
+    assert len(group.copies) == 2
+    assert {copy.split for copy in group.copies} == {"train", "test"}
+
+
+def test_other_photos_are_in_no_group(found: Duplicates) -> None:
+    keys = {group.kept for group in found.groups if group.modality == "image"}
+    assert keys == {"train/0", "train/1", "test/8"}
+
+
+def test_the_table_says_which_rows_are_left_out(found: Duplicates, tmp_path: Path) -> None:
+    table = pq.read_table(found.save_table(tmp_path / "duplicates.parquet")).to_pylist()
+    left_out = {row["key"] for row in table if row["split"] == "left-out"}
+    assert left_out == {"train/same-file", "train/cropped", "train/mirrored-test-photo"}
+    assert sum(row["kept"] for row in table) == len(found.groups)
+
+
+def test_the_page_shows_groups_side_by_side(found: Duplicates, tmp_path: Path) -> None:
+    page = found.save(tmp_path / "duplicates.html").read_text(encoding="utf-8")
+    assert "Leaks between splits" in page
+    assert page.count("<img") == 6
+
+
+def test_the_result_is_the_same_with_decoding_processes(store: Store, found: Duplicates) -> None:
+    assert find_duplicates(store, workers=2).to_dict() == found.to_dict()
+
+
+def image_store(folder: Path, embeddings: Any, **columns: Sequence[Any]) -> Store:
+    keys = [f"image{number}" for number in range(len(embeddings))]
+    return build_store(folder, Rows.of("image", keys, embeddings, **columns), dtype="float32")
+
+
+def test_rows_of_equal_embeddings_are_exact_copies_without_files(tmp_path: Path) -> None:
+    rows = unit_rows(30, DIM)
+    rows[[4, 9]] = rows[2]
+    found = find_duplicates(image_store(tmp_path / "s", rows, split=["train"] * 30))
+    assert [group.to_dict() for group in found.groups] == [
+        {
+            "modality": "image",
+            "kept": "image2",
+            "tier": "exact",
+            "splits": ["train"],
+            "copies": [
+                {"key": "image4", "cosine": 1.0, "agreement": None},
+                {"key": "image9", "cosine": 1.0, "agreement": None},
+            ],
+        }
+    ]
+
+
+def test_the_photo_with_the_most_pixels_is_kept(tmp_path: Path) -> None:
+    rows = unit_rows(30, DIM)
+    rows[[4, 9]] = rows[2]
+    sides = [100] * 30
+    sides[9] = 200
+    store = image_store(tmp_path / "s", rows, split=["train"] * 30, width=sides, height=sides)
+    assert find_duplicates(store).groups[0].kept == "image9"
+
+
+def test_files_that_are_gone_are_named(tmp_path: Path) -> None:
+    paths = [f"gone/{number}.jpg" for number in range(30)]
+    found = find_duplicates(image_store(tmp_path / "s", unit_rows(30, DIM), path=paths))
+    assert found.groups == []
+    assert "30 photos of 30 cannot be read" in found.notes[0]
+    assert "image0: " in found.notes[0]
+
+
+def test_rows_are_alike_by_embedding_only_where_a_cosine_is_given(tmp_path: Path) -> None:
+    rows = unit_rows(30, DIM)
+    near = rows[0] + 0.02 * unit_rows(1, DIM, seed=1)[0]
+    rows[1] = near / np.linalg.norm(near)
+    store = image_store(tmp_path / "s", rows, split=["train"] * 30)
+    assert find_duplicates(store).groups == []
+    groups = find_duplicates(store, cosine=0.99).groups
+    assert [group.tier for group in groups] == ["alike"]
+    assert [copy.split for copy in groups[0].copies] == ["train"]
+
+
+def test_a_copy_of_a_copy_is_in_no_chain(tmp_path: Path) -> None:
+    """Rows on an arc, each near the next one alone."""
+    angles = np.arange(5) * np.arccos(0.95)
+    rows = np.zeros((5, DIM), np.float32)
+    rows[:, 0] = np.cos(angles)
+    rows[:, 1] = np.sin(angles)
+    groups = find_duplicates(image_store(tmp_path / "s", rows), cosine=0.94).groups
+    assert all(len(group.copies) == 1 for group in groups)
+    assert len(groups) == 2
+
+
+def test_many_equal_captions_are_one_group(tmp_path: Path) -> None:
+    rows = np.repeat(unit_rows(1, DIM), 20_000, axis=0)
+    keys = [f"text{number}" for number in range(20_000)]
+    texts = Rows.of("text", keys, rows, caption=["photo"] * 20_000)
+    found = find_duplicates(build_store(tmp_path / "s", texts, part_rows=20_000), cosine=0.9)
+    assert [len(group.copies) for group in found.groups] == [19_999]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "are_equal"),
+    [
+        ("A dog runs .", "a dog  runs", True),
+        ("Ein Hund läuft!", "ein hund LÄUFT", True),
+        ("一只狗在跑。", "一只狗在跑", True),
+        ("a dog runs", "a dogs run", False),
+        ("!!!", "???", False),
+    ],
+)
+def test_texts_of_the_same_words_are_equal(
+    tmp_path: Path, first: str, second: str, are_equal: bool
+) -> None:
+    texts = Rows.of("text", ["a", "b"], unit_rows(2, DIM), caption=[first, second])
+    assert bool(find_duplicates(build_store(tmp_path / "s", texts)).groups) == are_equal
+
+
+@pytest.mark.parametrize("cosine", [0.0, -1, 1.5])
+def test_a_cosine_that_tells_nothing_is_refused(tmp_path: Path, cosine: float) -> None:
+    with pytest.raises(StoreError, match="does not tell rows that are alike"):
+        find_duplicates(image_store(tmp_path / "s", unit_rows(5, DIM)), cosine=cosine)

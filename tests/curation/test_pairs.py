@@ -1,0 +1,160 @@
+"""Which pairs may not belong together, and how many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from c3tools.corpus.splits import LEFT_OUT
+from c3tools.curation.pairs import PairCheck, check_pairs
+from c3tools.errors import StoreError
+from c3tools.store import Store
+from tests.conftest import make_store
+
+IMAGES, DIM = 400, 24
+
+
+def paired_store(
+    path: Path, *, exchanged: int = 0, splits: list[str] | str = "train", noise: float = 0.6
+) -> Store:
+    """A store of pairs with a gap, of which the texts of the first images were exchanged."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(IMAGES, DIM))
+    gap = np.zeros(DIM)
+    gap[0] = 4
+    image = shared + noise * rng.normal(size=shared.shape) + gap
+    text = shared + noise * rng.normal(size=shared.shape) - gap
+    text[:exchanged] = np.roll(text[:exchanged], 1, axis=0)
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    return make_store(path, image, text, split=splits)
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory: pytest.TempPathFactory) -> PairCheck:
+    """The check of a store in which 40 of 400 texts were exchanged."""
+    return check_pairs(paired_store(tmp_path_factory.mktemp("pairs") / "s", exchanged=40))
+
+
+def test_exchanged_pairs_come_first(check: PairCheck) -> None:
+    wrong = {f"text{number}" for number in range(40)}
+    assert len(wrong.intersection(pair.key for pair in check.pairs[:40])) >= 36
+
+
+def test_all_pairs_are_listed_once(check: PairCheck) -> None:
+    assert {pair.key for pair in check.pairs} == {f"text{number}" for number in range(IMAGES)}
+    assert len(check.pairs) == IMAGES
+
+
+@pytest.mark.parametrize("exchanged", [0, 20, 40, 80])
+def test_the_expected_share_is_that_of_exchanged_pairs(tmp_path: Path, exchanged: int) -> None:
+    share = check_pairs(paired_store(tmp_path / "s", exchanged=exchanged)).shares[0]
+    assert share.interval is not None
+    assert share.interval[0] <= exchanged / IMAGES <= share.interval[1]
+    assert share.share == pytest.approx(exchanged / IMAGES, abs=0.04)
+
+
+def test_z_is_in_standard_deviations_of_unrelated_rows(tmp_path: Path) -> None:
+    """Compared with all cosines of each row with the rows of the other modality."""
+    store = paired_store(tmp_path / "s")
+    check = check_pairs(store)
+    image, text = store.load("image").embeddings, store.load("text").embeddings
+    image = image - image.mean(axis=0)
+    text = text - text.mean(axis=0)
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    cosines = (image @ text.T).astype(np.float64)
+    own = np.diag(cosines)
+    of_image = (own - cosines.mean(axis=1)) / cosines.std(axis=1)
+    of_text = (own - cosines.mean(axis=0)) / cosines.std(axis=0)
+    expected = (of_image + of_text) / 2
+    measured = {pair.key: pair.z for pair in check.pairs}
+    values = [measured[f"text{number}"] for number in range(IMAGES)]
+    assert np.corrcoef(values, expected)[0, 1] > 0.98
+    assert np.mean(values) == pytest.approx(expected.mean(), rel=0.05)
+
+
+def test_exchanged_pairs_of_the_store_itself_have_mean_0_and_deviation_1(
+    check: PairCheck,
+) -> None:
+    median, deviation = check.exchanged
+    assert median == pytest.approx(0, abs=0.15)
+    assert deviation == pytest.approx(1, abs=0.1)
+
+
+def test_the_rank_counts_the_other_texts_that_fit_better(check: PairCheck) -> None:
+    by_key = {pair.key: pair for pair in check.pairs}
+    assert by_key["text200"].rank == 1
+    assert by_key["text200"].better is None
+    assert by_key["text5"].rank > 1
+    assert by_key["text5"].better == "text6"  # the text of image 5 was moved to image 6
+
+
+def test_nothing_is_marked_by_default(check: PairCheck) -> None:
+    assert check.left_out == 0
+
+
+def test_a_fraction_of_the_train_pairs_is_marked(tmp_path: Path) -> None:
+    splits = ["test" if number % 2 else "train" for number in range(IMAGES)]
+    check = check_pairs(paired_store(tmp_path / "s", exchanged=40, splits=splits), drop=0.05)
+    marked = [pair for pair in check.pairs if pair.split == LEFT_OUT]
+    assert len(marked) == 10  # of 200 train pairs
+    assert all(int(pair.key.removeprefix("text")) % 2 == 0 for pair in marked)
+
+
+def test_train_pairs_below_a_z_are_marked(tmp_path: Path) -> None:
+    splits = ["test" if number % 2 else "train" for number in range(IMAGES)]
+    check = check_pairs(paired_store(tmp_path / "s", exchanged=40, splits=splits), least=1.0)
+    for pair in check.pairs:
+        is_train = int(pair.key.removeprefix("text")) % 2 == 0
+        assert (pair.split == LEFT_OUT) == (is_train and pair.z < 1)
+
+
+def test_shares_are_told_by_split(tmp_path: Path) -> None:
+    splits = ["test" if number < 100 else "train" for number in range(IMAGES)]
+    check = check_pairs(paired_store(tmp_path / "s", exchanged=40, splits=splits))
+    shares = {share.split: share for share in check.shares}
+    assert list(shares) == ["all", "train", "test"]
+    assert shares["test"].pairs == 100
+    assert shares["test"].share == pytest.approx(0.4, abs=0.1)
+    assert shares["train"].share < 0.05
+
+
+def test_the_table_has_a_row_a_pair(check: PairCheck, tmp_path: Path) -> None:
+    table = pq.read_table(check.save_table(tmp_path / "pairs.parquet"))
+    assert table.column_names == ["key", "image_key", "cosine", "z", "rank", "split"]
+    assert table.num_rows == IMAGES
+
+
+def test_the_same_store_gives_the_same_result(check: PairCheck, tmp_path: Path) -> None:
+    again = check_pairs(paired_store(tmp_path / "s", exchanged=40))
+    assert again.to_dict() == check.to_dict()
+
+
+def test_a_store_of_one_modality_has_no_pairs(tmp_path: Path) -> None:
+    store = paired_store(tmp_path / "s")
+    with pytest.raises(StoreError, match="two different modalities, not text"):
+        check_pairs(store, modalities=["text"])
+
+
+def test_rows_that_do_not_belong_together_are_no_pairs(tmp_path: Path) -> None:
+    rows = np.eye(30, DIM, dtype=np.float32)
+    store = make_store(tmp_path / "s", rows, rows, owners=[None] * 30)
+    with pytest.raises(StoreError, match="0 pairs of image and text rows"):
+        check_pairs(store)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 5])
+def test_a_fraction_that_is_none_is_refused(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(StoreError, match="--drop is a fraction"):
+        check_pairs(paired_store(tmp_path / "s"), drop=fraction)
+
+
+def test_the_page_shows_the_pairs_that_fit_least(check: PairCheck, tmp_path: Path) -> None:
+    page = check.save(tmp_path / "pairs.html").read_text(encoding="utf-8")
+    assert "400 pairs of image and text" in page
+    assert check.captions[check.pairs[0].key] in page
+    assert "Fits better: caption" in page
