@@ -62,7 +62,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Found:
-    """Whether each query found a right row, and the item of the query."""
+    """The queries that found a right row, and the item of each query."""
 
     first: Array
     ten: Array

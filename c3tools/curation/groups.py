@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Tier = Literal["exact", "copy", "same scene", "alike"]
-"""How rows of a group are alike: equal files, rows or texts; photos that are copies, or of the same
-scene, by what they show; embeddings that are near."""
+"""The evidence that rows of a group are alike: equal files, rows or texts; what photos show, which
+are copies or of the same scene; embeddings that are near."""
 TIERS: tuple[Tier, ...] = ("exact", "copy", "same scene", "alike")
 HELD_OUT = ("test", "val")
 

@@ -283,7 +283,7 @@ def _two_modalities(store: Store, modalities: Sequence[str] | None) -> tuple[str
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """How well the rows of n pairs fit.
+    """The measures of how well the rows of n pairs fit.
 
     Attributes:
         cosine: of the embeddings as they are, float64 (n,).
