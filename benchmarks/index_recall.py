@@ -40,7 +40,6 @@ CASES = (
     (["text"], "auto"),
     (["text"], "Flat"),
     (["text"], "SQfp16"),
-    (["text"], "HNSW32"),
     (["image", "text"], "auto"),
 )
 SLOW_CASES = ((["text"], "OPQ32_128,IVF256,PQ32"), (["text"], "OPQ64_256,IVF256,PQ64"))

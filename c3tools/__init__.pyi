@@ -36,8 +36,8 @@ from .imaging.evaluate import evaluate_images as evaluate_images
 from .imaging.generation import generate as generate
 from .imaging.generator import Generator as Generator
 from .imaging.train import train_generator as train_generator
+from .index.build import build_index as build_index
 from .index.index import Index as Index
-from .index.index import build_index as build_index
 from .machine import describe_machine as describe_machine
 from .moments import Moments as Moments
 from .reporter import Reporter as Reporter

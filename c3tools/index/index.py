@@ -1,30 +1,27 @@
-"""An index of a store on disk: build it, add to it, open it, and search it by text, image, vector
-or key.
+"""An index of a store: open it, and search it by text, image, vector or key.
 
     c3-index/
-      index.json                    factory, dimension, rows, nprobe, measured recall, shards of
-                                    the store, settings
-      part-00000.faiss              up to `shard_rows` vectors of one modality
-      rows.parquet                  key, modality, caption, path of each row, in the order of the
-                                    vectors
+      store.json                    what the rows are; `exported`: what was asked for, the fit,
+                                    factory, nprobe, measured recall, the place of the store
+      image/part-00000.parquet      key, caption, path, image_key, split and code of the rows of a
+                                    shard of the store
+      trained.faiss                 the trained FAISS index without rows: cells, quantisers
       transform.json, .safetensors  the pipeline that rows and queries are transformed with
       moments.safetensors           the moments of transformed rows, by modality, which scores are
                                     calibrated with
+      manifest.json                 all files with their SHA-256
 
-An index that grows keeps its cells and its pipeline, and so the means of the rows that it was built
-from. After any other change of the store or the settings it is made again. The parts are copies of
-one trained FAISS index; scores are inner products of unit vectors, so cosines.
+An index is an export (`c3tools.export`), and follows its store as one: it keeps its cells and its
+pipeline, and so the means of the rows that it was built from. Opening adds the codes to the trained
+index. Scores are inner products of unit vectors, so cosines.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,58 +29,37 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..arrays import Indices, Matrix
-from ..corpus.items import is_sound
+from ..corpus.splits import ALL
 from ..embedding.sounds import encode_sounds
-from ..errors import C3Error, StoreError, TransformError, note_on_interrupt, reason_of
+from ..errors import C3Error, StoreError
+from ..export.parts import Recipe
+from ..export.record import ExportRecord
 from ..identity import ModelIdentity
-from ..io.artifact import ArtifactType, digest_of, reading, reserve_output, writing
-from ..io.files import recorded_file
-from ..io.locations import is_url, kind_of, location
-from ..moments import Moments, load_moments, save_moments
+from ..io.hub import local_folder
+from ..io.locations import is_url, kind_of, location, read_all
+from ..moments import load_moments
 from ..reporter import SILENT, Reporter, counted
-from ..seeds import generator
 from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
-from ..store.rows import ITEM_COLUMNS, keys_of, one_array, row_splits
-from ..store.shard_indexes import last_line, load_faiss, read_index, save_index
-from ..store.shards import INFO_FILE, shard_schema
+from ..store.manifest import MOMENTS_FILE
+from ..store.rows import keys_of, one_array, row_splits
+from ..store.shard_indexes import load_faiss
+from ..store.shards import INFO_FILE, ShardName, part_name, read_header, shard_schema
 from ..tables import Table
-from ..transforms import Pipeline, open_pipeline, preset
+from ..transforms import Pipeline, preset
 from ..transforms.calibration import Calibration
-from ..transforms.fitting import first_pairs, first_rows, load_command, moment_sources
+from .codes import HIT_COLUMNS, CodeFormat, open_codes, set_nprobe
+from .pairs import fit_on_pairs
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
-_KIND = ArtifactType(
-    "index",
-    "index.json",
-    StoreError,
-    "c3 index",
-    "--index",
-    others=("part-00000.faiss",),
-    again="--rebuild",
-)
-_ROWS_FILE = "rows.parquet"
-_MOMENTS_FILE = "moments.safetensors"
+TRAINED_FILE = "trained.faiss"
 _OWN = Path("c3-index")  # where c3 index writes to
-_ROW_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("key", "modality", "caption", "path", "image_key", "split")]
-)
-_TEMPLATE = Path(__file__).parent / "templates" / "contact_sheet.html"
-_THUMBNAIL = 480  # pixels of the longer side, for screens with two pixels to the point
-_PROVENANCE = ("format_version", "files", "model", "store", "store_shards", "settings")
-_BIAS_ROWS = 2_000
-_CURVE_PAIRS, _LEAST_PAIRS = 400, 20
-_RECALL_QUERIES = 200
-_FLAT_ROWS = 20_000
-_QUANTISED_ROWS = 2_000_000
-_TRAINING_ROWS_PER_CELL = 64
-_LEAST_ROWS_PER_CELL = 39  # below it, FAISS warns that its k-means has too few points
-_GROWTH = 2  # times the rows it was built from, beyond which means and cells are computed again
+_ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("modality", *HIT_COLUMNS)])
+_PROVENANCE = ("model", "store")
 
 
 @dataclass(frozen=True)
@@ -152,10 +128,11 @@ class Index:
 
     Attributes:
         path: its folder.
-        record: the content of index.json.
-        shards: the FAISS indexes, each of rows of one modality.
+        record: how it was built: model, factory, dim, rows, nprobe, measured recall, store.
+        indexes: the FAISS index of the rows of each modality, in the order of ``rows``.
         rows: the table of keys, one row per vector.
         calibration: compares scores of different modalities.
+        source: the files of the index as a store, or the store whose FAISS shards it is.
         bias: share of own-modality rows among the 10 nearest, per modality, before and after the
             transform, in a balanced sample (0.5 without bias); None for one modality, and for an
             index that was opened or extended.
@@ -163,10 +140,13 @@ class Index:
 
     path: Path
     record: dict[str, Any]
-    shards: list[Any]
+    indexes: dict[str, Any]
     rows: pa.Table
     calibration: Calibration
+    source: Store
     bias: dict[str, dict[str, float]] | None = None
+    _coder: CodeFormat | None = None
+    _encoders: dict[tuple[str | None, ...], Encoder] = field(default_factory=dict)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -175,40 +155,52 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
-        """Open the index in the folder ``path``; it is searched on GPUs where faiss finds any.
+        """Open the index in the folder or at the URL ``path``; it is searched on GPUs where faiss
+        finds any.
 
         A store whose shards have FAISS indexes (`c3 embed --faiss`) is opened as one exact index of
         its embeddings as they are: nothing is centred.
 
         Raises:
-            StoreError: if there is no index, it is damaged, or shards of a store have no index.
+            StoreError: if there is no index, it is damaged or unfinished, or shards of a store have
+                no index.
             TransformError: if its pipeline is damaged.
             MissingExtraError: if faiss is not installed.
         """
-        faiss = load_faiss()
-        if kind_of(location(path) / INFO_FILE) == "file":
-            return cls._of_store(Store.open(path))
-        with reading(path, _KIND) as (folder, record):
-            try:
-                shards = [
-                    faiss.read_index(str(recorded_file(folder, name))) for name in record["shards"]
-                ]
-                with pq.ParquetFile(folder / _ROWS_FILE) as file:  # read_table imports pandas
-                    rows = file.read(_ROW_SCHEMA.names)
-                calibration = Calibration(
-                    load_moments(folder / _MOMENTS_FILE)[0], Pipeline.load(folder)
-                )
-            except (OSError, pa.ArrowException) as error:
-                raise ValueError(error) from error
-            if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
-                raise ValueError(
-                    f"it has {counted(vectors, 'vector')}, but {counted(rows.num_rows, 'key')}"
-                )
-            return cls(folder, record, shards, rows, calibration)
+        load_faiss()
+        folder = location(path) if is_url(path) else local_folder(path)
+        if kind_of(folder / INFO_FILE) != "file":
+            raise StoreError(
+                f"There is no index at {folder} ({INFO_FILE} is missing).",
+                remedy="Make one with `c3 index`, or choose another with --index.",
+            )
+        source = Store.open(folder, codes=True)
+        if not source.info.code_size:
+            return cls._of_store(source)
+        record = ExportRecord.of(source.info)
+        if source.manifest is None or record is None or "nprobe" not in record.index:
+            raise StoreError(
+                f"The index {folder} is unfinished, or was restored in part.",
+                remedy="Run the same `c3 index` command again.",
+            )
+        for name in source.manifest.files:
+            if not source.require_listed(name):  # another run has just changed the index
+                return cls.open(folder)
+        calibration = Calibration(load_moments(folder / MOMENTS_FILE)[0], Pipeline.load(folder))
+        coder = CodeFormat(read_all(folder / TRAINED_FILE))
+        index = {**record.index}
+        content = {
+            "model": source.info.model,
+            "factory": index.pop("factory"),
+            "dim": source.info.dim,
+            "metric": "cosine",
+            **index,
+        }
+        return cls._opened(source, content, coder, calibration)
 
     @classmethod
     def _of_store(cls, store: Store) -> Index:
-        """Return the indexes of the shards of a store as one."""
+        """Return the FAISS indexes of the shards of a store as one."""
         having = store.indexed
         if not 0 < len(having) == len(store.shards):
             raise StoreError(
@@ -219,33 +211,42 @@ class Index:
                 if having
                 else "Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
             )
-        rows = _row_table(
-            store,
-            {name: [part for own, part in having if own == name] for name in store.modalities},
-        )
-        record = {
+        content = {
             "model": store.info.model,
             "factory": "Flat",
             "dim": store.info.dim,
-            "rows": rows.num_rows,
             "metric": "cosine",
             "store": "." if isinstance(store.path, Path) else str(store.path),
-            "store_shards": _shards_of(store, store.modalities),
         }
-        calibration = Calibration.fit(store, pipeline=preset("c1"))
-        return cls(
-            store.path,
-            record,
-            [read_index(store, *shard) for shard in having if store.shards[shard].rows],
-            rows,
-            calibration,
-        )
+        return cls._opened(store, content, None, Calibration.fit(store, pipeline=preset("c1")))
+
+    @classmethod
+    def _opened(
+        cls,
+        source: Store,
+        content: dict[str, Any],
+        coder: CodeFormat | None,
+        calibration: Calibration,
+    ) -> Index:
+        """Return the index of all rows of a store of codes, or of one whose shards have indexes."""
+        indexes = {name: open_codes(source, name, coder) for name in source.modalities}
+        rows = _row_table(source)
+        vectors = sum(index.ntotal for index in indexes.values())
+        if vectors != rows.num_rows:
+            raise StoreError(
+                f"{source.path} has {counted(vectors, 'vector')}, but "
+                f"{counted(rows.num_rows, 'key')}.",
+                remedy=f"See `c3 verify {source.path}`.",
+            )
+        parts = [part_name(*shard) for shard, record in source.shards.items() if record.rows]
+        content |= {"rows": rows.num_rows, "shards": parts}
+        return cls(source.path, content, indexes, rows, calibration, source, _coder=coder)
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}: {self.rows.num_rows:,} rows, {self.record['factory']})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return how the index was built, and its recall, as JSON values; index.json has the
+        """Return how the index was built, and its recall, as JSON values; store.json has the
         provenance too.
         """
         measured = {name: value for name, value in self.record.items() if name not in _PROVENANCE}
@@ -278,6 +279,7 @@ class Index:
         query_prompt: str | None = None,
         device: str | None = None,
         backend: str = "auto",
+        encoder: Encoder | None = None,
         reporter: Reporter = SILENT,
     ) -> list[SearchResult]:
         """Find the rows nearest to one or several queries of the same kind; return one result per
@@ -309,6 +311,8 @@ class Index:
                 store records.
             device: cpu, cuda, cuda:1 or mps. By default the fastest available.
             backend: See `embed`.
+            encoder: Embeds the queries. By default the model of the index, which is loaded once
+                and stays loaded.
             reporter: Gets the messages of the encoder, and a message if the index is out of date.
 
         Raises:
@@ -319,75 +323,79 @@ class Index:
             EncoderError: if the recorded model cannot be loaded or does not take this kind of
                 query, or an image or a sound cannot be read.
         """
-        given = {"text": text, "image": image, "audio": audio, "vector": vector, "key": key}
-        kinds = [name for name, value in given.items() if value is not None]
-        texts = [text] if isinstance(text, str) else list(text or ())
-        images = list(image) if isinstance(image, list | tuple) else [image]
-        is_empty = not images or (text is not None and not texts)
-        if len(kinds) != 1 or is_empty or not all(query.strip() for query in texts):
-            raise StoreError(
-                f"One kind of query is needed, with content, but these were given: "
-                f"{', '.join(kinds) or 'none'}.",
-                remedy='For example: c3 search "a dog on a beach"',
-            )
+        _check_one_query(text=text, image=image, audio=audio, vector=vector, key=key)
         self._warn_if_stale(reporter)
 
-        @cache
-        def encoder() -> Encoder:
-            from ..encoders import resolve_encoder
+        def load() -> Encoder:
+            return encoder or self._encoder(device, backend, query_prompt, reporter)
 
-            model = self.record["model"]
-            return resolve_encoder(
-                recorded=model,
+        if key is not None:
+            query = self._stored_query(key, store)
+        elif vector is not None:
+            query = self._vector_query(vector, modality)
+        else:
+            query = _encoded_query(text, image, audio, load)
+        index = self
+        if pairs is not None:
+            known = Store.open(pairs)
+            self._require_same_model(known.info.model, f"the store {known.path}")
+            calibration = fit_on_pairs(self.calibration, known, query.modality, load)
+            index = replace(self, calibration=calibration)
+        lists = index.rank(
+            query.embeddings,
+            query.modality,
+            k,
+            within=within,
+            split=split,
+            separate=separate,
+            nprobe=nprobe,
+        )
+        return [SearchResult(label, hits) for label, hits in zip(query.labels, lists, strict=True)]
+
+    def _encoder(
+        self, device: str | None, backend: str, query_prompt: str | None, reporter: Reporter
+    ) -> Encoder:
+        """Return the model of the index, which is loaded the first time."""
+        from ..encoders import resolve_encoder
+
+        options = (device, backend, query_prompt)
+        if options not in self._encoders:
+            self._encoders[options] = resolve_encoder(
+                recorded=self.record["model"],
                 device=device,
                 backend=backend,
                 query_prompt=query_prompt,
                 reporter=reporter,
             )
+        return self._encoders[options]
 
-        # models that have to be that of the index, and whose they are
-        others: list[tuple[ModelIdentity, str]] = []
-        if key is not None:
-            opened = Store.open(self.store_path if store is None else store)
-            others.append((opened.info.model, f"the store {opened.path}"))
-            labels, (embeddings, modality) = [key], _vector_of_key(opened, key)
-        elif isinstance(vector, str | Path):
+    def _stored_query(self, key: str, store: Store | str | Path | None) -> _Query:
+        """Return the row of a store with this key as a query."""
+        opened = Store.open(self.store_path if store is None else store)
+        embeddings, modality = _vector_of_key(opened, key)
+        self._require_same_model(opened.info.model, f"the store {opened.path}")
+        return _Query([key], embeddings, modality)
+
+    def _vector_query(self, vector: npt.ArrayLike | str | Path, modality: str) -> _Query:
+        """Return vectors, of a file or as they are, as queries."""
+        if isinstance(vector, str | Path):
             rows, model = read_rows(vector, modality)
-            others.append((model, str(vector)))
-            embeddings, labels = (
-                rows.embeddings,
-                [f"{vector} row {row}" for row in range(len(rows))],
-            )
-        elif vector is not None:
-            embeddings = np.atleast_2d(np.asarray(vector))
-            labels = [f"vector row {row}" for row in range(len(embeddings))]
-        elif text is not None:
-            labels, embeddings, modality = texts, encoder().encode_queries(texts), "text"
-        elif audio is not None:
-            sounds = [audio] if isinstance(audio, str | Path) else list(audio)
-            labels = [str(sound) for sound in sounds]
-            embeddings, modality = encode_sounds(encoder(), sounds), "audio"
-        else:
-            labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
-            embeddings, modality = encoder().encode_images(images), "image"
-        index = self
-        if pairs is not None:
-            known = Store.open(pairs)
-            others.append((known.info.model, f"the store {known.path}"))
-            index = replace(
-                self, calibration=_fit_on_pairs(self.calibration, known, modality, encoder)
-            )
-        for model, theirs in others:
-            remedy, own = (
-                "Use embeddings of the model that the index was built from.",
-                f"The index {self.path}",
-            )
-            recorded = ModelIdentity(self.record["model"])
-            recorded.require_same(model, own=own, theirs=theirs, error=StoreError, remedy=remedy)
-        lists = index.rank(
-            embeddings, modality, k, within=within, split=split, separate=separate, nprobe=nprobe
+            self._require_same_model(model, str(vector))
+            labels = [f"{vector} row {row}" for row in range(len(rows))]
+            return _Query(labels, rows.embeddings, modality)
+        embeddings = np.atleast_2d(np.asarray(vector))
+        labels = [f"vector row {row}" for row in range(len(embeddings))]
+        return _Query(labels, embeddings, modality)
+
+    def _require_same_model(self, model: ModelIdentity, theirs: str) -> None:
+        """Refuse embeddings of another model than the one of the index."""
+        ModelIdentity(self.record["model"]).require_same(
+            model,
+            own=f"The index {self.path}",
+            theirs=theirs,
+            error=StoreError,
+            remedy="Use embeddings of the model that the index was built from.",
         )
-        return [SearchResult(label, hits) for label, hits in zip(labels, lists, strict=True)]
 
     def rank(
         self,
@@ -412,9 +420,7 @@ class Index:
                 f"{queries.shape[1]}.",
                 remedy="Embed the queries with the model of the index.",
             )
-        starts = np.cumsum([0, *(shard.ntotal for shard in self.shards)]).tolist()
-        owners = [str(self.rows.column("modality")[start]) for start in starts[:-1]]
-        groups = sorted({*owners}, key=lambda name: (name == "text", name != "image", name))
+        groups = sorted(self.indexes, key=lambda name: (name == "text", name != "image", name))
         if within not in (None, *groups):
             raise StoreError(
                 f"The index {self.path} has no {within} rows. Its modalities are "
@@ -423,77 +429,77 @@ class Index:
             )
         lists: list[list[Hit]] = [[] for _ in queries]
         for group in [within] if within else groups:
-            own = [number for number, owner in enumerate(owners) if owner == group]
-            numbers = np.concatenate(
-                [np.arange(starts[number], starts[number + 1]) for number in own]
-            )
-            shards = [self._searched[number] for number in own]
-            products, found = self._nearest(
-                shards, numbers, queries, k, split, nprobe or self.record.get("nprobe")
-            )
+            nprobes = nprobe or self.record.get("nprobe")
+            products, found = self._nearest(group, queries, k, split, nprobes)
             # some pipelines leave other norms
             cosines = products / np.linalg.norm(queries, axis=1, keepdims=True)
             scores = self.calibration.z(queries, cosines, group, modality)
             for hits, z, cosine, rows in zip(lists, scores, cosines, found, strict=True):
-                for score, own_cosine, row in zip(
-                    z.tolist(), cosine.tolist(), rows.tolist(), strict=True
-                ):
-                    if row >= 0:
-                        about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
-                        hits.append(Hit(round(score, 6), round(own_cosine, 6), row, **about))
-        return (
-            lists if separate else [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
-        )
+                values = zip(z.tolist(), cosine.tolist(), rows.tolist(), strict=True)
+                hits += [self._hit(*value) for value in values if value[2] >= 0]
+        if separate:
+            return lists
+        return [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
+
+    def _hit(self, score: float, cosine: float, row: int) -> Hit:
+        """Return a row that was found, with what the index knows of it."""
+        about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
+        return Hit(round(score, 6), round(cosine, 6), row, **about)
 
     def _nearest(
-        self,
-        shards: Sequence[Any],
-        numbers: Indices,
-        queries: Matrix,
-        k: int,
-        split: str | None,
-        nprobe: int | None,
+        self, modality: str, queries: Matrix, k: int, split: str | None, nprobe: int | None
     ) -> tuple[Matrix, Indices]:
-        """Return scores and row numbers, both (q, k), of the rows in shards that are nearest to
-        transformed queries.
+        """Return scores and row numbers, both (q, k), of the rows of one modality that are nearest
+        to transformed queries.
 
         If there are fewer than ``k`` rows in the split, the row number is -1 and the score -inf.
         """
+        index = self._searched[modality]
+        set_nprobe(index, nprobe)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
         wanted: Any = None  # bool (n,), the rows in the split
-        if split not in (None, "all"):
+        if split not in (None, ALL):
             wanted = np.asarray(
                 pc.equal(self.rows.column("split"), pa.scalar(split)).fill_null(False)
             )
         ask = k
         while True:
-            scores, found = _search_shards(shards, queries, ask, nprobe)
-            rows = np.where(found < 0, -1, numbers[found])
-            if wanted is None:
-                return scores, rows
-            fits = (rows >= 0) & wanted[rows]
-            if ask >= len(numbers) or (fits.sum(axis=1) >= k).all():
-                best = np.argsort(~fits, axis=1, kind="stable")[:, :k]
-                fits, scores, rows = (
-                    np.take_along_axis(values, best, 1) for values in (fits, scores, rows)
-                )
-                return np.where(fits, scores, -np.inf), np.where(fits, rows, -1)
-            ask = min(4 * ask, len(numbers))
+            scores, found = index.search(queries, ask)
+            rows = np.where(found < 0, -1, found + self._first_rows[modality])
+            fits = rows >= 0
+            if wanted is not None:
+                fits &= wanted[rows]
+            if wanted is None or ask >= index.ntotal or (fits.sum(axis=1) >= k).all():
+                break
+            ask = min(4 * ask, index.ntotal)
+        best = np.argsort(~fits, axis=1, kind="stable")[:, :k]
+        fits = np.take_along_axis(fits, best, 1)
+        scores = np.where(fits, np.take_along_axis(scores, best, 1), -np.inf)
+        return scores, np.where(fits, np.take_along_axis(rows, best, 1), -1)
 
     @cached_property
-    def _searched(self) -> list[Any]:
+    def _first_rows(self) -> dict[str, int]:
+        """The number of the first row of each modality."""
+        first = 0
+        numbers = {}
+        for modality, index in self.indexes.items():
+            numbers[modality] = first
+            first += index.ntotal
+        return numbers
+
+    @cached_property
+    def _searched(self) -> dict[str, Any]:
         """Return the indexes on all GPUs that faiss sees; some kinds exist on CPUs only."""
         faiss = load_faiss()
         if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
-            return self.shards
-        moved = []
-        for shard in self.shards:
-            inverted = faiss.try_extract_index_ivf(shard)
-            if inverted and self.record.get("nprobe"):
-                inverted.nprobe = self.record["nprobe"]
+            return self.indexes
+        moved = {}
+        for modality, index in self.indexes.items():
+            set_nprobe(index, self.record.get("nprobe"))
             try:
-                moved.append(faiss.index_cpu_to_all_gpus(shard))
+                moved[modality] = faiss.index_cpu_to_all_gpus(index)
             except RuntimeError:
-                moved.append(shard)
+                moved[modality] = index
         return moved
 
     def _warn_if_stale(self, reporter: Reporter) -> None:
@@ -503,62 +509,102 @@ class Index:
         if kind_of(self.store_path / INFO_FILE) != "file":
             return
         try:
-            store = Store.open(self.store_path)
-            modalities = self.record.get("settings", {}).get("modality") or store.modalities
-            changed = _shards_of(store, modalities) != self.record["store_shards"]
-            text = (
-                f"The store {store.path} has changed since it was indexed; `c3 index` brings "
+            is_stale = self._is_stale(Store.open(self.store_path))
+        except C3Error as error:
+            reporter.message(
+                f"The index {self.path} cannot be compared with its store: {error.message}"
+            )
+            return
+        if is_stale:
+            reporter.message(
+                f"The store {self.store_path} has changed since it was indexed; `c3 index` brings "
                 f"the index up to date."
             )
-        except C3Error as error:
-            changed, text = (
-                True,
-                f"The index {self.path} cannot be compared with its store: {error.message}",
-            )
-        if changed:
-            reporter.message(text)
+
+    def _is_stale(self, store: Store) -> bool:
+        """Return whether parts would be written or removed if the index were brought up to date."""
+        record = ExportRecord.of(self.source.info)
+        if self._coder is None or record is None:
+            return store.manifest != self.source.manifest
+        recipe = Recipe(store, self.pipeline, self._coder, record.settings)
+        modalities = record.asked.options["modality"] or store.modalities
+        wanted = {}
+        for shard, shard_record in store.shards.items():
+            if shard_record.rows and shard[0] in modalities:
+                wanted[shard] = recipe.made_from(shard)
+        return wanted != self._parts
+
+    @cached_property
+    def _parts(self) -> dict[ShardName, str]:
+        """The digest of what each part of the index was made from."""
+        return {
+            shard: read_header(self.source.file(*shard)).made_from for shard in self.source.shards
+        }
 
 
-def _search_shards(
-    shards: Sequence[Any], queries: Matrix, k: int, nprobe: int | None
-) -> tuple[Matrix, Indices]:
-    """Return the best scores and row numbers over FAISS indexes, both (q, k), best first.
+@dataclass(frozen=True)
+class _Query:
+    """Queries as embeddings (q, d) of one modality, and what results call them."""
 
-    Rows are numbered through all of them. Where there are fewer than ``k``, the row number is -1
-    and the score -inf.
+    labels: list[str]
+    embeddings: Matrix
+    modality: str
+
+
+def _check_one_query(**queries: Any) -> None:
+    """Refuse no query, several kinds of queries, and queries without content.
+
+    Raises:
+        StoreError: with the kinds that were given.
     """
-    faiss = load_faiss()
-    # one after the other, rows numbered through
-    joined = faiss.IndexShards(queries.shape[1], False, True)
-    for shard in shards:
-        inverted = faiss.try_extract_index_ivf(shard)
-        if inverted and nprobe:
-            inverted.nprobe = nprobe
-        joined.add_shard(shard)
-    scores, rows = joined.search(np.ascontiguousarray(queries, dtype=np.float32), k)
-    return np.where(rows < 0, -np.inf, scores), rows
+    kinds = [name for name, value in queries.items() if value is not None]
+    is_empty = False
+    for name in ("text", "image"):
+        is_empty |= isinstance(queries[name], list | tuple) and not queries[name]
+    texts = _as_list(queries["text"])
+    if len(kinds) != 1 or is_empty or not all(text.strip() for text in texts):
+        raise StoreError(
+            f"One kind of query is needed, with content, but these were given: "
+            f"{', '.join(kinds) or 'none'}.",
+            remedy='For example: c3 search "a dog on a beach"',
+        )
 
 
-def _row_table(
-    store: Store,
-    parts: Mapping[str, Sequence[int]],
-    split: str | None = None,
-    before: pa.Table | None = None,
-) -> pa.Table:
-    """Return the columns of each row that a hit shows, of these shards by modality, in the order of
-    the vectors.
+def _encoded_query(text: Any, image: Any, audio: Any, load: Callable[[], Encoder]) -> _Query:
+    """Return texts, sounds or images as queries."""
+    if text is not None:
+        texts = _as_list(text)
+        return _Query(texts, load().encode_queries(texts), "text")
+    if audio is not None:
+        sounds = _as_list(audio)
+        return _Query([str(sound) for sound in sounds], encode_sounds(load(), sounds), "audio")
+    images = _as_list(image)
+    labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
+    return _Query(labels, load().encode_images(images), "image")
 
-    They come after the rows ``before`` them. A text has the path of its image, video or sound.
+
+def _as_list(value: Any) -> list[Any]:
+    """Return one query, several, or none as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _row_table(source: Store) -> pa.Table:
+    """Return the columns of each row that a hit shows, in the order of the vectors.
+
+    A text has the path of its image, video or sound.
     """
-    tables = [_ROW_SCHEMA.empty_table() if before is None else before]
-    for modality, numbers in parts.items():
-        wanted = {*_ROW_SCHEMA.names, *ITEM_COLUMNS}
-        columns = [name for name in shard_schema(modality, store.info).names if name in wanted]
-        for batch in store.batches(modality, columns, split=split, parts=numbers):
-            own: dict[str, Any] = {name: batch.column(name) for name in columns}
-            own["modality"] = pa.array([modality] * len(batch), pa.string())
-            own["split"] = pa.array(row_splits(batch, store.kept_splits), pa.string())
-            tables.append(pa.table(own))
+    tables = [_ROW_SCHEMA.empty_table()]
+    for modality in source.modalities:
+        schema = shard_schema(modality, source.info)
+        columns = [name for name in schema.names if name in (*HIT_COLUMNS, "pair_key")]
+        for batch in source.batches(modality, columns):
+            shown: dict[str, Any] = {name: batch.column(name) for name in columns}
+            shown["modality"] = pa.array([modality] * len(batch), pa.string())
+            if not source.info.code_size:
+                shown["split"] = pa.array(row_splits(batch, source.kept_splits), pa.string())
+            tables.append(pa.table(shown))
     rows = pa.concat_tables(tables, promote_options="permissive").select(_ROW_SCHEMA.names)
     files = rows.filter(pc.not_equal(rows.column("modality"), pa.scalar("text")))
     places = pc.index_in(
@@ -568,15 +614,6 @@ def _row_table(
         one_array(rows.column("path")), one_array(files.column("path")).take(places)
     )
     return rows.set_column(_ROW_SCHEMA.get_field_index("path"), "path", paths)
-
-
-def _shards_of(store: Store, modalities: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the checksums of the shards of a store, by modality and number."""
-    known = (name for name in modalities if name in store.modalities)
-    return {
-        name: {str(part): store.shard_digest(name, part) for part in store.parts(name)}
-        for name in known
-    }
 
 
 def find_index(folder: str | Path | None = None) -> Path:
@@ -592,474 +629,20 @@ def find_index(folder: str | Path | None = None) -> Path:
     return _OWN
 
 
-def _fit_on_pairs(
-    calibration: Calibration, store: Store, asked: str, encoder: Callable[[], Encoder]
-) -> Calibration:
-    """Return the calibration with curves for queries of a modality, from the first images with
-    captions of a store.
-
-    What asks for an image is its first caption, or another view of it (mirrored, the middle 80 %),
-    and what asks for a caption is the next one of the image, or the image.
-    """
-    from PIL import ImageOps
-
-    from ..corpus.containers import PhotoFinder
-    from ..encoders import UNREADABLE, open_image
-
-    transform = calibration.pipeline.transform
-    found = first_pairs(store, None, _CURVE_PAIRS)
-    of = found.item_index[found.rows]
-    numbers, firsts = np.unique(of, return_index=True)
-    photos = found.first.select(numbers)
-    images = transform(photos.embeddings, modality="image")
-    texts = transform(found.second.embeddings[found.rows], modality="text")
-    if asked == "text":
-        several = firsts[np.append(of[1:], -1)[firsts] == of[firsts]]
-        pairs = {"image": (texts[firsts], images), "text": (texts[several + 1], texts[several])}
-    else:
-        views, seen = [], []
-        with PhotoFinder(beside=store.path) as finder:
-            for row, path in enumerate(photos.column("path")):
-                with suppress(*UNREADABLE):
-                    view = ImageOps.mirror(open_image(io.BytesIO(finder.read_again(path)))[0])
-                    views.append(ImageOps.crop(view, min(view.size) // 10))
-                    seen.append(row)
-        asking = encoder().encode_images(views) if views else photos.embeddings[:0]
-        pairs = {
-            "text": (images, texts[firsts]),
-            "image": (transform(asking, modality="image"), images[seen]),
-        }
-    for kind, (_, rows) in pairs.items():
-        if len(rows) < _LEAST_PAIRS:
-            raise StoreError(
-                f"{_LEAST_PAIRS} pairs are needed to learn how {kind} rows score where {asked} is "
-                f"asked with, but the "
-                f"store {store.path} has {len(rows)}.",
-                remedy="Give a store of images with two captions each, of which the files are "
-                "still there.",
-            )
-    return calibration.fit_pairs({(asked, kind): both for kind, both in pairs.items()})
-
-
 def _vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
     """Return the embedding (1, d) of a row of the store, and its modality.
 
     Raises:
         StoreError: if no row has the key.
     """
-    for name in store.modalities:
-        for part in store.parts(name):  # keys are looked at before any embedding is read
-            keys = [
-                own
-                for batch in store.batches(name, ["key"], parts=[part])
-                for own in keys_of(batch)
-            ]
+    for modality in store.modalities:
+        for part in store.parts(modality):
+            # Look at keys before any embedding is read
+            keys = []
+            for batch in store.batches(modality, ["key"], parts=[part]):
+                keys += keys_of(batch)
             if key in keys:
-                blocks = [
-                    embedding_matrix(batch)
-                    for batch in store.batches(name, ["embedding"], parts=[part])
-                ]
-                return np.concatenate(blocks)[keys.index(key)][None], name
+                batches = store.batches(modality, ["embedding"], parts=[part])
+                rows = np.concatenate([embedding_matrix(batch) for batch in batches])
+                return rows[keys.index(key)][None], modality
     raise StoreError(f"The store {store.path} has no row with the key {key!r}.")
-
-
-def contact_sheet(results: Sequence[SearchResult], beside: Path | None = None) -> str:
-    """Return a self-contained page of the results: images as thumbnails, texts beside the image
-    they belong to.
-
-    An image that cannot be read from here is shown as its key and the reason.
-
-    Args:
-        results: what a search has found.
-        beside: a store: relative paths that lead nowhere from the current folder start from the
-            folder it is in.
-    """
-    from ..corpus.containers import PhotoFinder
-    from ..encoders import UNREADABLE, thumbnail
-    from ..pages import render_page
-
-    pictures: dict[str, dict[str, str]] = {}
-    with PhotoFinder(beside) as photos:
-        for path in {
-            path
-            for result in results
-            for path in [result.query, *(hit.path for hit in result.hits)]
-            if path
-        }:
-            file = Path(path)
-            if isinstance(beside, Path) and not file.exists():
-                file = beside.parent / path
-            if is_sound(path) and file.is_file():  # played from where it is
-                pictures[path] = {"sound": file.absolute().as_uri()}
-                continue
-            try:
-                pictures[path] = {"source": thumbnail(photos.read_again(path), _THUMBNAIL)}
-            except UNREADABLE as error:
-                pictures[path] = {"problem": "not fetched" if is_url(path) else reason_of(error)}
-    title = results[0].query if len(results) == 1 else counted(len(results), "query", "queries")
-    return render_page(_TEMPLATE, title=title, results=results, pictures=pictures)
-
-
-def build_index(
-    store: Store | str | Path = "c3-store",
-    output: str | Path = "c3-index",
-    *,
-    factory: str = "auto",
-    modality: Sequence[str] | None = None,
-    split: str | None = None,
-    preset: str = "gr-clip",
-    pipeline: Pipeline | str | Path | None = None,
-    shard_rows: int = 1_000_000,
-    recall: float = 0.98,
-    seed: int = 0,
-    rebuild: bool = False,
-    reporter: Reporter = SILENT,
-) -> Index:
-    """Index the transformed embeddings of a store, as inference inputs without noise.
-
-    If ``output`` has an index with the same settings, and the store has only grown since, the new
-    rows are added; ``record["added"]`` is their number. Otherwise the index is rebuilt, and a
-    message gives the reason.
-
-    Args:
-        store: See `embed`.
-        output: The folder to write to.
-        factory: auto (Flat for few rows, IVF,SQfp16 for more, OPQ,IVF,PQ for many), or a FAISS
-            index string.
-        modality: Index only these modalities. By default all, in one index.
-        split: See `gap_report`.
-        preset: The preset that transforms vectors and queries; c1 leaves them unchanged, as gr-clip
-            does in a store of one modality.
-        pipeline: Your own pipeline instead of a preset.
-        shard_rows: Number of vectors per file.
-        recall: The recall@10 that the search is tuned to reach.
-        seed: Seed for all random numbers.
-        rebuild: Rebuild the index, with the means of all rows, instead of adding to it.
-        reporter: Shows the progress.
-
-    Raises:
-        StoreError: if there is nothing to index, or FAISS refuses the factory.
-        OutputError: if ``output`` contains other files, or another run is writing to it.
-        TransformError: if the pipeline does not fit the store.
-        MissingExtraError: if faiss is not installed.
-    """
-    if is_url(output):
-        raise StoreError(
-            f"A FAISS index cannot be written to {output}.",
-            remedy="Choose a folder on this machine.",
-        )
-    folder = Path(output)
-    store = Store.open(store, reporter=reporter)
-    external = store.external_moments()[0]
-    known = {*store.modalities, *external}
-    centred = pipeline is not None or preset != "gr-clip" or ("text" in known and len(known) > 1)
-    chosen = open_pipeline(pipeline, preset if centred else "c1")
-    modalities = list(modality) if modality else store.modalities
-    for name in modalities:
-        store.require(name)
-    split = split or "all"
-    loaded = [moments.mean for _, moments in sorted(external.items())]
-    settings = {
-        "model": store.info.model,
-        "factory": factory,
-        "modality": list(modality) if modality else None,
-        "split": split,
-        "kept_splits": None
-        if split == "all" or store.kept_splits is None
-        else sorted(store.kept_splits),
-        "pipeline": chosen.record()["checksum"] if chosen.fitted else chosen.config(),
-        "moments": {
-            "sources": moment_sources(store),
-            "loaded": digest_of(*loaded) if loaded else None,
-        },
-        "shard_rows": shard_rows,
-        "recall": recall,
-        "seed": seed,
-    }
-    shards = _shards_of(store, modalities)
-    local = isinstance(store.path, Path)  # relative, since both may move together
-    source = {
-        "store": os.path.relpath(store.path, folder) if local else str(store.path),
-        "store_shards": shards,
-    }
-    kept = "The former index was kept; run the same command again to make the new one."
-    with (
-        reserve_output(folder, _KIND, settings, overwrite=True, reporter=reporter) as target,
-        note_on_interrupt(lambda: kept),
-    ):
-        settings = dict(target.settings)
-        if target.there and not rebuild:
-            try:
-                before = Index.open(folder)
-                reason = _reason_to_rebuild(before.record, store, settings, shards)
-                if reason is None:
-                    return _add_rows(before, store, source, reporter)
-            except C3Error as error:
-                reason = error.message
-            except RuntimeError as error:  # some kinds of FAISS index are filled once
-                reason = f"FAISS cannot add rows to this index ({last_line(error)})"
-            reporter.message(f"Rebuilding {folder}: {reason}.")
-        if not centred:
-            others = "texts" if known == {"image"} else "images"
-            reporter.message(
-                f"Nothing is centred: the store has only {' and '.join(sorted(known))} rows. That "
-                f"is fine unless you search with {others}; then load their moments: "
-                f"{load_command(store)}."
-            )
-        return _build(store, folder, chosen, settings, source, reporter)
-
-
-def _reason_to_rebuild(
-    record: Mapping[str, Any],
-    store: Store,
-    settings: Mapping[str, Any],
-    shards: Mapping[str, Mapping[str, str]],
-) -> str | None:
-    """Return why the rows that an index lacks cannot be added to it; None if they can."""
-    former, known = record["settings"], record["store_shards"]
-    if changed := [name for name, value in settings.items() if former.get(name) != value]:
-        digest = changed[0] in ("model", "pipeline", "moments")
-        values = (
-            " changed"
-            if digest
-            else f" was {former.get(changed[0])} and is now {settings[changed[0]]}"
-        )
-        return f"its {changed[0]}{values}"
-    if known.keys() != shards.keys() or any(
-        not own.items() <= shards[name].items() for name, own in known.items()
-    ):
-        return "shards of the store changed or were removed"
-    rows = sum(
-        store.shards[name, int(part)].rows
-        for name in shards
-        for part in shards[name].keys() - known[name].keys()
-    )
-    if record["rows"] + rows > _GROWTH * record["built_from"]:
-        return f"the store has more than twice the {record['built_from']:,} rows it was built from"
-    return None
-
-
-def _build(
-    store: Store,
-    folder: Path,
-    chosen: Pipeline,
-    settings: Mapping[str, Any],
-    source: Mapping[str, Any],
-    reporter: Reporter,
-) -> Index:
-    """Build the index as a whole, with the settings of `build_index`; ``source`` names the store
-    and its shards.
-    """
-    faiss, split, dim = load_faiss(), settings["split"], store.info.dim
-    if not chosen.fitted:
-        chosen.fit(store)
-        reporter.message(chosen.describe_fit(store))
-    chosen.check_model(store.info.model)
-    parts = {name: store.parts(name) for name in source["store_shards"]}
-    rows = _row_table(store, parts, split)
-    n = rows.num_rows
-    if n == 0:
-        raise StoreError(
-            f"The store {store.path} has no rows in the split {split!r} to index. Its splits are "
-            f"{store.list_splits()}."
-        )
-    queries = _sample_queries(store, chosen, list(parts), split)
-    x, blocks = _vectors(store, chosen, parts, split, n, reporter)
-    factory = _choose_factory(n, dim) if settings["factory"] == "auto" else settings["factory"]
-    try:
-        empty = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-        if not empty.is_trained:
-            wanted = min(n, max(_cells(empty) * _TRAINING_ROWS_PER_CELL, 65_536))
-            sample = generator(settings["seed"], "index training").choice(
-                n, size=wanted, replace=False
-            )
-            empty.train(x[np.sort(sample)])
-        filled = _fill(empty, blocks, settings["shard_rows"])
-    except RuntimeError as error:
-        raise StoreError(
-            f"FAISS cannot make the index {factory!r} from {counted(n, 'row')} of {dim} dimensions "
-            f"({last_line(error)}).",
-            remedy="Use --factory auto, Flat, or fewer cells.",
-        ) from error
-    made = {
-        "model": store.info.model,
-        "factory": factory,
-        "dim": dim,
-        "metric": "cosine",
-        "built_from": n,
-    }
-    record = {
-        **made,
-        **_measure_recall(filled, queries, x, settings["recall"]),
-        "settings": settings,
-        **source,
-    }
-    try:
-        calibration = Calibration.fit(store, pipeline=chosen)
-    except TransformError:  # a memory, whose effect only rows show
-        calibration = Calibration(
-            dict(zip(parts, map(Moments.from_rows, blocks), strict=True)), chosen
-        )
-    index = Index(folder, record, filled, rows, calibration)
-    if len(parts) > 1 and not calibration.moments:
-        reporter.message("Searches of this index rank by the cosine, which is not calibrated.")
-    _write(index)
-    if len(parts) == 2:
-        from ..geometry.spaces import modality_bias
-
-        samples = {name: first_rows(store, name, None, _BIAS_ROWS).embeddings for name in parts}
-        index.bias = {}
-        for label, pipeline in (("before", preset("c1")), ("after", chosen)):
-            x, y = (pipeline.transform(rows, modality=name) for name, rows in samples.items())
-            shares = modality_bias(x, y, seed=settings["seed"])
-            index.bias[label] = {
-                name: round(share.value, 4) for name, share in zip(parts, shares, strict=True)
-            }
-    index.record["added"] = n
-    return index
-
-
-def _add_rows(index: Index, store: Store, source: Mapping[str, Any], reporter: Reporter) -> Index:
-    """Add the rows of the shards that an index lacks, as parts of their own.
-
-    Raises:
-        RuntimeError: if FAISS cannot add rows to an index of this kind.
-    """
-    settings, known, before = (
-        index.record["settings"],
-        index.record["store_shards"],
-        index.rows.num_rows,
-    )
-    parts = {
-        n: sorted(map(int, own.keys() - known[n].keys()))
-        for n, own in source["store_shards"].items()
-    }
-    index.rows = _row_table(store, parts, settings["split"], index.rows)
-    added, kept = index.rows.num_rows - before, index.record["shards"]
-    empty = load_faiss().clone_index(index.shards[-1])
-    empty.reset()
-    _, blocks = _vectors(store, index.pipeline, parts, settings["split"], added, reporter)
-    index.shards += _fill(empty, blocks, settings["shard_rows"])
-    index.record |= source
-    _write(index, kept)
-    index.record["added"] = added
-    return index
-
-
-def _write(index: Index, kept: Sequence[str] = ()) -> None:
-    """Write an index; its first parts are the ``kept`` files of the one that is there."""
-    names = [f"part-{part:05d}.faiss" for part in range(len(index.shards))]
-    index.record |= {"rows": index.rows.num_rows, "shards": names}
-    with writing(index.path, _KIND, index.record, keep=False) as new:
-        for name, part in zip(names, index.shards, strict=True):
-            if name in kept:
-                try:
-                    os.link(index.path / name, new / name)
-                except OSError:  # not every file system has hard links
-                    shutil.copyfile(index.path / name, new / name)
-            else:
-                save_index(part, new / name)
-        pq.write_table(index.rows, new / _ROWS_FILE, compression="zstd")
-        index.pipeline.save(new)
-        save_moments(new / _MOMENTS_FILE, index.calibration.moments, {})
-
-
-def _vectors(
-    store: Store,
-    pipeline: Pipeline,
-    parts: Mapping[str, Sequence[int]],
-    split: str,
-    n: int,
-    reporter: Reporter,
-) -> tuple[Matrix, list[Matrix]]:
-    """Return the n transformed rows of these shards (n, d), and the blocks of them that are of one
-    modality.
-    """
-    x, blocks, end = np.empty((n, store.info.dim), np.float32), [], 0
-    with reporter.progress("Indexing", n) as progress:
-        for name, numbers in parts.items():
-            first = end
-            for batch in store.batches(name, split=split, parts=numbers):
-                end += len(batch)
-                x[end - len(batch) : end] = pipeline.transform(
-                    embedding_matrix(batch), modality=name
-                )
-                progress.advance(len(batch))
-            blocks.append(x[first:end])
-    return x, blocks
-
-
-def _fill(empty: Any, blocks: Sequence[Matrix], shard_rows: int) -> list[Any]:
-    """Return copies of the trained index ``empty`` with up to ``shard_rows`` vectors of one
-    modality each.
-    """
-    filled = []
-    for block in blocks:
-        for start in range(0, len(block), shard_rows):
-            filled.append(load_faiss().clone_index(empty))
-            filled[-1].add(block[start : start + shard_rows])
-    return filled
-
-
-def _measure_recall(
-    shards: Sequence[Any], queries: Matrix, x: Matrix, target: float
-) -> dict[str, Any]:
-    """Return recall@10 against exact search in the vectors, and the nprobe that it takes."""
-    faiss, k = load_faiss(), min(10, len(x))
-    truth = faiss.knn(np.ascontiguousarray(queries), x, k, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    cells = _cells(shards[0])
-    probes: list[int | None] = (
-        [1 << power for power in range(int(np.log2(cells)) + 1)] if cells else [None]
-    )
-    recall = 0.0
-    for nprobe in probes:
-        found = _search_shards(shards, queries, k, nprobe)[1]
-        previous, recall = (
-            recall,
-            float((found[:, :, None] == truth[:, None, :]).any(axis=2).mean()),
-        )
-        # without inverted lists' misses, more probes change nothing: what is lost is lost by
-        # quantisation
-        if recall >= target or (nprobe and nprobe >= 64 and recall - previous < 1e-3):
-            break
-    return {"nprobe": nprobe, f"recall@{k}": round(recall, 4), "recall_queries": len(queries)}
-
-
-def _cells(index: Any) -> int:
-    """Return the number of inverted lists of an index, 0 if it has none."""
-    inverted = load_faiss().try_extract_index_ivf(index)
-    return int(inverted.nlist) if inverted else 0
-
-
-def _sample_queries(
-    store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str
-) -> Matrix:
-    """Return queries for tuning the search, if possible rows of another modality that the pipeline
-    is fitted for.
-
-    Rows of the index itself would find themselves without effort.
-    """
-    for other in (name for name in store.modalities if name not in modalities):
-        with suppress(TransformError):
-            return pipeline.transform(
-                first_rows(store, other, None, _RECALL_QUERIES).embeddings, modality=other
-            )
-    rows = first_rows(store, modalities[0], split, _RECALL_QUERIES)
-    return pipeline.transform(rows.embeddings, modality=modalities[0])
-
-
-def _choose_factory(n: int, dim: int) -> str:
-    """Return the index string for ``n`` vectors of ``dim`` dimensions.
-
-    It is exact up to 20,000 rows, has inverted lists of float16 vectors up to 2 million, and beyond
-    that product quantisation after a rotation.
-    """
-    if n <= _FLAT_ROWS:
-        return "Flat"
-    cells = 1 << round(np.log2(4 * np.sqrt(n)))
-    while cells * _LEAST_ROWS_PER_CELL > n:
-        cells //= 2
-    if n <= _QUANTISED_ROWS:
-        return f"IVF{cells},SQfp16"
-    pieces = next((m for m in (64, 32, 16, 8, 4) if m * 4 <= dim), 1)
-    return f"OPQ{pieces}_{pieces * 4},IVF{cells},PQ{pieces}"

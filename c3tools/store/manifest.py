@@ -254,6 +254,11 @@ class StoreWriter:
             return self.rewriting.file(name)
         return self.path / name
 
+    def written(self, name: str) -> Path:
+        """Return where a file is before `finish`: where it waits, or at its place."""
+        waiting = self.rewriting.file(name)
+        return waiting if kind_of(waiting) == "file" else self.path / name
+
     def parts(self) -> dict[ShardName, list[str]]:
         """Return the files of each part of an export that are there or listed, by part."""
         names = set(names_below(self.path))

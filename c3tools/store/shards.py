@@ -26,10 +26,10 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..arrays import Floats
 from ..corpus.items import Failure as Failure  # noqa: PLC0414 - other modules take it from here
 from ..errors import StoreError, UnreachableError
 from ..identity import ModelIdentity
@@ -355,24 +355,33 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
 
 
 def shard_table(
-    info: StoreInfo, modality: str, embeddings: Floats, columns: Mapping[str, Sequence[Any]]
+    info: StoreInfo,
+    modality: str,
+    embeddings: npt.NDArray[Any],
+    columns: Mapping[str, Sequence[Any]],
 ) -> pa.Table:
     """Return the rows of a shard with the columns of its modality.
 
     Args:
         info: of the store; embeddings are cast to its dtype.
         modality: ``image``, ``text``, or another name.
-        embeddings: (n, d), of any float dtype.
+        embeddings: (n, d), of any float dtype; of an index, codes uint8 (n, bytes of a code).
         columns: ``key`` and the columns of the modality, n values each; a missing column is null.
     """
-    n, schema = len(columns["key"]), shard_schema(modality, info)
-    flat = np.asarray(embeddings).reshape(n, info.dim).astype(info.dtype, copy=False).reshape(-1)
-    arrays = [
-        pa.FixedSizeListArray.from_arrays(pa.array(flat), type=column.type)
-        if column.name == "embedding"
-        else pa.array(columns.get(column.name, [None] * n), type=column.type)
-        for column in schema
-    ]
+    count = len(columns["key"])
+    schema = shard_schema(modality, info)
+    arrays: list[Any] = []
+    for column in schema:
+        if column.name == "embedding":
+            matrix = np.asarray(embeddings).reshape(count, info.dim)
+            flat = matrix.astype(info.dtype, copy=False).reshape(-1)
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), type=column.type))
+        elif column.name == "code":
+            content = pa.py_buffer(np.ascontiguousarray(embeddings).data)
+            arrays.append(pa.FixedSizeBinaryArray.from_buffers(column.type, count, [None, content]))
+        else:
+            values = columns.get(column.name, [None] * count)
+            arrays.append(pa.array(values, type=column.type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

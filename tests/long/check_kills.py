@@ -84,7 +84,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "import": (vectors, "import --image i.npy --text t.npy"),
     "merge": (stores, "merge c3-store other -o out --prefix"),
     "split": (stores, "split -o out --fractions 0.5,0.25,0.25"),
-    "index": (stores, "index --shard-rows 100"),
+    "index": (stores, "index"),
     "export": (
         partial(stores, then="export --preset c1"),
         "export --preset c2-collapse --overwrite",

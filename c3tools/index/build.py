@@ -1,0 +1,603 @@
+"""`c3 index`: build the index of a store, continue it, or bring it up to date."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..arrays import Indices, Matrix
+from ..choices import ExecutorName
+from ..corpus.splits import ALL
+from ..errors import C3Error, StoreError, TransformError, note_on_interrupt
+from ..executors import Executor
+from ..export.parts import Recipe, plan_parts, write_parts
+from ..export.record import ExportRecord, Request, Settings, fitted_shards
+from ..export.run import describe, load_fit, open_export
+from ..io.files import sha256_of, write_atomically, write_json_atomically
+from ..io.locations import kind_of, location, read_all
+from ..io.lock import locked
+from ..moments import Moments, load_moments, save_moments
+from ..reporter import SILENT, Reporter, counted
+from ..seeds import generator
+from ..store import Store, embedding_matrix
+from ..store.manifest import MOMENTS_FILE, StoreWriter
+from ..store.shard_indexes import last_line, load_faiss
+from ..store.shards import INFO_FILE, part_name, read_batches
+from ..transforms import Pipeline, open_pipeline
+from ..transforms import preset as preset_named
+from ..transforms.calibration import Calibration
+from ..transforms.fitting import first_rows, load_command
+from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
+from .codes import CodeFormat, add_codes, cell_count, codes_of, has_codes, set_nprobe
+from .index import TRAINED_FILE, Index
+
+_FILES = (JSON_NAME, TENSORS_NAME, TRAINED_FILE, MOMENTS_FILE)
+_BIAS_ROWS = 2_000
+_RECALL_QUERIES = 200
+_NEIGHBOURS = 10
+_FEW_CELLS = 64  # up to which all numbers of visited cells are measured in one pass
+_FLAT_ROWS = 20_000
+_QUANTISED_ROWS = 2_000_000
+_TRAINING_ROWS_PER_CELL = 64
+_LEAST_ROWS_PER_CELL = 39  # below it, FAISS warns that its k-means has too few points
+_LEAST_TRAINING_ROWS = 65_536
+_MOST_TRAINING_BYTES = 512 * 2**20
+_GROWTH = 2  # times the rows it was fitted on, beyond which means and cells are computed again
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Fit of an index: all that its rows go through.
+
+    Attributes:
+        pipeline: the fitted pipeline.
+        format: has the trained FAISS index.
+        moments: of transformed rows, by modality, which scores are calibrated with.
+    """
+
+    pipeline: Pipeline
+    format: CodeFormat
+    moments: dict[str, Moments]
+
+
+def build_index(
+    store: Store | str | Path = "c3-store",
+    output: str | Path = "c3-index",
+    *,
+    factory: str = "auto",
+    modality: Sequence[str] | None = None,
+    split: str | None = None,
+    preset: str = "gr-clip",
+    pipeline: Pipeline | str | Path | None = None,
+    recall: float = 0.98,
+    seed: int = 0,
+    rebuild: bool = False,
+    executor: ExecutorName | Executor = "local",
+    address: str | None = None,
+    processes: int | None = None,
+    reporter: Reporter = SILENT,
+) -> Index:
+    """Index the transformed embeddings of a store, as inference inputs without noise.
+
+    If ``output`` has an index with the same settings, the rows of new and changed shards are added,
+    and those of removed shards are removed; ``record["added"]`` is the number of rows that were
+    added. Otherwise, and if the store has more than twice the rows it was built from, the index is
+    rebuilt, and a message gives the reason.
+
+    Args:
+        store: See `embed`.
+        output: The folder, or the URL, to write to.
+        factory: auto (Flat for few rows, IVF,SQfp16 for more, OPQ,IVF,PQ for many), or a FAISS
+            index string.
+        modality: Index only these modalities. By default all, in one index.
+        split: See `gap_report`.
+        preset: The preset that transforms vectors and queries; c1 leaves them unchanged, as gr-clip
+            does in a store of one modality.
+        pipeline: Your own pipeline instead of a preset.
+        recall: The recall@10 that the search is tuned to reach.
+        seed: Seed for all random numbers.
+        rebuild: Rebuild the index, with the means of all rows, instead of adding to it.
+        executor: See `embed`.
+        address: See `embed`.
+        processes: See `embed`.
+        reporter: Shows the progress.
+
+    Raises:
+        StoreError: if there is nothing to index, FAISS refuses the factory, or its kind of index
+            has no codes of single rows.
+        OutputError: if ``output`` contains other files, or another run is writing to it.
+        TransformError: if the pipeline does not fit the store.
+        MissingExtraError: if faiss is not installed.
+    """
+    load_faiss()
+    output = location(output)
+    store = Store.open(store, reporter=reporter)
+    modalities = list(modality) if modality else store.modalities
+    for name in modalities:
+        store.require(name)
+    known = {*store.modalities, *store.external_moments()[0]}
+    is_centred = pipeline is not None or preset != "gr-clip" or ("text" in known and len(known) > 1)
+    wanted = open_pipeline(pipeline, preset if is_centred else "c1")
+    options = {
+        "factory": factory,
+        "modality": list(modality) if modality else None,
+        "split": split or ALL,
+        "recall": recall,
+        "seed": seed,
+    }
+    asked = Request.of(store, wanted, options)
+    kept = "What is finished was kept; run the same command again to make the rest."
+    with locked(output), note_on_interrupt(lambda: kept):
+        begun = _fit_there(output, store, asked, modalities, rebuild=rebuild, reporter=reporter)
+        if begun.fit is None or begun.record is None or begun.writer is None:
+            if not is_centred:
+                reporter.message(_say_uncentred(store, known))
+            begun = _fit_to(store, wanted, modalities, asked, begun.writer, output, reporter)
+        writer, record, fit = begun.ready()
+        recipe = Recipe(store, fit.pipeline, fit.format, record.settings)
+
+        # Write the parts that are new or changed
+        plan = plan_parts(recipe, writer, modalities, keeps_others=False)
+        write_parts(
+            recipe,
+            writer,
+            plan,
+            "Indexing",
+            workers=1,  # FAISS uses all cores
+            executor=executor,
+            address=address,
+            processes=processes,
+            reporter=reporter,
+        )
+
+        # Complete store.json, and put everything in place
+        described = recipe.described(_complete(record, recipe, writer, modalities))
+        if begun.is_new or described != writer.info:
+            write_json_atomically(writer.place(INFO_FILE), described.to_dict())
+        manifest = writer.finish([f for f in store.recorded_failures() if f.stage == "list"])
+
+    index = Index.open(output)
+    if not begun.is_new:
+        parts = [(part.modality, part.number) for part in plan.todo]
+        index.record["added"] = sum(manifest.shards[part].rows for part in parts)
+        return index
+    index.record["added"] = index.rows.num_rows
+    if len(modalities) > 1 and not fit.moments:
+        reporter.message("Searches of this index rank by the cosine, which is not calibrated.")
+    if len(modalities) == 2:
+        index.bias = _measure_bias(store, fit.pipeline, modalities, seed)
+    return index
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """An index that is being written.
+
+    Attributes:
+        writer: of the index; None if nothing is there yet.
+        record: of the fit.
+        fit: None if there is none that can be used.
+        is_new: whether all rows of the index are new in it.
+    """
+
+    writer: StoreWriter | None
+    record: ExportRecord | None
+    fit: _Fit | None
+    is_new: bool
+
+    def ready(self) -> tuple[StoreWriter, ExportRecord, _Fit]:
+        """Return what parts are written with."""
+        assert self.writer is not None
+        assert self.record is not None
+        assert self.fit is not None
+        return self.writer, self.record, self.fit
+
+
+def _say_uncentred(store: Store, known: set[str]) -> str:
+    others = "texts" if known == {"image"} else "images"
+    return (
+        f"Nothing is centred: the store has only {' and '.join(sorted(known))} rows. That "
+        f"is fine unless you search with {others}; then load their moments: "
+        f"{load_command(store)}."
+    )
+
+
+def _settings(fit: _Fit, split: str) -> Settings:
+    """Return the settings of an index: whole vectors of float32 are encoded."""
+    return Settings(
+        format=fit.format.name,
+        dtype="float32",
+        role="inference",
+        train_on="text",
+        seed=0,
+        applied=len(fit.pipeline.steps),
+        split=split,
+        code_size=int(fit.format.trained.sa_code_size()),
+    )
+
+
+def _fit_there(
+    output: Path,
+    store: Store,
+    asked: Request,
+    modalities: Sequence[str],
+    *,
+    rebuild: bool,
+    reporter: Reporter,
+) -> _Begun:
+    """Return the fit of the index that is there, or say why it cannot be used."""
+    writer = open_export(output, is_index=True, files=_FILES, reporter=reporter)
+    if writer is None or rebuild:
+        return _Begun(writer, None, None, is_new=True)
+    is_first = writer.before is None  # a first run that was killed
+    record = ExportRecord.of(writer.info)
+    reason = _reason_to_rebuild(writer, record, asked, store, modalities)
+    if reason is not None:
+        if not is_first:
+            reporter.message(f"Rebuilding {output}: {reason}.")
+        return _Begun(writer, None, None, is_new=True)
+    fit = _read_fit(writer)
+    age = record.age(store) if record is not None else None
+    if age is not None and not is_first:
+        reporter.message(f"{age} --rebuild fits it anew.")
+    return _Begun(writer, record, fit, is_new=is_first)
+
+
+def _reason_to_rebuild(
+    writer: StoreWriter,
+    former: ExportRecord | None,
+    asked: Request,
+    store: Store,
+    modalities: Sequence[str],
+) -> str | None:
+    """Return why the fit of an index that is there cannot be used; None if it can."""
+    if former is None:
+        return f"its {INFO_FILE} does not say what it was made from"
+    differences = former.asked.differences(asked)
+    if differences:
+        return "; ".join(differences)
+    listed = {} if writer.before is None else writer.before.files
+    for name in _FILES:
+        path = writer.path / name
+        if kind_of(path) is None:
+            return f"{name} is missing"
+        if name in listed and sha256_of(path) != listed[name]:
+            return f"{name} is damaged"
+    if not former.unchanged_rows(store):
+        return "all shards of the store changed or were removed"
+    built_from = former.index["built_from"]
+    rows = sum(store.count(name, former.settings.split) for name in modalities)
+    if rows > _GROWTH * built_from:
+        return f"the store has more than twice the {built_from:,} rows it was built from"
+    try:
+        pipeline = load_fit(writer)
+    except TransformError as error:
+        return error.message
+    memory = None if pipeline is None else former.changed_memory(store, pipeline)
+    if memory is not None:
+        return f"its pipeline holds {memory} rows of shards that were changed or removed"
+    return None
+
+
+def _read_fit(writer: StoreWriter) -> _Fit | None:
+    """Return the fit of an index; None if a run was killed before all of it was written."""
+    try:
+        pipeline = load_fit(writer)
+        coder = CodeFormat(read_all(writer.path / TRAINED_FILE))
+        coder.trained  # noqa: B018 - a file that was cut short is refused here
+        moments = load_moments(writer.path / MOMENTS_FILE)[0]
+    except (OSError, RuntimeError, C3Error):
+        return None
+    return None if pipeline is None else _Fit(pipeline, coder, moments)
+
+
+def _fit_to(
+    store: Store,
+    pipeline: Pipeline,
+    modalities: Sequence[str],
+    asked: Request,
+    writer: StoreWriter | None,
+    output: Path,
+    reporter: Reporter,
+) -> _Begun:
+    """Fit the pipeline, train the FAISS index, and write both.
+
+    Raises:
+        StoreError: if there are no rows, or FAISS cannot make the index.
+        TransformError: if the pipeline does not fit the store.
+    """
+    split = asked.options["split"]
+    if not pipeline.fitted:
+        pipeline.fit(store)
+        reporter.message(pipeline.describe_fit(store))
+    pipeline.check_model(store.info.model)
+    rows = sum(store.count(name, split) for name in modalities)
+    if rows == 0:
+        raise StoreError(
+            f"The store {store.path} has no rows in the split {split!r} to index. Its splits are "
+            f"{store.list_splits()}."
+        )
+    factory = asked.options["factory"]
+    if factory == "auto":
+        factory = choose_factory(rows, store.info.dim)
+    source = _Rows(store, pipeline, modalities, split)
+    coder = _train(source, rows, factory, asked.options["seed"])
+    try:
+        moments = Calibration.fit(store, pipeline=pipeline).moments
+    except TransformError:  # a memory, whose effect only rows show
+        moments = {name: source.moments(name) for name in modalities}
+    fit = _Fit(pipeline, coder, moments)
+
+    # Write them
+    settings = _settings(fit, split)
+    built = {"factory": factory, "built_from": rows}
+    record = ExportRecord(asked, fitted_shards(store), settings, built)
+    recipe = Recipe(store, pipeline, coder, settings)
+    writer = describe(output, writer, recipe, record, files=_FILES)
+    write_atomically(writer.place(MOMENTS_FILE), lambda path: save_moments(path, moments, {}))
+    write_atomically(writer.place(TRAINED_FILE), lambda path: path.write_bytes(coder.content))
+    return _Begun(writer, record, fit, is_new=True)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The transformed rows of a store, in the order of the index.
+
+    Attributes:
+        store: the store.
+        pipeline: the fitted pipeline.
+        modalities: of the rows, one after the other.
+        split: of the rows.
+    """
+
+    store: Store
+    pipeline: Pipeline
+    modalities: Sequence[str]
+    split: str
+
+    def batches(self) -> Iterator[tuple[str, Matrix]]:
+        """Yield the modality and the embeddings (n, d) of some rows, before the transform."""
+        for name in self.modalities:
+            for batch in self.store.batches(name, ["embedding"], split=self.split):
+                yield name, embedding_matrix(batch)
+
+    def transform(self, rows: Matrix, modality: str) -> Matrix:
+        """Return transformed rows, float32 (n, d)."""
+        return self.pipeline.transform(rows, modality=modality)
+
+    def sample(self, numbers: Indices) -> Matrix:
+        """Return the rows of these numbers, which ascend, float32 (n, d)."""
+        chosen = np.empty((len(numbers), self.store.info.dim), np.float32)
+        first = 0  # number of the first row of a batch
+        for name, rows in self.batches():
+            start, stop = np.searchsorted(numbers, [first, first + len(rows)])
+            if stop > start:
+                chosen[start:stop] = self.transform(rows[numbers[start:stop] - first], name)
+            first += len(rows)
+        return chosen
+
+    def moments(self, modality: str) -> Moments:
+        """Return the moments of the transformed rows of one modality."""
+        blocks = (
+            Moments.from_rows(self.transform(rows, name))
+            for name, rows in replace(self, modalities=[modality]).batches()
+        )
+        return Moments.merge_all(blocks, self.store.info.dim)
+
+    def queries(self) -> Matrix:
+        """Return queries for tuning the search, if possible rows of a modality that is not indexed
+        and that the pipeline is fitted for.
+
+        Rows of the index itself would find themselves without effort.
+        """
+        for other in self.store.modalities:
+            if other not in self.modalities:
+                with suppress(TransformError):
+                    rows = first_rows(self.store, other, None, _RECALL_QUERIES)
+                    return self.transform(rows.embeddings, other)
+        first = self.modalities[0]
+        rows = first_rows(self.store, first, self.split, _RECALL_QUERIES)
+        return self.transform(rows.embeddings, first)
+
+    def nearest(self, queries: Matrix, k: int) -> Indices:
+        """Return the numbers of the rows with the largest inner products, (q, k), best first."""
+        faiss = load_faiss()
+        nearest = _Nearest(k)
+        for name, rows in self.batches():
+            x = self.transform(rows, name)
+            most = min(k, len(x))
+            scores, numbers = faiss.knn(queries, x, most, metric=faiss.METRIC_INNER_PRODUCT)
+            nearest.add(scores, numbers, len(x))
+        return nearest.rows
+
+
+@dataclass
+class _Nearest:
+    """The best rows of several searches, in parts of the rows one after the other.
+
+    Attributes:
+        k: number of rows to keep.
+        scores: of these, best first: float32 (q, k).
+        rows: their numbers among all parts, (q, k); -1 for none.
+        searched: number of rows of the parts so far.
+    """
+
+    k: int
+    scores: Matrix = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    rows: Indices = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    searched: int = 0
+
+    def add(self, scores: Matrix, rows: Indices, count: int) -> None:
+        """Take the best of a further part of ``count`` rows, by their numbers in it, (q, k)."""
+        numbered = np.where(rows < 0, -1, rows + self.searched)
+        scores = np.where(rows < 0, -np.inf, scores)
+        if self.searched:
+            scores = np.hstack([self.scores, scores])
+            numbered = np.hstack([self.rows, numbered])
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : self.k]
+        self.scores = np.take_along_axis(scores, best, axis=1)
+        self.rows = np.take_along_axis(numbered, best, axis=1)
+        self.searched += count
+
+
+def _train(source: _Rows, count: int, factory: str, seed: int) -> CodeFormat:
+    """Return the format of a trained FAISS index.
+
+    Raises:
+        StoreError: if FAISS cannot make it, or rows have no codes of their own in it.
+    """
+    faiss = load_faiss()
+    dim = source.store.info.dim
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        if not has_codes(index):
+            raise StoreError(
+                f"A FAISS index {factory!r} cannot be stored row by row.",
+                remedy="Use --factory auto, or Flat, SQ, PQ or RaBitQ, with or without IVF and "
+                "OPQ.",
+            )
+        if not index.is_trained:
+            most = _training_rows(dim)
+            wanted = max(cell_count(index) * _TRAINING_ROWS_PER_CELL, _LEAST_TRAINING_ROWS)
+            numbers = generator(seed, "index training").choice(
+                count, size=min(count, wanted, most), replace=False
+            )
+            index.train(source.sample(np.sort(numbers)))
+        return CodeFormat(faiss.serialize_index(index).tobytes())
+    except RuntimeError as error:
+        raise StoreError(
+            f"FAISS cannot make the index {factory!r} from {counted(count, 'row')} of {dim} "
+            f"dimensions "
+            f"({last_line(error)}).",
+            remedy="Use --factory auto, Flat, or fewer cells.",
+        ) from error
+
+
+def _training_rows(dim: int) -> int:
+    """Return how many rows of so many dimensions a FAISS index is trained on at the most."""
+    return _MOST_TRAINING_BYTES // (4 * dim)
+
+
+def choose_factory(n: int, dim: int) -> str:
+    """Return the index string for ``n`` vectors of ``dim`` dimensions.
+
+    It is exact up to 20,000 rows, has inverted lists of float16 vectors up to 2 million, and beyond
+    that product quantisation after a rotation.
+    """
+    if n <= _FLAT_ROWS:
+        return "Flat"
+    cells = 1 << round(np.log2(4 * np.sqrt(n)))
+    while cells * _LEAST_ROWS_PER_CELL > min(n, _training_rows(dim)):
+        cells //= 2
+    if n <= _QUANTISED_ROWS:
+        return f"IVF{cells},SQfp16"
+    pieces = next((m for m in (64, 32, 16, 8, 4) if m * 4 <= dim), 1)
+    return f"OPQ{pieces}_{pieces * 4},IVF{cells},PQ{pieces}"
+
+
+def _complete(
+    record: ExportRecord, recipe: Recipe, writer: StoreWriter, modalities: Sequence[str]
+) -> ExportRecord:
+    """Return the record of an index with the place of its store, and how it is searched best."""
+    store = recipe.store
+    place = str(store.path)
+    if isinstance(store.path, Path) and isinstance(writer.path, Path):
+        place = os.path.relpath(store.path, writer.path)  # since both may move together
+    content = record.index | {"store": place}
+    if "nprobe" not in content:
+        source = _Rows(store, recipe.pipeline, modalities, record.settings.split)
+        content |= _measure_recall(source, recipe, writer, record.asked.options["recall"])
+    return replace(record, index=content)
+
+
+def _measure_recall(
+    source: _Rows, recipe: Recipe, writer: StoreWriter, target: float
+) -> dict[str, Any]:
+    """Return recall@10 against exact search in the vectors, and the nprobe that it takes."""
+    queries = np.ascontiguousarray(source.queries())
+    truth = source.nearest(queries, _NEIGHBOURS)
+    assert isinstance(recipe.format, CodeFormat)
+    trained = recipe.format.trained
+    recall = 0.0
+    nprobe: int | None = None
+    for probes in _probes(cell_count(trained)):
+        found = _search_parts(recipe, source.modalities, writer, queries, probes)
+        for nprobe in probes:
+            previous = recall
+            is_found = (found[nprobe][:, :, None] == truth[:, None, :]).any(axis=2)
+            recall = float(is_found.mean())
+            # without inverted lists' misses, more probes change nothing: what is lost is lost by
+            # quantisation
+            is_steady = nprobe is not None and nprobe >= 64 and recall - previous < 1e-3
+            if recall >= target or is_steady:
+                return _recall_record(nprobe, recall, truth, queries)
+    return _recall_record(nprobe, recall, truth, queries)
+
+
+def _recall_record(
+    nprobe: int | None, recall: float, truth: Indices, queries: Matrix
+) -> dict[str, Any]:
+    name = f"recall@{truth.shape[1]}"
+    return {"nprobe": nprobe, name: round(recall, 4), "recall_queries": len(queries)}
+
+
+def _probes(cells: int) -> list[list[int | None]]:
+    """Return the numbers of visited cells to try, in groups that are measured together."""
+    if not cells:
+        return [[None]]
+    numbers = [1 << power for power in range(int(np.log2(cells)) + 1)]
+    groups: list[list[int | None]] = [[number for number in numbers if number <= _FEW_CELLS]]
+    groups += [[number] for number in numbers if number > _FEW_CELLS]
+    return groups
+
+
+def _search_parts(
+    recipe: Recipe,
+    modalities: Sequence[str],
+    writer: StoreWriter,
+    queries: Matrix,
+    probes: Sequence[int | None],
+) -> dict[int | None, Indices]:
+    """Return the rows that an index finds, (q, k), by the number of cells that are visited.
+
+    The parts are searched one after the other, so that only one of them is in memory.
+    """
+    faiss = load_faiss()
+    assert isinstance(recipe.format, CodeFormat)
+    nearest = {nprobe: _Nearest(_NEIGHBOURS) for nprobe in probes}
+    for modality in modalities:
+        for number in recipe.store.parts(modality):
+            part = faiss.clone_index(recipe.format.trained)
+            path = writer.written(part_name(modality, number))
+            if kind_of(path) is None:  # a shard without rows has no part
+                continue
+            for batch in read_batches(path, modality, recipe.info, ["code"]):
+                add_codes(part, codes_of(batch))
+            for nprobe in probes if part.ntotal else ():
+                set_nprobe(part, nprobe)
+                scores, rows = part.search(queries, _NEIGHBOURS)
+                nearest[nprobe].add(scores, rows, part.ntotal)
+    return {nprobe: found.rows for nprobe, found in nearest.items()}
+
+
+def _measure_bias(
+    store: Store, pipeline: Pipeline, modalities: Sequence[str], seed: int
+) -> dict[str, dict[str, float]]:
+    """Return the share of own-modality rows among the 10 nearest, before and after the pipeline."""
+    from ..geometry.spaces import modality_bias
+
+    samples = {name: first_rows(store, name, None, _BIAS_ROWS).embeddings for name in modalities}
+    bias: dict[str, dict[str, float]] = {}
+    for label, applied in (("before", preset_named("c1")), ("after", pipeline)):
+        x, y = (applied.transform(rows, modality=name) for name, rows in samples.items())
+        shares = modality_bias(x, y, seed=seed)
+        bias[label] = {}
+        for name, share in zip(modalities, shares, strict=True):
+            bias[label][name] = round(share.value, 4)
+    return bias

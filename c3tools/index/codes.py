@@ -1,0 +1,132 @@
+"""FAISS codes of rows: the format of an index, and opening codes for a search.
+
+An index is an export whose rows have a code in place of the embedding: the bytes that FAISS keeps
+for a vector (`sa_encode`). The trained FAISS index, without any row, lies beside them in
+`trained.faiss`; once the codes are added to it (`add_sa_codes`), it finds what an index finds that
+the vectors were added to.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..arrays import Matrix
+from ..export.formats import ParquetFormat
+from ..store import Store
+from ..store.rows import one_array
+from ..store.shard_indexes import load_faiss, read_index
+from ..store.shards import CODE_FORMAT
+
+Codes = npt.NDArray[np.uint8]
+HIT_COLUMNS = ("key", "caption", "path", "image_key", "split")
+
+
+class CodeFormat(ParquetFormat):
+    """Shards whose rows have FAISS codes.
+
+    Args:
+        content: the trained FAISS index without rows, as FAISS writes it to a file.
+    """
+
+    name = CODE_FORMAT
+    columns = HIT_COLUMNS
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.digest = sha256(content).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker makes the format of."""
+        return {"content": self.content, "digest": self.digest}
+
+    @cached_property
+    def trained(self) -> Any:
+        """The trained FAISS index, without rows."""
+        return load_faiss().deserialize_index(np.frombuffer(self.content, np.uint8))
+
+    def encode(self, rows: Matrix) -> Codes:
+        """Return the codes of rows (n, d): uint8 (n, bytes of a code)."""
+        codes: Codes = self.trained.sa_encode(np.ascontiguousarray(rows, dtype=np.float32))
+        return codes
+
+
+def has_codes(index: Any) -> bool:
+    """Return whether FAISS can take the rows of an index apart, each as a code of its own."""
+    faiss = load_faiss()
+    inner = _without_transforms(index)
+    if isinstance(inner, faiss.IndexIVFFastScan):
+        return False
+    return isinstance(inner, (faiss.IndexFlatCodes, faiss.IndexIVF))
+
+
+def add_codes(index: Any, codes: Codes) -> None:
+    """Add rows to a FAISS index, given their codes: uint8 (n, bytes of a code)."""
+    inner = _without_transforms(index)
+    inner.add_sa_codes(np.ascontiguousarray(codes))
+    index.ntotal = inner.ntotal
+
+
+def _without_transforms(index: Any) -> Any:
+    """Return the FAISS index behind the rotations that rows go through first."""
+    faiss = load_faiss()
+    index = faiss.downcast_index(index)
+    while isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
+    return index
+
+
+def cell_count(index: Any) -> int:
+    """Return the number of inverted lists of a FAISS index, 0 if it has none."""
+    inverted = load_faiss().try_extract_index_ivf(index)
+    return int(inverted.nlist) if inverted else 0
+
+
+def set_nprobe(index: Any, nprobe: int | None) -> None:
+    """Let a FAISS index visit so many inverted lists, if it has any."""
+    inverted = load_faiss().try_extract_index_ivf(index)
+    if inverted and nprobe:
+        inverted.nprobe = nprobe
+
+
+def codes_of(batch: pa.RecordBatch) -> Codes:
+    """Return the column ``code`` of rows: uint8 (n, bytes of a code)."""
+    column: Any = one_array(batch.column("code"))
+    size = column.type.byte_width
+    start = column.offset * size
+    content = np.frombuffer(column.buffers()[1], np.uint8)
+    return content[start : start + len(column) * size].reshape(len(column), size)
+
+
+def open_codes(store: Store, modality: str, coder: CodeFormat | None) -> Any:
+    """Return a FAISS index of all rows of one modality, in their order.
+
+    Args:
+        store: an index; or a store whose shards have FAISS indexes.
+        modality: of the rows.
+        coder: of the index; None for the second kind of store.
+
+    Raises:
+        StoreError: if a part is damaged, or not the one that the manifest lists.
+    """
+    faiss = load_faiss()
+    if coder is not None:
+        whole = faiss.clone_index(coder.trained)
+        for batch in store.batches(modality, ["code"]):
+            add_codes(whole, codes_of(batch))
+        return whole
+    whole = None
+    for part in store.parts(modality):
+        shard = read_index(store, modality, part)
+        codes = faiss.vector_to_array(shard.codes).reshape(shard.ntotal, -1)
+        if whole is None:
+            whole = faiss.clone_index(shard)
+            whole.reset()
+        if shard.ntotal:
+            add_codes(whole, codes)
+    return whole
