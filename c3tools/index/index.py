@@ -136,6 +136,7 @@ class Index:
         bias: share of own-modality rows among the 10 nearest, per modality, before and after the
             transform, in a balanced sample (0.5 without bias); None for one modality, and for an
             index that was opened or extended.
+        coder: has the trained FAISS index; None for a store with FAISS shards.
     """
 
     path: Path
@@ -145,8 +146,8 @@ class Index:
     calibration: Calibration
     source: Store
     bias: dict[str, dict[str, float]] | None = None
-    _coder: CodeFormat | None = None
-    _encoders: dict[tuple[str | None, ...], Encoder] = field(default_factory=dict)
+    coder: CodeFormat | None = None
+    _encoders: dict[tuple[str | None, ...], Encoder] = field(default_factory=dict, init=False)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -240,7 +241,7 @@ class Index:
             )
         parts = [part_name(*shard) for shard, record in source.shards.items() if record.rows]
         content |= {"rows": rows.num_rows, "shards": parts}
-        return cls(source.path, content, indexes, rows, calibration, source, _coder=coder)
+        return cls(source.path, content, indexes, rows, calibration, source, coder=coder)
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}: {self.rows.num_rows:,} rows, {self.record['factory']})"
@@ -524,9 +525,9 @@ class Index:
     def _is_stale(self, store: Store) -> bool:
         """Return whether parts would be written or removed if the index were brought up to date."""
         record = ExportRecord.of(self.source.info)
-        if self._coder is None or record is None:
+        if self.coder is None or record is None:
             return store.manifest != self.source.manifest
-        recipe = Recipe(store, self.pipeline, self._coder, record.settings)
+        recipe = Recipe(store, self.pipeline, self.coder, record.settings)
         modalities = record.asked.options["modality"] or store.modalities
         wanted = {}
         for shard, shard_record in store.shards.items():
