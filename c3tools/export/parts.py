@@ -104,6 +104,16 @@ class Recipe:
         values = vars(self.info) | {"extra": {"exported": content}}
         return StoreInfo(**values)
 
+    def row_count(self, shard: ShardName) -> int:
+        """Return how many rows of a shard are exported: those of the split, without left-out
+        ones.
+        """
+        modality, number = shard
+        if self.settings.split == ALL and modality not in self.store.left_out:
+            return self.store.shards[shard].rows
+        batches = self.store.batches(modality, ["key"], split=self.settings.split, parts=[number])
+        return sum(len(batch) for batch in batches)
+
     def rows_of(self, shard: ShardName, report: Report) -> pa.Table:
         """Return the transformed rows of a shard, with the columns that are written."""
         modality, number = shard
@@ -206,10 +216,10 @@ def plan_parts(
             shards[shard] = record.rows
     files = writer.parts()
     todo = []
-    for shard, rows in shards.items():
+    for shard in shards:
         made_from = recipe.made_from(shard)
         names = files.get(shard, [])
-        if not _is_whole(recipe, writer.path, names, made_from, rows):
+        if not _is_whole(recipe, writer.path, names, shard, made_from):
             is_replaced = bool(names) and writer.before is not None
             folder = writer.path / REWRITING if is_replaced else writer.path
             todo.append(Part(*shard, made_from, folder))
@@ -220,7 +230,9 @@ def plan_parts(
     return Plan(shards, todo, removed)
 
 
-def _is_whole(recipe: Recipe, output: Path, names: list[str], made_from: str, rows: int) -> bool:
+def _is_whole(
+    recipe: Recipe, output: Path, names: list[str], shard: ShardName, made_from: str
+) -> bool:
     """Return whether all files of a part are there, and have the rows that would be written."""
     tables = [name for name in names if name.endswith(".parquet")]
     if not tables or len(names) != len(tables) + recipe.format.arrays:
@@ -237,7 +249,7 @@ def _is_whole(recipe: Recipe, output: Path, names: list[str], made_from: str, ro
         if header.made_from != made_from:
             return False
         written_rows += header.rows
-    return written_rows == rows or recipe.settings.split != ALL
+    return written_rows == recipe.row_count(shard)
 
 
 def write_parts(
