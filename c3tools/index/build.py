@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ..arrays import Indices, Matrix
 from ..choices import ExecutorName
 from ..corpus.splits import ALL
 from ..errors import C3Error, StoreError, TransformError, note_on_interrupt
@@ -23,31 +18,22 @@ from ..io.files import sha256_of, write_atomically, write_json_atomically
 from ..io.locations import kind_of, location, read_all
 from ..io.lock import locked
 from ..moments import Moments, load_moments, save_moments
-from ..reporter import SILENT, Reporter, counted
-from ..seeds import generator
-from ..store import Store, embedding_matrix
+from ..reporter import SILENT, Reporter
+from ..store import Store
 from ..store.manifest import MOMENTS_FILE, StoreWriter
-from ..store.shard_indexes import last_line, load_faiss
-from ..store.shards import INFO_FILE, part_name, read_batches
+from ..store.shard_indexes import load_faiss
+from ..store.shards import INFO_FILE
 from ..transforms import Pipeline, open_pipeline
-from ..transforms import preset as preset_named
 from ..transforms.calibration import Calibration
-from ..transforms.fitting import first_rows, load_command
+from ..transforms.fitting import load_command
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
-from .codes import CodeFormat, add_codes, cell_count, codes_of, has_codes, set_nprobe
+from .codes import CodeFormat
 from .index import TRAINED_FILE, Index
+from .recall import measure_bias, measure_recall
+from .rows import TransformedRows
+from .training import choose_factory, train_coder
 
 _FILES = (JSON_NAME, TENSORS_NAME, TRAINED_FILE, MOMENTS_FILE)
-_BIAS_ROWS = 2_000
-_RECALL_QUERIES = 200
-_NEIGHBOURS = 10
-_FEW_CELLS = 64  # up to which all numbers of visited cells are measured in one pass
-_FLAT_ROWS = 20_000
-_QUANTISED_ROWS = 2_000_000
-_TRAINING_ROWS_PER_CELL = 64
-_LEAST_ROWS_PER_CELL = 39  # below it, FAISS warns that its k-means has too few points
-_LEAST_TRAINING_ROWS = 65_536
-_MOST_TRAINING_BYTES = 512 * 2**20
 _GROWTH = 2  # times the rows it was fitted on, beyond which means and cells are computed again
 
 
@@ -171,7 +157,7 @@ def build_index(
     if len(modalities) > 1 and not fit.moments:
         reporter.message("Searches of this index rank by the cosine, which is not calibrated.")
     if len(modalities) == 2:
-        index.bias = _measure_bias(store, fit.pipeline, modalities, seed)
+        index.bias = measure_bias(store, fit.pipeline, modalities, seed)
     return index
 
 
@@ -326,8 +312,8 @@ def _fit_to(
     factory = asked.options["factory"]
     if factory == "auto":
         factory = choose_factory(rows, store.info.dim)
-    source = _Rows(store, pipeline, modalities, split)
-    coder = _train(source, rows, factory, asked.options["seed"])
+    source = TransformedRows(store, pipeline, modalities, split)
+    coder = train_coder(source, rows, factory, asked.options["seed"])
     try:
         moments = Calibration.fit(store, pipeline=pipeline).moments
     except TransformError:  # a memory, whose effect only rows show
@@ -345,162 +331,6 @@ def _fit_to(
     return _Begun(writer, record, fit, is_new=True)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The transformed rows of a store, in the order of the index.
-
-    Attributes:
-        store: the store.
-        pipeline: the fitted pipeline.
-        modalities: of the rows, one after the other.
-        split: of the rows.
-    """
-
-    store: Store
-    pipeline: Pipeline
-    modalities: Sequence[str]
-    split: str
-
-    def batches(self) -> Iterator[tuple[str, Matrix]]:
-        """Yield the modality and the embeddings (n, d) of some rows, before the transform."""
-        for name in self.modalities:
-            for batch in self.store.batches(name, ["embedding"], split=self.split):
-                yield name, embedding_matrix(batch)
-
-    def transform(self, rows: Matrix, modality: str) -> Matrix:
-        """Return transformed rows, float32 (n, d)."""
-        return self.pipeline.transform(rows, modality=modality)
-
-    def sample(self, numbers: Indices) -> Matrix:
-        """Return the rows of these numbers, which ascend, float32 (n, d)."""
-        chosen = np.empty((len(numbers), self.store.info.dim), np.float32)
-        first = 0  # number of the first row of a batch
-        for name, rows in self.batches():
-            start, stop = np.searchsorted(numbers, [first, first + len(rows)])
-            if stop > start:
-                chosen[start:stop] = self.transform(rows[numbers[start:stop] - first], name)
-            first += len(rows)
-        return chosen
-
-    def moments(self, modality: str) -> Moments:
-        """Return the moments of the transformed rows of one modality."""
-        blocks = (
-            Moments.from_rows(self.transform(rows, name))
-            for name, rows in replace(self, modalities=[modality]).batches()
-        )
-        return Moments.merge_all(blocks, self.store.info.dim)
-
-    def queries(self) -> Matrix:
-        """Return queries for tuning the search, if possible rows of a modality that is not indexed
-        and that the pipeline is fitted for.
-
-        Rows of the index itself would find themselves without effort.
-        """
-        for other in self.store.modalities:
-            if other not in self.modalities:
-                with suppress(TransformError):
-                    rows = first_rows(self.store, other, None, _RECALL_QUERIES)
-                    return self.transform(rows.embeddings, other)
-        first = self.modalities[0]
-        rows = first_rows(self.store, first, self.split, _RECALL_QUERIES)
-        return self.transform(rows.embeddings, first)
-
-    def nearest(self, queries: Matrix, k: int) -> Indices:
-        """Return the numbers of the rows with the largest inner products, (q, k), best first."""
-        faiss = load_faiss()
-        nearest = _Nearest(k)
-        for name, rows in self.batches():
-            x = self.transform(rows, name)
-            most = min(k, len(x))
-            scores, numbers = faiss.knn(queries, x, most, metric=faiss.METRIC_INNER_PRODUCT)
-            nearest.add(scores, numbers, len(x))
-        return nearest.rows
-
-
-@dataclass
-class _Nearest:
-    """The best rows of several searches, in parts of the rows one after the other.
-
-    Attributes:
-        k: number of rows to keep.
-        scores: of these, best first: float32 (q, k).
-        rows: their numbers among all parts, (q, k); -1 for none.
-        searched: number of rows of the parts so far.
-    """
-
-    k: int
-    scores: Matrix = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    rows: Indices = field(default_factory=lambda: np.empty((0, 0), np.int64))
-    searched: int = 0
-
-    def add(self, scores: Matrix, rows: Indices, count: int) -> None:
-        """Take the best of a further part of ``count`` rows, by their numbers in it, (q, k)."""
-        numbered = np.where(rows < 0, -1, rows + self.searched)
-        scores = np.where(rows < 0, -np.inf, scores)
-        if self.searched:
-            scores = np.hstack([self.scores, scores])
-            numbered = np.hstack([self.rows, numbered])
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : self.k]
-        self.scores = np.take_along_axis(scores, best, axis=1)
-        self.rows = np.take_along_axis(numbered, best, axis=1)
-        self.searched += count
-
-
-def _train(source: _Rows, count: int, factory: str, seed: int) -> CodeFormat:
-    """Return the format of a trained FAISS index.
-
-    Raises:
-        StoreError: if FAISS cannot make it, or rows have no codes of their own in it.
-    """
-    faiss = load_faiss()
-    dim = source.store.info.dim
-    try:
-        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-        if not has_codes(index):
-            raise StoreError(
-                f"A FAISS index {factory!r} cannot be stored row by row.",
-                remedy="Use --factory auto, or Flat, SQ, PQ or RaBitQ, with or without IVF and "
-                "OPQ.",
-            )
-        if not index.is_trained:
-            most = _training_rows(dim)
-            wanted = max(cell_count(index) * _TRAINING_ROWS_PER_CELL, _LEAST_TRAINING_ROWS)
-            numbers = generator(seed, "index training").choice(
-                count, size=min(count, wanted, most), replace=False
-            )
-            index.train(source.sample(np.sort(numbers)))
-        return CodeFormat(faiss.serialize_index(index).tobytes())
-    except RuntimeError as error:
-        raise StoreError(
-            f"FAISS cannot make the index {factory!r} from {counted(count, 'row')} of {dim} "
-            f"dimensions "
-            f"({last_line(error)}).",
-            remedy="Use --factory auto, Flat, or fewer cells.",
-        ) from error
-
-
-def _training_rows(dim: int) -> int:
-    """Return how many rows of so many dimensions a FAISS index is trained on at the most."""
-    return _MOST_TRAINING_BYTES // (4 * dim)
-
-
-def choose_factory(n: int, dim: int) -> str:
-    """Return the index string for ``n`` vectors of ``dim`` dimensions.
-
-    It is exact up to 20,000 rows, has inverted lists of float16 vectors up to 2 million, and beyond
-    that product quantisation after a rotation.
-    """
-    if n <= _FLAT_ROWS:
-        return "Flat"
-    cells = 1 << round(np.log2(4 * np.sqrt(n)))
-    while cells * _LEAST_ROWS_PER_CELL > min(n, _training_rows(dim)):
-        cells //= 2
-    if n <= _QUANTISED_ROWS:
-        return f"IVF{cells},SQfp16"
-    pieces = next((m for m in (64, 32, 16, 8, 4) if m * 4 <= dim), 1)
-    return f"OPQ{pieces}_{pieces * 4},IVF{cells},PQ{pieces}"
-
-
 def _complete(
     record: ExportRecord, recipe: Recipe, writer: StoreWriter, modalities: Sequence[str]
 ) -> ExportRecord:
@@ -511,93 +341,6 @@ def _complete(
         place = os.path.relpath(store.path, writer.path)  # since both may move together
     content = record.index | {"store": place}
     if "nprobe" not in content:
-        source = _Rows(store, recipe.pipeline, modalities, record.settings.split)
-        content |= _measure_recall(source, recipe, writer, record.asked.options["recall"])
+        source = TransformedRows(store, recipe.pipeline, modalities, record.settings.split)
+        content |= measure_recall(source, recipe, writer, record.asked.options["recall"])
     return replace(record, index=content)
-
-
-def _measure_recall(
-    source: _Rows, recipe: Recipe, writer: StoreWriter, target: float
-) -> dict[str, Any]:
-    """Return recall@10 against exact search in the vectors, and the nprobe that it takes."""
-    queries = np.ascontiguousarray(source.queries())
-    truth = source.nearest(queries, _NEIGHBOURS)
-    assert isinstance(recipe.format, CodeFormat)
-    trained = recipe.format.trained
-    recall = 0.0
-    nprobe: int | None = None
-    for probes in _probes(cell_count(trained)):
-        found = _search_parts(recipe, source.modalities, writer, queries, probes)
-        for nprobe in probes:
-            previous = recall
-            is_found = (found[nprobe][:, :, None] == truth[:, None, :]).any(axis=2)
-            recall = float(is_found.mean())
-            # without inverted lists' misses, more probes change nothing: what is lost is lost by
-            # quantisation
-            is_steady = nprobe is not None and nprobe >= 64 and recall - previous < 1e-3
-            if recall >= target or is_steady:
-                return _recall_record(nprobe, recall, truth, queries)
-    return _recall_record(nprobe, recall, truth, queries)
-
-
-def _recall_record(
-    nprobe: int | None, recall: float, truth: Indices, queries: Matrix
-) -> dict[str, Any]:
-    name = f"recall@{truth.shape[1]}"
-    return {"nprobe": nprobe, name: round(recall, 4), "recall_queries": len(queries)}
-
-
-def _probes(cells: int) -> list[list[int | None]]:
-    """Return the numbers of visited cells to try, in groups that are measured together."""
-    if not cells:
-        return [[None]]
-    numbers = [1 << power for power in range(int(np.log2(cells)) + 1)]
-    groups: list[list[int | None]] = [[number for number in numbers if number <= _FEW_CELLS]]
-    groups += [[number] for number in numbers if number > _FEW_CELLS]
-    return groups
-
-
-def _search_parts(
-    recipe: Recipe,
-    modalities: Sequence[str],
-    writer: StoreWriter,
-    queries: Matrix,
-    probes: Sequence[int | None],
-) -> dict[int | None, Indices]:
-    """Return the rows that an index finds, (q, k), by the number of cells that are visited.
-
-    The parts are searched one after the other, so that only one of them is in memory.
-    """
-    faiss = load_faiss()
-    assert isinstance(recipe.format, CodeFormat)
-    nearest = {nprobe: _Nearest(_NEIGHBOURS) for nprobe in probes}
-    for modality in modalities:
-        for number in recipe.store.parts(modality):
-            part = faiss.clone_index(recipe.format.trained)
-            path = writer.written(part_name(modality, number))
-            if kind_of(path) is None:  # a shard without rows has no part
-                continue
-            for batch in read_batches(path, modality, recipe.info, ["code"]):
-                add_codes(part, codes_of(batch))
-            for nprobe in probes if part.ntotal else ():
-                set_nprobe(part, nprobe)
-                scores, rows = part.search(queries, _NEIGHBOURS)
-                nearest[nprobe].add(scores, rows, part.ntotal)
-    return {nprobe: found.rows for nprobe, found in nearest.items()}
-
-
-def _measure_bias(
-    store: Store, pipeline: Pipeline, modalities: Sequence[str], seed: int
-) -> dict[str, dict[str, float]]:
-    """Return the share of own-modality rows among the 10 nearest, before and after the pipeline."""
-    from ..geometry.spaces import modality_bias
-
-    samples = {name: first_rows(store, name, None, _BIAS_ROWS).embeddings for name in modalities}
-    bias: dict[str, dict[str, float]] = {}
-    for label, applied in (("before", preset_named("c1")), ("after", pipeline)):
-        x, y = (applied.transform(rows, modality=name) for name, rows in samples.items())
-        shares = modality_bias(x, y, seed=seed)
-        bias[label] = {}
-        for name, share in zip(modalities, shares, strict=True):
-            bias[label][name] = round(share.value, 4)
-    return bias

@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from c3tools import Store, export_store, verify_store
 from c3tools.errors import IncompleteStoreError, OutputError, StoreError
-from c3tools.index import Index, build, build_index
+from c3tools.index import Index, build_index, training
+from c3tools.index.rows import TransformedRows
 from c3tools.io.locations import location
 from c3tools.store.manifest import StoreWriter
 from tests.conftest import Messages, add_shard, contents, contents_at_url
@@ -228,15 +229,15 @@ def test_an_index_is_no_store_and_no_export(folder: Path) -> None:
 
 
 def test_the_training_sample_is_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_MOST_TRAINING_BYTES", 200 * 16 * 4)
+    monkeypatch.setattr(training, "_MOST_BYTES", 200 * 16 * 4)
     drawn = []
-    sample = build._Rows.sample
+    sample = TransformedRows.sample
 
     def record(self: Any, numbers: Any) -> Any:
         drawn.append(numbers)
         return sample(self, numbers)
 
-    monkeypatch.setattr(build._Rows, "sample", record)
+    monkeypatch.setattr(TransformedRows, "sample", record)
     index(folder, factory="IVF4,Flat")
     (numbers,) = drawn
     assert len(numbers) == 200 and (np.diff(numbers) > 0).all()

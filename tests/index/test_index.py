@@ -20,7 +20,7 @@ from PIL import Image
 from c3tools import Store
 from c3tools.errors import StoreError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet
-from c3tools.index.build import choose_factory
+from c3tools.index.training import choose_factory
 from c3tools.store import Rows
 from c3tools.store.manifest import StoreWriter
 from c3tools.store.means import load_means, save_means, unload_means
