@@ -1,8 +1,8 @@
-"""Measure CPU seconds and peak memory of `c3 index` beside those of a former commit and of a plain
-script of numpy and faiss, the latency of searches, and recall.
+"""Measure CPU seconds and peak memory of `c3 index` beside those of a plain script of numpy and
+faiss and of a former commit, the latency of searches, and recall.
 
-    python benchmarks/index_scale.py --before be69638b                  # 2 x 250,000 rows
-    python benchmarks/index_scale.py --before be69638b --rows 1000000
+    python benchmarks/index_scale.py                                     # 2 x 250,000 rows
+    python benchmarks/index_scale.py --rows 1000000 --before be69638b    # beside this commit
 
 The store has `--rows` images and as many texts of 512 dimensions around 4,096 centres, imported
 from arrays. The plain script reads the arrays, centres each modality, trains the index that
@@ -100,14 +100,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--before", required=True, help="a commit, to compare with")
+    parser.add_argument("--before", help="a commit, to compare with")
     parser.add_argument("--rows", type=int, default=250_000, help="of each modality")
     parser.add_argument("--work", type=Path, help="where to write; by default a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         work = Path(name)
         write_vectors(work, arguments.rows)
-        commits = [Commit("after", None, work), Commit("before", arguments.before, work)]
+        commits = [Commit("after", None, work)]
+        if arguments.before:
+            commits.append(Commit("before", arguments.before, work))
         vectors = ["--image", work / "image.npy", "--text", work / "text.npy"]
         for commit in commits:
             commit.c3("import --store store --model synthetic", *vectors)

@@ -120,13 +120,18 @@ def build_index(
     asked = Request.of(store, wanted, options)
     kept = "What is finished was kept; run the same command again to make the rest."
     with locked(output), note_on_interrupt(lambda: kept):
-        begun = _fit_there(output, store, asked, modalities, rebuild=rebuild, reporter=reporter)
-        if begun.fit is None or begun.record is None or begun.writer is None:
+        # Use the fit that is there, or make a new one
+        there = open_export(output, is_index=True, files=_FILES, reporter=reporter)
+        begun = None
+        if there is not None and not rebuild:
+            begun = _fit_there(there, store, asked, modalities, reporter)
+        if begun is None:
             if not is_centred:
                 reporter.message(_say_uncentred(store, known))
-            begun = _fit_to(store, wanted, modalities, asked, begun.writer, output, reporter)
-        writer, record, fit = begun.ready()
-        recipe = Recipe(store, fit.pipeline, fit.format, record.settings)
+            begun = _fit_to(store, wanted, modalities, asked, there, output, reporter)
+        writer = begun.writer
+        fit = begun.fit
+        recipe = Recipe(store, fit.pipeline, fit.format, begun.record.settings)
 
         # Write the parts that are new or changed
         plan = plan_parts(recipe, writer, modalities, keeps_others=False)
@@ -143,7 +148,7 @@ def build_index(
         )
 
         # Complete store.json, and put everything in place
-        described = recipe.described(_complete(record, recipe, writer, modalities))
+        described = recipe.described(_complete(begun.record, recipe, writer, modalities))
         if begun.is_new or described != writer.info:
             write_json_atomically(writer.place(INFO_FILE), described.to_dict())
         manifest = writer.finish([f for f in store.recorded_failures() if f.stage == "list"])
@@ -166,23 +171,16 @@ class _Begun:
     """An index that is being written.
 
     Attributes:
-        writer: of the index; None if nothing is there yet.
-        record: of the fit.
-        fit: None if there is none that can be used.
+        writer: of the index.
+        record: what store.json says of the fit.
+        fit: that rows go through.
         is_new: whether all rows of the index are new in it.
     """
 
-    writer: StoreWriter | None
-    record: ExportRecord | None
-    fit: _Fit | None
+    writer: StoreWriter
+    record: ExportRecord
+    fit: _Fit
     is_new: bool
-
-    def ready(self) -> tuple[StoreWriter, ExportRecord, _Fit]:
-        """Return what parts are written with."""
-        assert self.writer is not None
-        assert self.record is not None
-        assert self.fit is not None
-        return self.writer, self.record, self.fit
 
 
 def _say_uncentred(store: Store, known: set[str]) -> str:
@@ -209,27 +207,26 @@ def _settings(fit: _Fit, split: str) -> Settings:
 
 
 def _fit_there(
-    output: Path,
+    writer: StoreWriter,
     store: Store,
     asked: Request,
     modalities: Sequence[str],
-    *,
-    rebuild: bool,
     reporter: Reporter,
-) -> _Begun:
-    """Return the fit of the index that is there, or say why it cannot be used."""
-    writer = open_export(output, is_index=True, files=_FILES, reporter=reporter)
-    if writer is None or rebuild:
-        return _Begun(writer, None, None, is_new=True)
+) -> _Begun | None:
+    """Return the index that is there with its fit, and say how old it is; None if the fit cannot be
+    used, after a message with the reason.
+    """
     is_first = writer.before is None  # a first run that was killed
     record = ExportRecord.of(writer.info)
     reason = _reason_to_rebuild(writer, record, asked, store, modalities)
-    if reason is not None:
-        if not is_first:
-            reporter.message(f"Rebuilding {output}: {reason}.")
-        return _Begun(writer, None, None, is_new=True)
+    if reason is not None and not is_first:
+        reporter.message(f"Rebuilding {writer.path}: {reason}.")
+    if reason is not None or record is None:
+        return None
     fit = _read_fit(writer)
-    age = record.age(store) if record is not None else None
+    if fit is None:
+        return None
+    age = record.age(store)
     if age is not None and not is_first:
         reporter.message(f"{age} --rebuild fits it anew.")
     return _Begun(writer, record, fit, is_new=is_first)
