@@ -4,6 +4,7 @@ its formula."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -484,6 +485,35 @@ def test_merging_orders_all_modalities_by_z() -> None:
             expected[:4],
             expected[:10],
         )
+
+
+def test_three_modalities_share_the_first_places() -> None:
+    """Rows of three modalities with gaps and spreads of their own; each has one right row."""
+    rng = np.random.default_rng(0)
+    dim, count = 32, 2_000
+    target = rng.normal(size=dim)
+    rows = {}
+    for number, (name, spread) in enumerate({"image": 1.0, "text": 0.5, "audio": 2.0}.items()):
+        gap = 6 * np.eye(dim)[number]
+        noise = spread * rng.normal(size=(count, dim))
+        noise[0] = spread * target * np.sqrt(dim) / np.linalg.norm(target)
+        rows[name] = unit(noise + gap)
+    calibration = Calibration.fit(rows)
+    asked = calibration.pipeline.transform(rows["text"][:1], modality="text")[0]
+    found = {}
+    for name, vectors in rows.items():
+        cosines = calibration.pipeline.transform(vectors, modality=name) @ asked
+        found[name] = (np.arange(count), cosines)
+    best = calibration.merge(asked, found, k=300)
+    assert {(row, name) for row, name, _ in best[:3]} == {
+        (0, "image"),
+        (0, "text"),
+        (0, "audio"),
+    }
+    places = Counter(name for _, name, _ in best)
+    for name in rows:
+        # 100 of 300 are expected, with a standard deviation of 8
+        assert 70 <= places[name] <= 130
 
 
 def test_curves_are_the_logistic_regression_of_pairs() -> None:
