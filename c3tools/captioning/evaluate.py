@@ -24,6 +24,7 @@ from ..metrics.captions import (
 from ..metrics.significance import Difference, Ends, bootstrap_interval, compare
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
+from ..store.leaks import notes_on_leaks
 from ..store.rows import positions
 from ..tables import Table
 from ..transforms import Pipeline
@@ -232,8 +233,8 @@ def evaluate_captions(
 
     details = score(scored_captions)
     notes = list(details.notes)
-    if left_out:
-        notes.append(_note_on_left_out(left_out, modality or "image"))
+    if captions is None and modality:
+        notes += _notes_on_images(opened, modality, split, left_out)
     differences: dict[str, Difference] = {}
     if against is not None:
         differences = _differences(score(read_predictions(against)), details)
@@ -266,14 +267,21 @@ def _differences(first: CaptionScores, second: CaptionScores) -> dict[str, Diffe
     return differences
 
 
-def _note_on_left_out(keys: Sequence[str], modality: str) -> str:
-    """Return how many images, or rows of another modality, have no reference captions."""
-    number = counted(
-        len(keys),
-        f"{modality} without reference captions is",
-        f"{modality}s without reference captions are",
-    )
-    return f"{number} left out; the first is {keys[0]}."
+def _notes_on_images(
+    store: Store, modality: str, split: str, without_references: Sequence[str]
+) -> list[str]:
+    """Return notes on scored images, or rows of another modality: those without reference
+    captions, and those that train has too.
+    """
+    notes = []
+    if without_references:
+        number = counted(
+            len(without_references),
+            f"{modality} without reference captions is",
+            f"{modality}s without reference captions are",
+        )
+        notes.append(f"{number} left out; the first is {without_references[0]}.")
+    return notes + notes_on_leaks(store, [modality], split)
 
 
 def require_captions(store: Store) -> None:

@@ -19,6 +19,7 @@ from ..pages import FigureBlock, Section, Table, render_page, save_figure
 from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
 from ..store import Store
+from ..store.leaks import notes_on_leaks
 from ..transforms import PRESETS
 from ..transforms import sigma as sigma_rules
 from .assumptions import Answer, answer_questions
@@ -225,6 +226,7 @@ def gap_report(
         for name, moments in data.moments.items()
     }
     notes = [*data.notes, *_row_limits(measures), *_limits(data)]
+    notes += notes_on_leaks(store, names, split)
 
     spaces, transformed, space_notes = _measure_spaces(data, presets, seed, reporter)
     notes += space_notes
@@ -334,6 +336,7 @@ def _report_on_one(
         f"This report is on one modality, {name}, so there are no gap and no pairs to measure. "
         f"A full report needs another modality in the same store.",
         *_row_limits(measures),
+        *notes_on_leaks(store, [name], split),
     ]
     return GapReport(measures, {**provenance, "rows": {name: moments.n}}, notes)
 

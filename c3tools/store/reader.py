@@ -547,15 +547,15 @@ class Store(HubRepository):
                         items[key] = item
         return items
 
-    def input_digests(self, modality: str = "image") -> dict[str, str]:
-        """Return the SHA-256 of the file that each row was embedded from, as hexadecimal digits, by
-        key; nothing of rows that have none, such as imported ones.
+    def input_digests(self, modality: str = "image", split: str | None = None) -> dict[str, str]:
+        """Return the SHA-256 of the file that each row (of ``split``) was embedded from, as
+        hexadecimal digits, by key; nothing of rows that have none, such as imported ones.
 
         Raises:
             StoreError: if the store does not have the modality, or a shard cannot be read.
         """
         digests: dict[str, str] = {}
-        for batch in self.batches(modality, ["key", "sha256"]):
+        for batch in self.batches(modality, ["key", "sha256"], split=split):
             if "sha256" in batch.schema.names:
                 pairs = zip(keys_of(batch), batch.column("sha256").to_pylist(), strict=True)
                 digests |= {key: digest for key, digest in pairs if digest is not None}
