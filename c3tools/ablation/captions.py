@@ -272,10 +272,22 @@ class CaptionBench(TableBench):
             # images that are scored are not learned from
             unscored = learned_items - (seen - {*val.items})
             learned_images = learned_images.select(np.isin(learned_images.keys, [*unscored]))
+        learned = Learned(train, val, learned_images, moments)
         if not is_same_store:
-            images = _without_learned_photos(
-                images, references, [train, val], learned_images, store, scored_store, split, notes
-            )
+            was_learned = _learned_photos(images, references, learned)
+            if was_learned.all():
+                raise MetricError(
+                    f"All {counted(len(images), 'image')} of {scored_store.path} in the split "
+                    f"{split!r} were trained on: they are in {store.path} too.",
+                    remedy="Choose another split with --split, or another store.",
+                )
+            if was_learned.any():
+                count = counted(int(was_learned.sum()), "image")
+                notes.append(
+                    f"Left out: {count} of {scored_store.path} that training in {store.path} has "
+                    f"seen."
+                )
+            images = images.select(~was_learned)
         for note in notes:
             reporter.message(note)
         evaluate = ["c3", "evaluate", "--store", str(scored_store.path), "--split", split]
@@ -284,7 +296,7 @@ class CaptionBench(TableBench):
         is_built_in = isinstance(load_size(settings.size, settings.set), Size)
         return cls(
             store=store,
-            learned=Learned(train, val, learned_images, moments),
+            learned=learned,
             scored=Scored(images, references, _first_captions(scored_store, images)),
             settings=settings,
             generation=GenerationOptions(beams).config(built_in=is_built_in),
@@ -506,41 +518,8 @@ def _first_captions(store: Store, images: Rows) -> np.ndarray:
     return texts.embeddings[[first_row[key] for key in images.keys]]
 
 
-def _without_learned_photos(
-    images: Rows,
-    references: Mapping[str, Sequence[str]],
-    learned_texts: Sequence[Rows],
-    learned_images: Rows | None,
-    store: Store,
-    scored_store: Store,
-    split: str,
-    notes: list[str],
-) -> Rows:
-    """Return the images of another store that training has not seen, and note how many it has.
-
-    Raises:
-        MetricError: if it has seen all.
-    """
-    was_learned = _learned_photos(images, references, learned_texts, learned_images)
-    if was_learned.all():
-        raise MetricError(
-            f"All {counted(len(images), 'image')} of {scored_store.path} in the split {split!r} "
-            f"were trained on: they are in {store.path} too.",
-            remedy="Choose another split with --split, or another store.",
-        )
-    if was_learned.any():
-        count = counted(int(was_learned.sum()), "image")
-        notes.append(
-            f"Left out: {count} of {scored_store.path} that training in {store.path} has seen."
-        )
-    return images.select(~was_learned)
-
-
 def _learned_photos(
-    images: Rows,
-    references: Mapping[str, Sequence[str]],
-    learned_texts: Sequence[Rows],
-    learned_images: Rows | None,
+    images: Rows, references: Mapping[str, Sequence[str]], learned: Learned
 ) -> Mask:
     """Return which images of another store training has seen, bool (n,).
 
@@ -548,17 +527,17 @@ def _learned_photos(
     embedding is that of a learned image. Where captions were learned without their image, it was
     seen if one of its captions is among those of the same key.
     """
-    has_image = set() if learned_images is None else set(learned_images.keys)
+    has_image = set() if learned.images is None else set(learned.images.keys)
     learned_captions = set[tuple[str, str]]()
-    for rows in learned_texts:
+    for rows in (learned.train, learned.val):
         for item, text in zip(rows.items, rows.captions, strict=True):
             if item not in has_image:
                 learned_captions.add((item, text))
     seen = np.array(
         [any((key, text) in learned_captions for text in references[key]) for key in images.keys]
     )
-    if learned_images is not None and len(learned_images):
-        _, cosines = nearest(unit_rows(images.embeddings), unit_rows(learned_images.embeddings), 1)
+    if learned.images is not None and len(learned.images):
+        _, cosines = nearest(unit_rows(images.embeddings), unit_rows(learned.images.embeddings), 1)
         seen |= cosines[:, 0] > _SAME_PHOTO
     return seen
 
