@@ -77,6 +77,8 @@ ELSEWHERE = {
     "means unload store": "where moments are loaded",
     "caption model": "where the decoder's model is read from: another model is an error",
     "caption random_init": "which weights the decoder's model has: others are an error",
+    "table": "where the table is written",
+    "pairs seed": "which other rows pairs are compared with; the estimates hardly change",
     "here": "shown: of the models, those that are on this machine",
 }
 """Options that change where, how fast, or what is shown, with what that is."""
@@ -251,6 +253,10 @@ CASES = {
     "split file": Case("splits.jsonl"),
     "split key_column": Case("name", "split -o new --file two-splits.jsonl"),
     "split split_column": Case("fold", "split -o new --file two-splits.jsonl"),
+    "pairs split": Case("train"),
+    "pairs drop": Case("0.1"),
+    "pairs least": Case("100"),
+    "duplicates cosine": Case("0.5"),
     # geometry
     "gap-report modalities": Case("image"),
     "gap-report presets": Case("whiten", "gap-report"),
@@ -284,7 +290,6 @@ CASES = {
     "index factory": Case("IVF4,Flat"),
     "index split": Case("train"),
     "index pipeline": Case("steps.yaml"),
-    "index shard_rows": Case("100", "index --factory IVF4,Flat"),
     "index recall": Case("0.1", "index --factory IVF16,Flat"),
     "index rebuild": Case("", "index -o c3-index"),
     "search image": Case("photos/000000000285.jpg", "search --index mini-index"),
@@ -387,6 +392,9 @@ BY_ROOMS = {
     "ablate test_store": "tests/ablation/test_captions.py",
     "gap-report by": "tests/geometry/test_report.py",
     "generate store": "tests/imaging/test_pretrained.py",
+    "pairs modalities": "tests/curation/test_pairs.py",
+    "duplicates store": "tests/curation/test_duplicates.py",
+    "duplicates modality": "tests/curation/test_duplicates.py",
     "evaluate modality": "tests/captioning/test_evaluate.py",
     "search pairs": "tests/index/test_index.py",
     "search audio": "tests/encoders/test_sentence_transformers.py",
