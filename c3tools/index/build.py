@@ -153,7 +153,7 @@ def build_index(
             write_json_atomically(writer.place(INFO_FILE), described.to_dict())
         manifest = writer.finish([f for f in store.recorded_failures() if f.stage == "list"])
 
-    index = Index.open(output)
+    index = Index.describe(output)
     if not begun.is_new:
         parts = [(part.modality, part.number) for part in plan.todo]
         index.record["added"] = sum(manifest.shards[part].rows for part in parts)

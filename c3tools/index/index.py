@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from copy import copy
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,6 @@ class Index:
     Attributes:
         path: its folder.
         record: how it was built: model, factory, dim, rows, nprobe, measured recall, store.
-        indexes: the FAISS index of the rows of each modality, in the order of ``rows``.
         rows: the table of keys, one row per vector.
         calibration: compares scores of different modalities.
         source: the files of the index as a store, or the store whose FAISS shards it is.
@@ -141,7 +141,6 @@ class Index:
 
     path: Path
     record: dict[str, Any]
-    indexes: dict[str, Any]
     rows: pa.Table
     calibration: Calibration
     source: Store
@@ -153,6 +152,24 @@ class Index:
     def pipeline(self) -> Pipeline:
         """The fitted pipeline; it transforms queries too."""
         return self.calibration.pipeline
+
+    @cached_property
+    def indexes(self) -> dict[str, Any]:
+        """The FAISS index of the rows of each modality, in the order of ``rows``.
+
+        Raises:
+            StoreError: if a part is damaged, or not the one that the manifest lists.
+        """
+        source = self.source
+        indexes = {name: open_codes(source, name, self.coder) for name in source.modalities}
+        vectors = sum(index.ntotal for index in indexes.values())
+        if vectors != self.rows.num_rows:
+            raise StoreError(
+                f"{self.path} has {counted(vectors, 'vector')}, but "
+                f"{counted(self.rows.num_rows, 'key')}.",
+                remedy=f"See `c3 verify {self.path}`.",
+            )
+        return indexes
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
@@ -168,6 +185,13 @@ class Index:
             TransformError: if its pipeline is damaged.
             MissingExtraError: if faiss is not installed.
         """
+        index = cls.describe(path)
+        index.indexes  # noqa: B018 - read now, so that damage is found now
+        return index
+
+    @classmethod
+    def describe(cls, path: str | Path) -> Index:
+        """Open an index as `open` does, but read its codes with the first search."""
         load_faiss()
         folder = location(path) if is_url(path) else local_folder(path)
         if kind_of(folder / INFO_FILE) != "file":
@@ -186,7 +210,7 @@ class Index:
             )
         for name in source.manifest.files:
             if not source.require_listed(name):  # another run has just changed the index
-                return cls.open(folder)
+                return cls.describe(folder)
         calibration = Calibration(load_moments(folder / MOMENTS_FILE)[0], Pipeline.load(folder))
         coder = CodeFormat(read_all(folder / TRAINED_FILE))
         index = {**record.index}
@@ -230,18 +254,10 @@ class Index:
         calibration: Calibration,
     ) -> Index:
         """Return the index of all rows of a store of codes, or of one whose shards have indexes."""
-        indexes = {name: open_codes(source, name, coder) for name in source.modalities}
         rows = _row_table(source)
-        vectors = sum(index.ntotal for index in indexes.values())
-        if vectors != rows.num_rows:
-            raise StoreError(
-                f"{source.path} has {counted(vectors, 'vector')}, but "
-                f"{counted(rows.num_rows, 'key')}.",
-                remedy=f"See `c3 verify {source.path}`.",
-            )
         parts = [part_name(*shard) for shard, record in source.shards.items() if record.rows]
         content |= {"rows": rows.num_rows, "shards": parts}
-        return cls(source.path, content, indexes, rows, calibration, source, coder=coder)
+        return cls(source.path, content, rows, calibration, source, coder=coder)
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}: {self.rows.num_rows:,} rows, {self.record['factory']})"
@@ -341,7 +357,8 @@ class Index:
             known = Store.open(pairs)
             self._require_same_model(known.info.model, f"the store {known.path}")
             calibration = fit_on_pairs(self.calibration, known, query.modality, load)
-            index = replace(self, calibration=calibration)
+            index = copy(self)
+            index.calibration = calibration
         lists = index.rank(
             query.embeddings,
             query.modality,
