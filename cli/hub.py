@@ -73,14 +73,14 @@ def pull(
         revision: A branch, a tag or a commit. By default main.
         dataset: Fetch the store of this name even if there is a model of the same name.
     """
-    from c3tools.io.artifact import holds_result, replacing
+    from c3tools.io.artifact import replacing, require_result_or_empty
     from c3tools.io.hub import class_of
     from c3tools.io.lock import locked_file
     from c3tools.store.copies import has_same_rows
 
     fetched = _fetch(repository, dataset, revision)
     name = str(class_of(fetched))
-    folders = dict(_KINDS.values())
+    folders = dict(_KINDS.values())  # the default folder by class
     if name not in folders:
         raise C3Error(
             f"{repository} holds a {name}, which this c3tools does not know.",
@@ -90,12 +90,13 @@ def pull(
     kind = getattr(c3tools, name)
     is_store = name == "Store"
     if not is_store:
-        kind.from_pretrained(fetched)  # or the error says what is wrong with it
+        # Load it, so that a damaged one is refused before anything is written
+        kind.from_pretrained(fetched)
     has_same_content = has_same_rows if is_store else _has_same_files
     if folder.is_dir() and has_same_content(fetched, folder):
         message(f"{folder} contains the {name} of {repository} already: nothing to do.")
     else:
-        holds_result(folder, name, ())
+        require_result_or_empty(folder, name)
         if is_store:
             kind.from_pretrained(fetched, output=folder)
         else:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ..errors import C3Error, note_on_interrupt
 from ..imaging.evaluate import score_text
-from ..io.artifact import holds_result
+from ..io.artifact import require_result_or_empty
 from ..io.lock import locked
 from ..reporter import Reporter
 from ..store import Store
@@ -127,7 +127,7 @@ def make_table(
         f"Finished results are kept in {folder}; run the same command again to compute the others."
     )
     with locked(folder), note_on_interrupt(lambda: kept):
-        holds_result(folder, "ablation", ("cells", "decoders", "generators", "table.md"))
+        require_result_or_empty(folder, "ablation", ("cells", "decoders", "generators", "table.md"))
         opened = Store.open(store, reporter=reporter)
         bench = read(opened)
         runs: list[Run] = []

@@ -34,7 +34,7 @@ from ..errors import CorpusError, note_on_interrupt
 from ..executors import cores
 from ..geometry.figures import figure_blocks
 from ..geometry.report import gap_report
-from ..io.artifact import holds_result
+from ..io.artifact import require_result_or_empty
 from ..io.files import write_text_atomically
 from ..io.lock import locked
 from ..metrics.captions import score_captions
@@ -251,7 +251,7 @@ def run_demo(
     )
     with locked(out), note_on_interrupt(lambda: kept):
         if not (out / "photos" / INFO_FILE).is_file():
-            holds_result(out, "demo", ("demo.html", "captions"))
+            require_result_or_empty(out, "demo", ("demo.html", "captions"))
         encoder = load_encoder(backend="torch")  # the same figures whichever extras are installed
         reporter.message("1  Connect: embedding the photos")
         embed_corpus(read_corpus(PHOTOS), out / "photos", encoder, reporter=reporter)

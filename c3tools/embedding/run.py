@@ -27,7 +27,7 @@ from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
-from ..store.manifest import require_room
+from ..store.manifest import require_store_or_empty
 from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import INFO_FILE, ShardName
 from .inputs import MEDIA, StoredInputs, record_inputs
@@ -143,7 +143,9 @@ def embed(
     """
     folder = location(store)
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
-    require_room(folder)
+    require_store_or_empty(folder)
+    if dtype not in ("float16", "float32"):
+        raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     options = EmbedOptions(
         dtype=dtype,
         shard_size=shard_size,
@@ -163,14 +165,16 @@ def embed(
             f"{recorded.model.get('query_prompt')!r}.",
             remedy="Leave --query-prompt out, and give it to `c3 search`.",
         )
-    if dtype not in ("float16", "float32"):
-        raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     if faiss:
         load_faiss()  # or the error comes before the work
 
     # Read the corpus
     model_name = model or (recorded.model.name if recorded else "")
-    reads_audio = "audio" in encoder.modalities if encoder else bool(find_plugin(model_name))
+    if encoder is not None:
+        reads_audio = "audio" in encoder.modalities
+    else:
+        # Models of plugins may embed sounds, those of open_clip do not
+        reads_audio = find_plugin(model_name) is not None
     corpus = read_corpus(
         paths,
         captions=captions,
@@ -186,14 +190,17 @@ def embed(
     _report_inputs(corpus, reporter)
 
     # Choose the encoder; it is loaded when it is needed
-    devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
-    encoder_precision: str = precision
+    if encoder is not None and not device:
+        devices = [str(encoder.compute.device)]
+    else:
+        devices = pick_devices(device)
+    # With the model of the store, auto is what it stood for when the store was begun
+    chosen_precision: str = precision
     if recorded and model in (None, recorded.model.name):
-        # what auto stood for when the store was begun
         if backend == "auto":
             backend = recorded.backend or backend
         if precision == "auto":
-            encoder_precision = recorded.precision or precision
+            chosen_precision = recorded.precision or precision
 
     def load() -> Encoder:
         return resolve_encoder(
@@ -204,24 +211,29 @@ def embed(
             truncate_dim=truncate_dim,
             query_prompt=query_prompt,
             backend=backend,
-            precision=encoder_precision,
+            precision=chosen_precision,
             reporter=reporter,
         )
 
     if options.long_texts == "chunk":
         encoder = encoder or load()
         corpus.texts = _chunked(corpus.texts, encoder)
-    stored_model = (recorded.model.name, recorded.model.get("random_init")) if recorded else None
-    names_other_model = (model, random_init) not in ((None, None), stored_model)
-    if encoder is None and (names_other_model or truncate_dim is not None):
-        # another model than the store's is refused even if there is nothing to embed
-        encoder = load() if recorded or not dry_run else None
+    names_new_model = _names_new_model(recorded, model, random_init) or truncate_dim is not None
+    # A dry run without a store has no model to compare with, so it loads none
+    is_compared = recorded is not None or not dry_run
+    if encoder is None and names_new_model and is_compared:
+        # Another model than the store's is refused even if there is nothing to embed
+        encoder = load()
 
     if dry_run:
-        if recorded:
+        if recorded is not None:
             wanted = _info_of(encoder, options) if encoder else replace(recorded, dtype=dtype)
             recorded.require_same(wanted, own=f"The store {folder}", theirs="the new embeddings")
-        planned = Store(folder, recorded or StoreInfo(ModelIdentity(name=model or "c3-mini"), 1))
+            planned = Store(folder, recorded)
+        else:
+            # The store does not exist yet; its dimension is a placeholder that nothing reads
+            identity = ModelIdentity(name=model or "c3-mini")
+            planned = Store(folder, StoreInfo(identity, dim=1))
         planned.summary = _dry_run(planned, corpus, options, reporter)
         return planned
     with open_executor(
@@ -237,6 +249,19 @@ def embed(
     opened = Store.open(folder, incomplete=True)
     opened.summary = summary
     return opened
+
+
+def _names_new_model(
+    recorded: StoreInfo | None, model: str | None, random_init: int | None
+) -> bool:
+    """Return whether a model is named that is not that of the store, or there is no store yet."""
+    names_model = model is not None or random_init is not None
+    names_stored_model = (
+        recorded is not None
+        and model == recorded.model.name
+        and random_init == recorded.model.get("random_init")
+    )
+    return names_model and not names_stored_model
 
 
 def _choose_long_texts(asked: str | None, folder: Path, recorded: StoreInfo | None) -> str:
@@ -301,70 +326,91 @@ def embed_corpus(
     kept = f"Finished shards are kept in {folder}; run the same command again to continue."
     needed = [name for name, items in corpus.by_modality().items() if items]
     with writing_to(folder), locked(folder), note_on_interrupt(lambda: kept):
-        # Create the store, or check that it is of the same model
+        # Create the store, or check that it is of the same model. Of a store that is there, only
+        # the dtype is checked until the encoder is loaded.
         if isinstance(encoder, Encoder) or not _is_store(folder):
-            encoder = _loaded_for(folder, encoder, options, needed)
+            encoder = _load_for_store(folder, encoder, options, needed)
         else:
-            create_store(folder, replace(StoreInfo.load(folder), dtype=options.dtype))
+            recorded = StoreInfo.load(folder)
+            wanted = replace(recorded, dtype=options.dtype)
+            recorded.require_same(wanted, own=f"The store {folder}", theirs="the new embeddings")
         writer = StoreWriter(folder, reporter=reporter)
+        # Keep the whole shards of an interrupted run; the digest tells that its settings were these
         writer.adopt(digest_of(writer.info))
-        lost = writer.lost
+        missing_shards = writer.lost
 
         # Compare the corpus with the store
         opened = Store.open(folder, incomplete=True)
         stored = StoredInputs.read(opened)
         corpus = with_stored_keys(corpus, stored, reporter)
-        plans = plan_corpus(opened, stored, corpus, options, lost)
-        # Before the first shard, so that a run that goes on knows the files of the rows that it
-        # finds; entries of what is tried or made again are changed after it
+        plans = plan_corpus(opened, stored, corpus, options, missing_shards)
+        # Record new inputs before the first shard, so that an interrupted run knows the files
+        # behind its rows. Inputs tried or embedded again are recorded after the shards are made.
         record_inputs(opened, stored, _media_to_record(plans, finished=False), overwrite=False)
 
         # Make the shards of new and changed inputs; edit those that the encoder is not needed for
-        made: list[ShardName] = []
+        made_media_shards: list[ShardName] = []
         for modality, plan in plans.items():
-            summary = plan.summary
-            edits = {part: plan.edits.pop(part, ShardEdit()) for part, _ in plan.changed}
+            # Shards with changed inputs get their other edits together with the new rows
+            edits_with_new_rows: dict[int, ShardEdit] = {}
+            for part, _ in plan.changed:
+                edits_with_new_rows[part] = plan.edits.pop(part, ShardEdit())
             tasks = plan.new + plan.changed
             if tasks:
-                encoder = _loaded_for(folder, encoder, options, needed)
-                work = EmbedWork(opened, modality, plan.items, encoder, options, edits)
-                _make_shards(work, tasks, summary, executor, reporter)
+                encoder = _load_for_store(folder, encoder, options, needed)
+                work = EmbedWork(
+                    opened, modality, plan.items, encoder, options, edits_with_new_rows
+                )
+                _make_shards(work, tasks, plan.summary, executor, reporter)
+            # Texts are not recorded as inputs, since no file of their own is behind them
             if modality in MEDIA:
-                made += [(modality, part) for part, _ in tasks]
+                made_media_shards += [(modality, part) for part, _ in tasks]
             for part, edit in plan.edits.items():
                 writer.replace_shard(modality, part, *rewritten_shard(opened, modality, part, edit))
-            summary.removed = len(summary.gone) if options.prune else 0
-            summary.relocated = len(summary.moved) if options.update else 0
+            plan.summary.removed = len(plan.summary.gone) if options.prune else 0
+            plan.summary.relocated = len(plan.summary.moved) if options.update else 0
 
         # List the shards in the manifest, and the failures of files that were only listed
         replacing_lost = [
             (modality, part) for modality in plans for part in plans[modality].replacing_lost
         ]
-        sources = Sources(corpus)
-        listed_failures = [
-            failure
-            for failure in opened.recorded_failures()
-            if failure.stage == "list" and not sources.has_below(absolute(failure.path))
-        ]
-        listed_failures += corpus.skipped
-        has_indexes = options.faiss or Store(folder, writer.info, writer.before).indexed
-        present = writer.finish(listed_failures, forget=replacing_lost).shards
+        # writer.before is the manifest that the run began with; it says whether there were indexes
+        store_before = Store(folder, writer.info, writer.before)
+        has_indexes = options.faiss or store_before.indexed
+        failures_of_listing = _failures_of_listing(opened, corpus)
+        listed_shards = writer.finish(failures_of_listing, forget=replacing_lost).shards
         opened = Store.open(folder, incomplete=True)
-        record_inputs(opened, stored, _media_to_record(plans, finished=True), made, overwrite=True)
+        media = _media_to_record(plans, finished=True)
+        record_inputs(opened, stored, media, made_media_shards, overwrite=True)
         if has_indexes:
             keep_indexes(folder, reporter)
 
-    total = _summary(opened, corpus, plans)
+    run_summary = _summary(opened, corpus, plans)
     if isinstance(encoder, Encoder):
-        total.precision = encoder.compute.precision
-        total.backend = encoder.backend.name
-    total.all_failed = _all_failed(Store.open(folder, incomplete=True), plans)
-    total.lost = [
-        f"{name} shard {part} ({counted(record.rows, 'row')})"
-        for (name, part), record in lost.items()
-        if (name, part) not in replacing_lost and present.get((name, part)) != record
+        run_summary.precision = encoder.compute.precision
+        run_summary.backend = encoder.backend.name
+    run_summary.all_failed = _all_failed(Store.open(folder, incomplete=True), plans)
+    # A missing shard is lost if its inputs were not embedded again, and the manifest no longer
+    # lists it as it was
+    run_summary.lost = [
+        f"{modality} shard {part} ({counted(record.rows, 'row')})"
+        for (modality, part), record in missing_shards.items()
+        if (modality, part) not in replacing_lost and listed_shards.get((modality, part)) != record
     ]
-    return total
+    return run_summary
+
+
+def _failures_of_listing(store: Store, corpus: Corpus) -> list[Failure]:
+    """Return the inputs that were refused before encoding: those of this run, and earlier ones of
+    paths that it did not list again.
+    """
+    sources = Sources(corpus)
+    earlier = [
+        failure
+        for failure in store.recorded_failures()
+        if failure.stage == "list" and not sources.has_below(absolute(failure.path))
+    ]
+    return [*earlier, *corpus.skipped]
 
 
 def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Table]:
@@ -421,6 +467,11 @@ def _first_failure(store: Store, modality: str) -> Failure:
 
 
 def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSummary:
+    """Return the summary of a run, of the modalities that it read or whose inputs are gone.
+
+    ``images_without_caption`` and ``captions_without_image`` are lists of keys, ``skipped`` and
+    ``failures_in_store`` are counts.
+    """
     return EmbedSummary(
         store=str(store.path),
         model=store.info.model,
@@ -457,7 +508,7 @@ def _chunked(texts: ItemTable[TextItem], encoder: Encoder) -> ItemTable[TextItem
     return divided
 
 
-def _loaded_for(
+def _load_for_store(
     folder: Path,
     encoder: Encoder | Callable[[], Encoder],
     options: EmbedOptions,

@@ -182,8 +182,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         with writing_to(folder):
             if number in self.edits:
                 folder /= REWRITING
+                # The former row of an input that fails now stays, so the failure is not recorded
                 table, failures = rewritten_shard(
-                    self.store, self.modality, number, self.edits[number], table, failures
+                    self.store, self.modality, number, self.edits[number], table
                 )
             path = folder / part_name(self.modality, number)
             write_rows(path, info, self.modality, table, failures)
@@ -314,7 +315,6 @@ def rewritten_shard(
     part: int,
     edit: ShardEdit,
     new: pa.Table | None = None,
-    failed: Sequence[Failure] = (),
 ) -> tuple[pa.Table, list[Failure]]:
     """Return the rows and failures of a shard without some of them, and with others in their
     places.
@@ -325,7 +325,6 @@ def rewritten_shard(
         part: its number.
         edit: rows and failures to leave out, and new paths.
         new: rows that take the places of those with their keys.
-        failed: inputs whose rows stay as they were.
 
     Raises:
         StoreError: if the shard cannot be read.
@@ -337,14 +336,16 @@ def rewritten_shard(
         new_paths = [edit.paths.get(key, path) for key, path in paths]
         rows = with_column(rows, "path", pa.array(new_paths, pa.string()))
     places = [place for place, key in enumerate(keys) if key not in edit.removed]
-    settled_keys = {*edit.removed, *(keys[place] for place in places)}
     if new is not None:
+        # The new rows are appended, and taken from there in place of those with their keys
         place_of_new = {key: len(keys) + row for row, key in enumerate(keys_of(new))}
         places = [place_of_new.get(keys[place], place) for place in places]
         rows = pa.concat_tables([rows, new])
+    # Inputs that are removed, or have a row, are not failures of this shard
+    settled_keys = {*edit.removed, *keys}
     failures = [
         replace(failure, path=edit.paths.get(failure.key, failure.path))
-        for failure in [*failures, *failed]
+        for failure in failures
         if failure.key not in settled_keys
     ]
     return rows.take(pa.array(places, pa.int64())).combine_chunks(), failures

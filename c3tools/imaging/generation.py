@@ -30,7 +30,7 @@ from ..corpus.items import key_of_name
 from ..corpus.splits import splits_of
 from ..encoders import Encoder, data_url
 from ..errors import GeneratorError, note_on_interrupt
-from ..io.artifact import digest_of, holds_result
+from ..io.artifact import digest_of, require_result_or_empty
 from ..io.files import (
     MALFORMED,
     read_json,
@@ -264,7 +264,7 @@ def generate(
     made = GeneratedImages(folder, listed, modality, settings)
     kept = f"Finished images are kept in {folder}; run the same command again to make the others."
     with locked(folder), note_on_interrupt(lambda: kept):
-        holds_result(folder, "folder of generated images", (LIST_FILE,))
+        require_result_or_empty(folder, "folder of generated images", (LIST_FILE,))
         write_json_atomically(folder / LIST_FILE, made.to_dict())
         pending = {file: of for file, of in wanted.items() if not (folder / file).is_file()}
         if len(pending) < len(wanted):

@@ -38,7 +38,7 @@ from .files import (
     naming,
     read_json,
     recorded_file,
-    settle,
+    set_permissions_and_sync,
     sha256_of,
     sync_folder,
     write_json_atomically,
@@ -181,7 +181,7 @@ def _settle_files(folder: Path) -> None:
     """Write all files below a folder to the disk, so that a power cut leaves none empty."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            settle(Path(parent) / name)
+            set_permissions_and_sync(Path(parent) / name)
         sync_folder(Path(parent))
 
 
@@ -264,6 +264,17 @@ def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
             remedy="Choose a new or empty folder.",
         )
     return bool(visible)
+
+
+def require_result_or_empty(folder: Path, name: str, files: Iterable[str] = ()) -> None:
+    """Refuse a folder or URL that contains something else than a result; see `holds_result`.
+
+    Without ``files``, it has to be missing or empty.
+
+    Raises:
+        OutputError: if it is a file, or contains something else.
+    """
+    holds_result(folder, name, files)
 
 
 @dataclass

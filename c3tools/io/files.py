@@ -40,7 +40,8 @@ MALFORMED = (
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, fsync it, and rename it to ``path``.
 
-    A reader sees the old file or the new one, never a part of one. After a crash only a temporary
+    The file gets the usual permissions of a new file, whatever those of the former one were. A
+    reader sees the old file or the new one, never a part of one. After a crash only a temporary
     file is left, which `remove_leftovers` removes. For a URL, the file is filled on this machine
     and uploaded as one object.
 
@@ -58,7 +59,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with naming(path):
             write(temporary)
-            settle(temporary)
+            set_permissions_and_sync(temporary)
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -86,8 +87,8 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, reason_of(error), str(path)) from error
 
 
-def settle(path: Path) -> None:
-    """Give a new file the usual permissions, and flush it to the disk.
+def set_permissions_and_sync(path: Path) -> None:
+    """Give a new file the usual permissions, 0o666 without the umask, and fsync it.
 
     Some writers make files that only their owner may read.
     """

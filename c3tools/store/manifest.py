@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import OutputError, StoreError
 from ..executors import cores
-from ..io.artifact import digest_of, holds_result, replacing
+from ..io.artifact import digest_of, replacing, require_result_or_empty
 from ..io.files import (
     json_text,
     read_limited,
@@ -139,9 +139,11 @@ class Manifest:
         content = {"files": self.files, "shards": shards}
         return json_text({"checksum": digest_of(content), **content})
 
-    def listing(self, store: Path, names: Collection[str], gone: Collection[str] = ()) -> Manifest:
-        """Return the manifest with other files beside the shards: those of ``names`` as they are,
-        without ``gone``.
+    def with_files(
+        self, store: Path, names: Collection[str], gone: Collection[str] = ()
+    ) -> Manifest:
+        """Return the manifest with other files beside the shards: those of ``names`` by the digest
+        that they have now, without ``gone`` and without those that do not exist.
         """
         files = dict(self.files)
         for name in sorted({*names, *gone}):
@@ -168,13 +170,13 @@ def _is_exported_file(name: str) -> bool:
     return part_named(name) is not None and shard_named(name) is None
 
 
-def require_room(path: Path) -> None:
+def require_store_or_empty(path: Path) -> None:
     """Refuse a folder that contains something else than a store.
 
     Raises:
         OutputError: with the name of a file in it.
     """
-    holds_result(path, "store", (INFO_FILE, MANIFEST_FILE))
+    require_result_or_empty(path, "store", (INFO_FILE, MANIFEST_FILE))
 
 
 def create_store(path: Path, info: StoreInfo) -> None:
@@ -186,7 +188,7 @@ def create_store(path: Path, info: StoreInfo) -> None:
         OutputError: if the folder contains other files.
     """
     if kind_of(path / INFO_FILE) != "file":
-        require_room(path)
+        require_store_or_empty(path)
         write_json_atomically(path / INFO_FILE, info.to_dict())
         return
     present = StoreInfo.load(path)
@@ -226,7 +228,7 @@ class StoreWriter:
         self.rewriting = Rewriting(path)
         self.before = Manifest.load(path)
         self.lost: dict[ShardName, ShardRecord] = {}
-        self._files = set(files)
+        self._files = set(files)  # names that `finish` lists if they are not listed yet
         self._added: dict[ShardName, int] = {}  # their numbers of rows
         self._groups: dict[str, Moments] = {}  # of what was added
         if self.rewriting.is_listed:
@@ -343,10 +345,11 @@ class StoreWriter:
         rewritten_files = set(self.rewriting.put_in_place())
         rewritten_shards = shards_among(rewritten_files)
         self.info = StoreInfo.load(self.path)
-        previous = self.before or Manifest({}, {})
+        previous = self.before or Manifest({}, {})  # self.before is None for a new store
         shards_on_disk = shards_in(self.path)
 
-        # Keep the records of shards that are as they were, or lost
+        # Keep the records of shards that are as they were, or lost; not those of shards that were
+        # missing and are there again
         recreated_shards = self.lost.keys() & set(shards_on_disk)
         stale_shards = {*forget, *rewritten_shards, *recreated_shards}
         records = {
@@ -355,9 +358,10 @@ class StoreWriter:
 
         # Read what is needed of the others
         new_shards = set(shards_on_disk) - records.keys()
-        is_appended = len(records) == len(previous.shards) and _come_last(
-            new_shards, previous.shards
-        )
+        # If all old records are kept and the new shards come last, the stored moments can be
+        # continued; else all shards are folded again
+        keeps_all_records = len(records) == len(previous.shards)
+        is_appended = keeps_all_records and _come_last(new_shards, previous.shards)
         groups, new_records = self._fold_moments(
             shards_on_disk, new_shards, previous if is_appended else None
         )
@@ -370,9 +374,11 @@ class StoreWriter:
                 f"{self.path}`.",
             )
 
-        # Write the other files, and last the manifest
+        # Write the other files, and last the manifest. It lists anew the files that were rewritten,
+        # and those that it does not list yet: parts of exports, store.json, loaded moments, and
+        # the files that this writer placed or was told of.
         written = {name for name in rewritten_files if shard_named(name) is None}
-        written.update(previous.compare(self.path).unlisted_files)
+        written |= set(previous.compare(self.path).unlisted_files)
         written |= {INFO_FILE, EXTERNAL_FILE, *self._files} - previous.files.keys()
         if self.info.export_format is None:
             write_atomically(
@@ -382,7 +388,7 @@ class StoreWriter:
             written |= {FAILURES_FILE, MOMENTS_FILE}
         stale_indexes = {index_name(*shard) for shard in stale_shards}
         manifest = Manifest(records | new_records, previous.files)
-        self.before = manifest.listing(self.path, written, stale_indexes)
+        self.before = manifest.with_files(self.path, written, stale_indexes)
         write_text_atomically(self.path / MANIFEST_FILE, self.before.text())
         self.rewriting.discard()
         return self.before
@@ -491,7 +497,7 @@ def record_files(store: Path, names: Collection[str]) -> None:
     """
     before = Manifest.load(store)
     if before is not None:
-        write_text_atomically(store / MANIFEST_FILE, before.listing(store, names).text())
+        write_text_atomically(store / MANIFEST_FILE, before.with_files(store, names).text())
 
 
 @contextmanager
