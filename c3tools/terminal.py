@@ -52,7 +52,9 @@ class TerminalReporter(Reporter):
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
-        """Draw a bar in a terminal; elsewhere print a line every 30 seconds, and one at the end."""
+        """Draw a bar in a terminal; elsewhere print a line every 30 seconds, and one at the end if
+        any was printed.
+        """
         line_seconds = math.inf if self.console.is_terminal else 30
         work = _Work(self, label, total, line_seconds)
         if not self.console.is_terminal:

@@ -133,7 +133,8 @@ class TrainingConfig:
         epochs: passes over the captions, at most.
         batch_size: captions per step.
         learning_rate: peak of the schedule: linear warm-up, then ``decay``.
-        warmup: share of all steps spent warming up.
+        warmup: share of all steps spent warming up; ESPER takes this share of the steps of one
+            epoch.
         warmup_steps: a number of steps instead of the share, at most half of all; 0 for the share.
         decay: ``cosine`` or ``linear``, both to zero.
         weight_decay: AdamW's, on matrices only.
@@ -207,7 +208,13 @@ class TrainingConfig:
         )
 
     def plan(self, per_epoch: int, rise: float, start: Start = "skip") -> Plan:
-        """Return the plan of a run of so many steps per epoch, ``rise`` of them for the warm-up."""
+        """Return the plan of a run.
+
+        Args:
+            per_epoch: steps per epoch.
+            rise: steps of the whole run that are spent warming up; rounded, and at least one.
+            start: what is done with the initial weights; see `c3tools.training.loop.Plan`.
+        """
         return Plan(
             steps=self.epochs * per_epoch,
             learning_rate=self.learning_rate,

@@ -283,13 +283,14 @@ def _is_gaussian(noise: Residuals) -> Answer:
     distance = noise.distance_to_normal
     kurtosis = _unbiased_kurtosis(noise.kurtosis, noise.items)
     mean = float(kurtosis.mean())
-    error = sqrt(24 / noise.items)
-    is_skewed = np.abs(noise.skewness) > max(0.3, 1.5 * error)
-    has_other_tails = np.abs(kurtosis) > max(0.5, 3 * error)
+    error_of_skewness = sqrt(6 / noise.items)
+    error_of_kurtosis = sqrt(24 / noise.items)
+    is_skewed = np.abs(noise.skewness) > max(0.3, 3 * error_of_skewness)
+    has_other_tails = np.abs(kurtosis) > max(0.5, 3 * error_of_kurtosis)
     share = float((is_skewed | has_other_tails).mean())
 
     # Dimensions that vary together count as one
-    allowed = 3 * error / sqrt(max(noise.isotropy * len(kurtosis), 1.0))
+    allowed = 3 * error_of_kurtosis / sqrt(max(noise.isotropy * len(kurtosis), 1.0))
     is_close = share <= FEW and distance <= 0.03 and abs(mean) <= 0.5 + allowed
     is_near = share <= SOME and distance <= 0.06 and abs(mean) <= 1.0 + allowed
     because = (

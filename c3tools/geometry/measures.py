@@ -314,10 +314,7 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
     """Measure the gap: its length with and without bias, distances of pairs, and how it varies
     along the store.
 
-    The interval of the plain length is that of the linearised length. The other is found for the
-    square, whose variance is ``4 g' A g - 2 tr(A^2)`` with A the covariance of the gap g over draws
-    of the data, so that it contains for a gap of zero too; both have the quantiles of Student's
-    distribution.
+    All but the lengths needs pairs, and is None without them.
     """
     length, debiased = _gap_lengths(collected)
     sample = collected.sample
@@ -337,7 +334,13 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
 
 
 def _gap_lengths(collected: Collected) -> tuple[Estimate, Estimate]:
-    """Return the length of the gap, and the one without bias; see `measure_gap`."""
+    """Return the length of the gap, and the one without bias, with their intervals.
+
+    The interval of the plain length is that of the linearised length. That of the other is found
+    for the square, so that it also covers a gap of zero. The variance of the square is
+    ``4 g' A g - 2 tr(A^2)``, where A is the covariance of the gap g over draws of the data. Both
+    intervals have the quantiles of Student's distribution.
+    """
     gap = collected.gap
     covariance = collected.gap_covariance
     length = float(np.linalg.norm(gap))

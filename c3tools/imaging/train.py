@@ -393,8 +393,8 @@ def training_photos(
 ) -> PhotosToLearn:
     """Read the photos to learn from, and others to validate on.
 
-    Where the store has no ``val`` split, a tenth of the training photos (by a stable hash of their
-    keys) is held out.
+    Those to validate on are of the ``val`` split, or are held out of the training split where
+    `training_split` says so: a tenth of its items, by a stable hash of their keys.
 
     Raises:
         StoreError: if the store has no images.

@@ -160,7 +160,7 @@ class CheckpointDir:
         tensors: Mapping[str, Mapping[str, Tensor]],
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Write a state; the state before the last one is removed.
+        """Write a state. The last two states are kept, older ones are removed.
 
         Args:
             identity: a digest of all that the run depends on.
@@ -180,7 +180,7 @@ class CheckpointDir:
         content = save(flat, metadata={"c3": header})
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
         self._saved_step = position["step"]
-        for old in self._states()[_KEPT:]:
+        for old in self._states()[_KEPT:]:  # the newest come first
             old.unlink()
 
     def resume(

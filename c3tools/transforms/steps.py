@@ -430,7 +430,11 @@ class Procrustes(_PairedMap):
     kind = "procrustes"
 
     def matrix(self, x: Array, y: Array) -> Array:
-        """Decompose the cross-covariance into singular values, and complete what it leaves open."""
+        """Return the orthogonal (d, d) map from centred pairs, both (n, d).
+
+        It comes from the singular vectors of the cross-covariance. Directions that the pairs leave
+        open get the rotation nearest to the identity.
+        """
         left, values, right = np.linalg.svd(x.T @ y)
         dim = len(values)
         rank = int(np.count_nonzero(values > values[0] * dim * np.finfo(np.float64).eps))
