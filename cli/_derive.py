@@ -326,6 +326,24 @@ def _hide_pandas(name: str, *_: object) -> None:
         raise ModuleNotFoundError(name)
 
 
+def _with_flags(command: _Command, words: str) -> str:
+    """Return the words of an entry as the shell's help has them.
+
+    A parameter in double backquotes becomes its flag: ``sigma`` is --sigma. Of other code, the
+    backquotes are left out.
+    """
+    with_flags = re.sub(r"``(\w+)``", lambda reference: command.flags(reference[1])[0], words)
+    return with_flags.replace("``", "")
+
+
+def _shows_default(default: Any) -> bool:
+    """Return whether the help shows a default: not if there is none, a flag is off, it is empty, or
+    it is 0.
+    """
+    has_value = default is not None and default is not _REQUIRED
+    return has_value and default not in (False, "", [])  # 0 equals False
+
+
 def _annotate(command: _Command, name: str) -> Any:
     """Return the type of an option, with what typer has to know about it."""
     parameter = command.options()[name]
@@ -334,24 +352,28 @@ def _annotate(command: _Command, name: str) -> Any:
     if settings.is_repeated:
         kind = list[str]
     elif settings.parse and get_origin(kind) is list:
-        # one text stands for the whole list
+        # the whole list is typed as one text, which is then parsed
         kind = str
-    words = re.sub(
-        r"``(\w+)``", lambda reference: command.flags(reference[1])[0], parameter.words
-    ).replace("``", "")
+    words = _with_flags(command, parameter.words)
     if get_origin(kind) is list and not parameter.is_argument:
         words += " May be repeated."
+    metavar = settings.metavar
+    if metavar is None and "Path" in parameter.annotation:  # the annotation is source text
+        metavar = "PATH"
     shared: dict[str, Any] = {
         "help": words,
-        "metavar": settings.metavar or ("PATH" if "Path" in parameter.annotation else None),
+        "metavar": metavar,
         "parser": settings.parse,
         "autocompletion": settings.complete,
-        "show_default": parameter.default not in (None, False, "", [], _REQUIRED),
+        "show_default": _shows_default(parameter.default),
     }
     if kind in (int, float):
         shared["min"] = settings.minimum
         shared["max"] = settings.maximum
-    if parameter.default == "c3-store" or (command.name == "verify" and parameter.is_argument):
+    # The store of c3 verify is c3-store by default too, but its argument has no default, as --store
+    # may be given in its place
+    is_store_of_verify = command.name == "verify" and parameter.is_argument
+    if parameter.default == "c3-store" or is_store_of_verify:
         shared["envvar"] = "C3_STORE"
     if settings.is_expert:
         shared["rich_help_panel"] = _EXPERT_PANEL

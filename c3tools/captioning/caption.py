@@ -168,8 +168,9 @@ def caption_images(
             remedy="Leave these out; write the captions with --json.",
         )
     if embeddings is not None:
+        # All rows come from one file, which stands as the path of each caption
         rows, identity = read_rows(embeddings, modality, key)
-        files = {row_key: location(embeddings) for row_key in rows.keys}
+        files = dict.fromkeys(rows.keys, location(embeddings))
     if not isinstance(decoder, Captioner):
         folder = Captioner.find(decoder)
         if decoder is None and folder == C3_MINI_CAPTIONER:
@@ -186,24 +187,26 @@ def caption_images(
         )
     )
     if rows is None:
-        # the models of open_clip take no sounds, so beside photos these are passed over
+        # Models of plugins may take sounds. Those of open_clip take none, so sounds are passed over
         suffixes = IMAGE_SUFFIXES
-        if find_plugin(model or str(decoder.model.get("name", ""))):
+        if find_plugin(model or str(decoder.model.get("name", ""))) is not None:
             suffixes = IMAGE_SUFFIXES | AUDIO_SUFFIXES
         files, failures = _files_by_key([Path(path) for path in paths], suffixes, follow_symlinks)
     else:
         decoder.check_model(identity, rows.embeddings.shape[1])
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
 
-    # The vectors of a file are part of the digest, because their keys may be just the numbers of
-    # the rows
-    vectors = [] if rows is None or identity else [rows.embeddings]
+    # The digest tells captions of other runs. The vectors of a file without a model are part of it,
+    # because their keys may be just the numbers of the rows
+    vectors: list[Matrix] = []
+    if rows is not None and not identity:
+        vectors = [rows.embeddings]
     digest = digest_of([decoder.fingerprint(), generation, modality], *vectors)
-    size = decoder.record.get("size", "a")
+    size_or_article = decoder.record.get("size", "a")  # "a decoder of ..." if it has no size
     method = _in_words(generation)
     writer = CaptionWriter(
         files,
-        captioner=f"{size} decoder of {decoder.model.name}, {method} ({digest[:12]})",
+        captioner=f"{size_or_article} decoder of {decoder.model.name}, {method} ({digest[:12]})",
         json=None if json is None else Path(json),
         txt=txt,
         xmp=xmp,
@@ -237,7 +240,8 @@ def caption_images(
                 reporter=reporter,
             )
             decoder.check_model(encoder.identity, encoder.dim)
-        inputs = files if rows is None else rows
+        # Rows are embeddings already; files are encoded, if any are pending
+        inputs = rows if rows is not None else files
         batch_size = 1 if steer else _ROWS
         with reporter.progress("Captioning", len(writer.pending)) as progress:
             for batch in _batches(inputs, modality, writer.pending, encoder, batch_size):

@@ -136,23 +136,25 @@ def _magic(
         B, K = tokens.shape
         batch_rows = torch.arange(B, device=batch.device)
 
-        # The encoder compares each text so far, with each candidate behind it, with the image
+        # The encoder compares the image with each text so far, continued by each candidate. The
+        # candidates of a caption follow each other: that k of caption b is at b * K + k.
         texts: list[str] = []
         for row, candidates in zip(unfinished_rows, tokens.tolist(), strict=True):
             texts += [tokenizer.decode([*captions[row], token]) for token in candidates]
         encoded = encode_once(encoder, texts).reshape(B, K, -1)
         cosines = np.einsum("bd,bkd->bk", images[unfinished_rows], encoded)
         similar = torch.from_numpy(cosines).to(likely.device)  # (B, K)
-        view = (_SIMILARITY_SCALE * similar).softmax(-1)
+        relevance = (_SIMILARITY_SCALE * similar).softmax(-1)  # (B, K), sums to 1 over K
 
         # Every candidate is run one position further: its hidden state is compared with earlier
-        # ones, and the next scores are needed if it is taken
+        # ones, and the next scores are needed if it is taken. The cache of a caption is repeated
+        # for its K candidates, in place.
         cache.batch_select_indices(batch_rows.repeat_interleave(K))
         logits, hidden = model.decode_step(tokens.flatten(), cache)  # (B * K, V), (B * K, W)
         states = F.normalize(hidden.float(), dim=-1).view(B, K, -1)  # (B, K, W)
         repeated = torch.einsum("bkw,bsw->bks", states, earlier_states).amax(-1)  # (B, K)
 
-        score = (1 - _ALPHA) * likely - _ALPHA * repeated + _BETA * view  # (B, K)
+        score = (1 - _ALPHA) * likely - _ALPHA * repeated + _BETA * relevance  # (B, K)
         best = score.argmax(-1)  # (B,)
         best_tokens = tokens.gather(1, best[:, None])[:, 0]  # (B,)
         continued = (best_tokens != model.end_id).nonzero()[:, 0]
@@ -162,7 +164,8 @@ def _magic(
             break
 
         # Keep the candidates that were taken, of the captions that go on
-        taken = (batch_rows * K + best)[continued]
+        best_rows = batch_rows * K + best  # (B,), among the B * K rows of cache and logits
+        taken = best_rows[continued]
         cache.batch_select_indices(taken)
         logits = logits[taken]
         best_states = states[batch_rows, best]  # (B, W)
@@ -276,9 +279,9 @@ def _shifted(model: Decoder, cache: Any, written: Sequence[list[int]], similar: 
         log_p = after_shift(shift)
         count = min(CANDIDATES["zerocap"], log_p.shape[1])
         likely, tokens = log_p.topk(count, dim=-1)  # (B, K)
-        view = (_SIMILARITY_SCALE * similar(written, tokens)).softmax(-1)  # (B, K)
+        relevance = (_SIMILARITY_SCALE * similar(written, tokens)).softmax(-1)  # (B, K)
         divergence = (log_p.exp() * (log_p - log_p0)).sum(-1)  # (B,)
-        loss = (_FLUENCY * divergence - (view * likely).sum(-1)).sum()
+        loss = (_FLUENCY * divergence - (relevance * likely).sum(-1)).sum()
         gradients = torch.autograd.grad(loss, shift)
         shift = [
             _descended(part.detach(), gradient)

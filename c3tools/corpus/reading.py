@@ -526,20 +526,24 @@ def _any(captions: Iterable[str]) -> bool:
 def _detect_captions(
     corpus: Corpus, root: Path, images: Sequence[ImageItem], options: ReadOptions
 ) -> tuple[_CaptionSources, list[Path]]:
-    """Return the captions of images that are found beside them, and the captions files, but for
-    COCO's.
+    """Return the captions of images that are found beside them, and the captions files.
+
+    The files of COCO, which end in .json, are not among those returned, although their captions
+    are.
 
     Raises:
         CorpusError: if the first captions file of a folder cannot be used; later ones become notes.
     """
     sources = _CaptionSources(images)
     folder = root if root.is_dir() else root.parent
-    inside = None if options.follow_symlinks else folder.resolve()
+    # Links may not lead out of this folder; None if they may lead anywhere
+    allowed_folder = None if options.follow_symlinks else folder.resolve()
     caption_files = [
         path
         for path in _captions_files(root, options.follow_symlinks)
-        if _may_be_read(corpus, path.name, path, inside)
+        if _may_be_read(corpus, path.name, path, allowed_folder)
     ]
+    # The files of one folder follow each other, the most important first
     previous_folder: Path | None = None
     for path in caption_files:
         name = path.relative_to(folder).as_posix()
@@ -547,7 +551,10 @@ def _detect_captions(
         previous_folder = path.parent
         why_unused = ""
         try:
-            if not sources.add(name, path, options) and path.suffix == ".json":
+            matched = sources.add(name, path, options)
+            # A COCO file is often of another part of the data set; names in other files that match
+            # no image are listed as captions without image
+            if matched == 0 and path.suffix == ".json":
                 why_unused = "it names none of the images."
         except CorpusError as error:
             if path.suffix != ".json" and is_first:
@@ -555,9 +562,10 @@ def _detect_captions(
             why_unused = error.message
         if why_unused:
             corpus.notes.append(f"{root}: {name} is not used: {why_unused}")
-    sources.add_texts(corpus, inside)
+    sources.add_texts(corpus, allowed_folder)
     corpus.notes += sources.note(root)
     corpus.captions_without_image += sources.unmatched
+    # The caller looks for the folder images/ beside these; COCO's do not count there
     return sources, [path for path in caption_files if path.suffix != ".json"]
 
 

@@ -363,9 +363,12 @@ class PretrainedGenerator(ImageGenerator):
         dim = int(normalizer.config.embedding_dim)
         model = store.info.model
         expected = _MODELS.get(dim)
+        # ViT-L-14-quickgelu/openai and ViT-L-14/openai name the same weights
         recorded = f"{model.get('architecture')}/{model.get('pretrained')}"
         names_of_model = (recorded.replace("-quickgelu/", "/"), model.name)
-        is_other_model = model and expected and expected not in names_of_model
+        # Only compared if both are known: imported embeddings may name no model
+        is_known = bool(model) and expected is not None
+        is_other_model = is_known and expected not in names_of_model
         if store.info.dim != dim or is_other_model:
             wanted = expected or " or ".join(_MODELS.values())
             raise GeneratorError(
@@ -374,12 +377,20 @@ class PretrainedGenerator(ImageGenerator):
                 remedy=f"Embed with the model that it was trained with: c3 embed PATH --model "
                 f"{wanted}",
             )
-        # The typical length of image embeddings by the statistics that the pipeline ships
+        # The typical length of image embeddings, by the statistics that the pipeline ships: the
+        # root of the mean squared length, which is |mean|^2 + the sum of the variances
         mean = normalizer.mean.detach().float()
         std = normalizer.std.detach().float()
         self.norm = float((mean**2 + std**2).sum().sqrt())
-        moved = preset("realign", train_on="image", infer_on="text").fit(store)
-        super().__init__(moved, {"model": dict(model)}, compute, dim, _GUIDANCE)
+        # Moves text embeddings to where image embeddings are
+        realign = preset("realign", train_on="image", infer_on="text").fit(store)
+        super().__init__(
+            pipeline=realign,
+            record={"model": dict(model)},
+            compute=compute,
+            dim=dim,
+            guidance=_GUIDANCE,
+        )
 
     def __repr__(self) -> str:
         return self.name

@@ -58,8 +58,8 @@ def read_files(
 
     Args:
         files: of vectors, by modality, the image first.
-        tables: of their ids, captions and splits, by modality; without a file of images, theirs is
-            of the texts.
+        tables: of their ids, captions and splits, by modality; without a file of images, the table
+            of the images describes the texts.
         arrays: the array, tensor or column of vectors in a file, by modality, if there are several.
         names: the columns to use for ``key``, ``image_key``, ``caption`` and ``split``, where the
             usual names do not fit.
@@ -93,16 +93,25 @@ def read_files(
         columns = _describe(modality, file, descriptions.get(modality, {}), names, notes)
         side = _Modality(modality, file.vectors, columns, names)
         # Pair with the first modality that has ids; if none has, with the first one by order
-        with_ids = [earlier for earlier in sides if earlier.has_ids]
-        side.find_items(next(iter(with_ids or sides), None), notes)
-        if not side.keys:
-            side.keys = numbered_keys(side.items if modality == "text" else [None] * len(side))
-        if modality == "text" and not sides and len(vector_files) > 1:
-            # Without images, a text is an item to pair others with
+        partner = sides[0] if sides else None
+        for earlier in sides:
+            if earlier.has_ids:
+                partner = earlier
+                break
+        side.find_items(partner, notes)
+        if not side.keys and modality == "text":
+            side.keys = numbered_keys(side.items)
+        elif not side.keys:
+            # A row that names no item gets its number as its key
+            side.keys = numbered_keys([None] * len(side))
+        is_first_of_several = not sides and len(vector_files) > 1
+        if modality == "text" and is_first_of_several:
+            # Without images, a text that names no item is an item itself, to pair others with
             side.items = side.own_items
         _require_unique_keys(side)
         sides.append(side)
-    return share_splits([side.rows(names) for side in sides], {}), notes
+    rows = [side.rows(names) for side in sides]
+    return share_splits(rows, item_splits={}), notes
 
 
 def share_splits(modalities: Sequence[Rows], item_splits: _Names) -> list[Rows]:

@@ -168,8 +168,11 @@ def verify_store(
 
 
 def _check(path: Path, reporter: Reporter) -> Verification:
+    """Check a store, and change nothing: every shard by itself, then the shards with each other and
+    with the other files.
+    """
     result = Verification(path)
-    info, manifest = _described(result)
+    info, manifest = _check_description(result)
     listed = manifest.shards if manifest else {}
     present = shards_in(path)
 
@@ -179,29 +182,35 @@ def _check(path: Path, reporter: Reporter) -> Verification:
         f"made it again: it makes only the removed shards."
     )
     contents: dict[ShardName, _ShardContent] = {}
-    moments: dict[str, Moments] = {}  # of the listed rows, by modality and split
+    moments: dict[str, Moments] = {}  # of the listed rows, by modality and split; filled below
     with reporter.progress("Checking shards", len(present)) as progress:
         for shard in present:
-            result.shards[shard[0]] += 1
-            groups = moments if shard in listed else {}
-            checked = _check_shard(path, shard, info, listed.get(shard), groups, redo)
+            modality, _ = shard
+            result.shards[modality] += 1
+            # The moments of an unlisted shard are dropped: those of the store do not contain them
+            moments_to_fill = moments if shard in listed else {}
+            checked = _check_shard(path, shard, info, listed.get(shard), moments_to_fill, redo)
             if isinstance(checked, Finding):
                 result.findings.append(checked)
             else:
                 contents[shard] = checked
-                result.rows[shard[0]] += len(checked.keys)
+                result.rows[modality] += len(checked.keys)
             progress.advance()
 
     # shards with each other, and with the other files
     _check_keys(result, contents, redo)
-    failed = set[str]().union(*(content.failed for content in contents.values()))
+    failed: set[str] = set()
+    for content in contents.values():
+        failed |= content.failed
     try:
         failed.update(failure.key for failure in read_failures(path))
     except StoreError as error:
         result.add_defect("failures", FAILURES_FILE, error.message, str(error.remedy))
     unread = {*listed, *present} - contents.keys()
-    _check_pairing(result, contents, failed, {modality for modality, _ in unread}, info)
+    unread_modalities = {modality for modality, _ in unread}
+    _check_pairing(result, contents, failed, unread_modalities, info)
     if manifest is not None:
+        # The moments can only be compared if the rows of all shards were read
         _check_files(result, manifest, None if unread else moments, info)
     result.open = len(result.defects)
     return result
@@ -334,9 +343,9 @@ def _check_pairing(
             result.findings.append(finding)
 
 
-def _described(result: Verification) -> tuple[StoreInfo, Manifest | None]:
+def _check_description(result: Verification) -> tuple[StoreInfo, Manifest | None]:
     """Return what the store is, from store.json or else from a shard, and the manifest if there is
-    a whole one.
+    a whole one; add the defects of both to ``result``.
     """
     path = result.store
     try:
@@ -457,7 +466,7 @@ def _agree(first: Moments, second: Moments) -> bool:
 def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Reporter) -> None:
     """Repair what the findings name, under the lock of the store, and say so in ``result``."""
     path = result.store
-    info = _described(Verification(path))[0]
+    info, _ = _check_description(Verification(path))
     check_of = {finding.file: finding.check for finding in reversed(result.defects)}
     indexes = [name for name, check in check_of.items() if check == "faiss"]
     rewritten = [name for name in _rewritable(info) if name in check_of]

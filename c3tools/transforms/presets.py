@@ -228,24 +228,30 @@ class TrainingPipeline:
         """
         if sigma is not None:
             sigma = parse_sigma(sigma)
-        exported = Pipeline.of_export(store)
-        if exported is not None:
-            whole, applied = exported
-            _check_choice_for_export(store, whole, pipeline, name, sigma)
+        pipeline_and_applied = Pipeline.of_export(store)
+        if pipeline_and_applied is not None:
+            exported, applied = pipeline_and_applied
+            _check_choice_for_export(store, exported, pipeline, name, sigma)
             if sigma is None:
-                return cls(whole.name, whole.sigma or 0.0, whole, applied)
+                return cls(
+                    preset=exported.name,
+                    sigma=exported.sigma or 0.0,
+                    given=exported,
+                    applied=applied,
+                )
             reporter.message(
-                f"Noise of sigma {sigma} is added to the finished rows of {whole.name}. That is "
+                f"Noise of sigma {sigma} is added to the finished rows of {exported.name}. That is "
                 f"not C3, which adds it before the last normalisation: for C3, export with "
                 f"--before-noise."
             )
+            # Rules for sigma were refused above, so it is a number here
             noised = Pipeline(
-                [*whole.steps, GaussianNoise(float(sigma)), Normalize()],
-                name=f"{whole.name}-noised",
+                [*exported.steps, GaussianNoise(float(sigma)), Normalize()],
+                name=f"{exported.name}-noised",
             )
-            noised.dim = whole.dim
-            noised.provenance = whole.provenance
-            return cls(noised.name, sigma, noised, applied)
+            noised.dim = exported.dim
+            noised.provenance = exported.provenance
+            return cls(preset=noised.name, sigma=sigma, given=noised, applied=applied)
         if pipeline is not None:
             if name is not None or sigma is not None:
                 raise TransformError(
@@ -254,17 +260,17 @@ class TrainingPipeline:
                     remedy="Leave out preset and sigma; with --from, a preset takes the place of "
                     "its pipeline.",
                 )
-            return cls(pipeline.name, pipeline.sigma or 0.0, pipeline)
+            return cls(preset=pipeline.name, sigma=pipeline.sigma or 0.0, given=pipeline)
         name = name or "c3"
-        has_sigma = preset(name, sigma=0.0).sigma is not None
-        if has_sigma:
-            return cls(name, default if sigma is None else sigma)
-        if sigma:
+        if _takes_sigma(name):
+            return cls(preset=name, sigma=default if sigma is None else sigma)
+        # Sigma 0 asks for no noise, and this preset has none
+        if sigma is not None and sigma != 0:
             raise TransformError(
                 f"The preset {name!r} has no sigma that could be chosen.",
                 remedy="Leave out --sigma.",
             )
-        return cls(name)
+        return cls(preset=name)
 
     def fit(self, store: Store, split: str, train_on: Side) -> tuple[Pipeline, list[str]]:
         """Return the pipeline fitted on a split, unless it is already, and notes for the user."""
@@ -295,6 +301,15 @@ class TrainingPipeline:
                 f"before training: {load_command(store)}."
             )
         return pipeline, notes
+
+
+def _takes_sigma(name: str) -> bool:
+    """Return whether a preset has Gaussian noise, whose sigma can be chosen.
+
+    Raises:
+        TransformError: if there is no such preset.
+    """
+    return preset(name).sigma is not None
 
 
 def _check_choice_for_export(
