@@ -36,7 +36,8 @@ def recorded(file: Path, value: Any, rel: float = 1e-5) -> None:
             value = _without_noise(value, json.loads(file.read_text(encoding="utf-8")), rel)
         file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     found, golden = _flat(value), _flat(json.loads(file.read_text(encoding="utf-8")))
-    assert found.keys() == golden.keys()
+    differing = sorted(found.keys() ^ golden.keys())
+    assert not differing, f"{file} lacks or has more than {differing}; C3_RECORD=1 writes it anew"
     for path, before in golden.items():
         assert _is_close(found[path], before, rel) or found[path] == before, path
 
