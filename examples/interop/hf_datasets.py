@@ -23,9 +23,10 @@ def load(export: Path, modality: str, cache: Path | None = None) -> datasets.Dat
 
 
 def provenance(export: Path) -> dict[str, Any]:
-    """Return the record in the export's metadata."""
-    value: dict[str, Any] = json.loads((export / "manifest.json").read_text())["provenance"]
-    return value
+    """Return what the export was made from: the record in its store.json."""
+    record: dict[str, Any] = json.loads((export / "store.json").read_text())
+    exported: dict[str, Any] = record["extra"]["exported"]
+    return exported
 
 
 if __name__ == "__main__":

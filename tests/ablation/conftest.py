@@ -22,7 +22,7 @@ QUICK: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def without_java() -> Iterator[None]:
     """Tables are the same on every machine."""
     with pytest.MonkeyPatch.context() as patch:
