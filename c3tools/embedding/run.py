@@ -29,7 +29,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.manifest import require_store_or_empty
 from ..store.shard_indexes import keep_indexes, load_faiss
-from ..store.shards import INFO_FILE, ShardName
+from ..store.shards import INFO_FILE, ShardName, ShardRecord, shards_in
 from .inputs import MEDIA, StoredInputs, record_inputs
 from .keys import with_stored_keys
 from .plan import Plan, plan_corpus
@@ -378,7 +378,7 @@ def embed_corpus(
         store_before = Store(folder, writer.info, writer.before)
         has_indexes = options.faiss or store_before.indexed
         failures_of_listing = _failures_of_listing(opened, corpus)
-        listed_shards = writer.finish(failures_of_listing, forget=replacing_lost).shards
+        writer.finish(failures_of_listing, forget=replacing_lost)
         opened = Store.open(folder, incomplete=True)
         media = _media_to_record(plans, finished=True)
         record_inputs(opened, stored, media, made_media_shards, overwrite=True)
@@ -390,14 +390,19 @@ def embed_corpus(
         run_summary.precision = encoder.compute.precision
         run_summary.backend = encoder.backend.name
     run_summary.all_failed = _all_failed(Store.open(folder, incomplete=True), plans)
-    # A missing shard is lost if its inputs were not embedded again, and the manifest no longer
-    # lists it as it was
-    run_summary.lost = [
-        f"{modality} shard {part} ({counted(record.rows, 'row')})"
-        for (modality, part), record in missing_shards.items()
-        if (modality, part) not in replacing_lost and listed_shards.get((modality, part)) != record
-    ]
+    run_summary.lost = _lost_shards(missing_shards, {*replacing_lost, *shards_in(folder)})
     return run_summary
+
+
+def _lost_shards(
+    missing: Mapping[ShardName, ShardRecord], made_again: Collection[ShardName]
+) -> list[str]:
+    """Return in words the missing shards whose inputs were not embedded again."""
+    return [
+        f"{modality} shard {part} ({counted(record.rows, 'row')})"
+        for (modality, part), record in missing.items()
+        if (modality, part) not in made_again
+    ]
 
 
 def _failures_of_listing(store: Store, corpus: Corpus) -> list[Failure]:

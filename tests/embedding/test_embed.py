@@ -258,3 +258,21 @@ def test_one_dead_address_of_a_list_stops_nobody(tmp_path: Path) -> None:
     assert (images.embedded, images.failed) == (1, 1)
     (failure,) = Store.open(tmp_path / "s").recorded_failures()
     assert "127.0.0.1:9/x.jpg could not be reached" in failure.message
+
+
+def test_a_missing_shard_that_a_run_does_not_make_again_is_told(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    store = tmp_path / "store"
+    three, other = tmp_path / "three.txt", tmp_path / "other.txt"
+    three.write_text("one\ntwo\nthree\n", encoding="utf-8")
+    other.write_text("another\n", encoding="utf-8")
+    embed(three, store, encoder=encoder)
+    (store / "text" / "part-00000.parquet").unlink()
+    summary = embed_corpus(read_corpus([other]), store, encoder, EmbedOptions())
+    assert summary.lost == ["text shard 0 (3 rows)"]
+    assert "1 shard missing and not made from these inputs: text shard 0 (3 rows)" in "".join(
+        summary.notes()
+    )
+    summary = embed_corpus(read_corpus([three]), store, encoder, EmbedOptions())
+    assert summary.lost == []
