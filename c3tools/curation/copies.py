@@ -7,7 +7,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,8 @@ from ..corpus.splits import LEFT_OUT, split_order
 from ..embedding.decoding import decoded_batches
 from ..encoders import UNREADABLE
 from ..errors import reason_of
+from ..index.codes import cell_count, set_nprobe
+from ..index.training import choose_factory
 from ..moments import unit_rows
 from ..reporter import Reporter, counted
 from ..store import Rows, Store
@@ -28,6 +29,7 @@ from .groups import Copy, DuplicateGroup, Tier
 _NEAREST = 10  # rows of the same modality whose content is compared with that of a row
 _EXACT_SEARCH = 50_000  # rows beyond which the nearest are looked for in some of the cells alone
 _PROBES = 32
+_TRAINED_PER_CELL = 64  # rows
 _BATCH = 32
 _SEARCHED_AT_A_TIME = 1_024
 _PHOTOS_IN_MEMORY = 1_000
@@ -60,10 +62,9 @@ class CopySearch:
         self._unit = unit_rows(rows.embeddings)
         self._splits = rows.splits
         self._order = self._order_of_keeping()
-        # the row that each row is a copy of, itself where it is none
-        self._kept = np.arange(len(rows))
-        self._tier: dict[int, Tier] = {}  # of the group of a kept row
         self._links: dict[int, _Link] = {}  # of each copy to the row that is kept
+        self._copies = defaultdict[int, list[int]](list)  # of each kept row
+        self._tier: dict[int, Tier] = {}  # of the group of a kept row
         self._candidates: list[_Link] | None = None
 
     def _order_of_keeping(self) -> list[int]:
@@ -114,23 +115,21 @@ class CopySearch:
 
     def _kept_row(self, row: int) -> int:
         """Return the row that is kept of the group of a row."""
-        while self._kept[row] != row:
-            row = int(self._kept[row])
-        return row
+        return self._links[row].first if row in self._links else row
 
     def _join(self, row: int, kept: int, tier: Tier, agreed: float | None) -> None:
         """Add a row, with the copies that it has, to the group of another."""
         cosine = float(self._unit[row] @ self._unit[kept])
-        for member in np.flatnonzero(self._kept == row).tolist():
-            self._kept[member] = kept
+        for member in [row, *self._copies.pop(row, [])]:
             self._links[member] = _Link(kept, member, cosine, agreed)
+            self._copies[kept].append(member)
         self._tier.pop(row, None)
         self._tier[kept] = tier
 
     def _nearest(self, reporter: Reporter) -> list[_Link]:
         """Return the pairs of different rows that are among the nearest of one of them."""
         if self._candidates is None:
-            different = np.flatnonzero(self._kept == np.arange(len(self._rows)))
+            different = [row for row in range(len(self._rows)) if row not in self._links]
             self._candidates = _nearest_pairs(self._unit[different], different, reporter)
         return self._candidates
 
@@ -259,12 +258,12 @@ def _words_of(text: str) -> str:
     return " ".join(words) or text
 
 
-def _nearest_pairs(unit: Matrix, numbers: Any, reporter: Reporter) -> list[_Link]:
+def _nearest_pairs(unit: Matrix, numbers: Sequence[int], reporter: Reporter) -> list[_Link]:
     """Return the pairs of rows of which one is among the nearest of the other.
 
     Args:
         unit: rows of length 1, float32 (n, d).
-        numbers: what each row is called in the result, (n,).
+        numbers: of the rows in the result.
         reporter: shows the progress.
     """
     faiss = load_faiss()
@@ -273,10 +272,10 @@ def _nearest_pairs(unit: Matrix, numbers: Any, reporter: Reporter) -> list[_Link
         return []
     index = faiss.IndexFlatIP(dim)
     if count > _EXACT_SEARCH:
-        cells = 1 << round(np.log2(4 * np.sqrt(count)))
-        index = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = _PROBES
-        index.train(unit[:: max(1, count // (64 * cells))])
+        factory = choose_factory(count, dim)
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        set_nprobe(index, _PROBES)
+        index.train(unit[:: max(1, count // (_TRAINED_PER_CELL * cell_count(index)))])
     index.add(unit)
     links: dict[tuple[int, int], float] = {}
     with reporter.progress("Looking for the nearest rows", count) as progress:
@@ -290,6 +289,6 @@ def _nearest_pairs(unit: Matrix, numbers: Any, reporter: Reporter) -> list[_Link
                         links[min(own, other), max(own, other)] = cosine
             progress.advance(len(block))
     return [
-        _Link(int(numbers[first]), int(numbers[second]), cosine, None)
+        _Link(numbers[first], numbers[second], cosine, None)
         for (first, second), cosine in sorted(links.items())
     ]
