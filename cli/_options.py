@@ -71,6 +71,13 @@ def output_file(text: str | Path) -> Path:
     return path
 
 
+def extra_output(path: Path | None, default: str, json: str | None) -> Path | None:
+    """Return the file to write besides printing: ``path``, else ``default``, or None with
+    `--json`.
+    """
+    return path if path is not None or json else output_file(default)
+
+
 def _json_destination(text: str) -> str:
     if text != "-":
         output_file(text)

@@ -9,7 +9,7 @@ import c3tools
 from c3tools.reporter import counted
 
 from ._console import message, out, print_table, reporter
-from ._options import output_file
+from ._options import extra_output
 
 
 def pairs(
@@ -29,20 +29,14 @@ def pairs(
         table: Parquet file of all pairs. By default pairs.parquet, none with ``json``.
         html: Path or URL of the HTML page. By default pairs.html, none with ``json``.
     """
-    table_file = _extra_output(table, "pairs.parquet", json)
-    page = _extra_output(html, "pairs.html", json)
+    table_file = extra_output(table, "pairs.parquet", json)
+    page = extra_output(html, "pairs.html", json)
     check = c3tools.check_pairs(**options, reporter=reporter())
     print_table(check.table())
     for paragraph in check.explanation():
         out.print(paragraph, style="dim")
     print_table(check.worst())
-    if page is not None:
-        message(f"Wrote {check.save(page)}")
-    if table_file is not None:
-        message(f"Wrote {check.save_table(table_file)}")
-        if check.left_out:
-            marked = counted(check.left_out, "pair is", "pairs are")
-            message(f"{marked} marked left-out: {_split_command(check.store, table_file)}")
+    _write(check, page, table_file, counted(check.left_out, "pair is", "pairs are"))
     return check.to_dict()
 
 
@@ -63,8 +57,8 @@ def duplicates(
         table: Parquet file of all groups. By default duplicates.parquet, none with ``json``.
         html: Path or URL of the HTML page. By default duplicates.html, none with ``json``.
     """
-    table_file = _extra_output(table, "duplicates.parquet", json)
-    page = _extra_output(html, "duplicates.html", json)
+    table_file = extra_output(table, "duplicates.parquet", json)
+    page = extra_output(html, "duplicates.html", json)
     found = c3tools.find_duplicates(**options, reporter=reporter())
     if found.groups:
         print_table(found.table())
@@ -72,22 +66,23 @@ def duplicates(
         out.print(f"{found.store} has no copies.")
     for note in found.notes:
         message(f"Note: {note}")
-    if page is not None:
-        message(f"Wrote {found.save(page)}")
-    if table_file is not None:
-        message(f"Wrote {found.save_table(table_file)}")
-        if found.left_out:
-            marked = counted(found.left_out, "row is", "rows are")
-            message(f"{marked} marked left-out: {_split_command(found.store, table_file)}")
+    _write(found, page, table_file, counted(found.left_out, "row is", "rows are"))
     return found.to_dict()
 
 
-def _split_command(store: Path, table: Path) -> str:
-    return f"c3 split --store {store} --file {table} -o NEW-STORE"
-
-
-def _extra_output(path: Path | None, default: str, json: str | None) -> Path | None:
-    """Return the file to write besides printing: ``path``, else ``default``, or None with
-    `--json`.
+def _write(
+    result: c3tools.PairCheck | c3tools.Duplicates,
+    page: Path | None,
+    table: Path | None,
+    marked: str,
+) -> None:
+    """Write the page and the table of a result, where they are wanted, and tell what leaves out
+    the rows that are marked.
     """
-    return path if path is not None or json else output_file(default)
+    if page is not None:
+        message(f"Wrote {result.save(page)}")
+    if table is not None:
+        message(f"Wrote {result.save_table(table)}")
+        if result.left_out:
+            command = f"c3 split --store {result.store} --file {table} -o NEW-STORE"
+            message(f"{marked} marked left-out: {command}")

@@ -9,7 +9,7 @@ from typing import Any
 import c3tools
 
 from ._console import message, out, print_table, reporter
-from ._options import output_file
+from ._options import extra_output
 
 
 def gap_report(
@@ -33,7 +33,7 @@ def gap_report(
         html: Path or URL of the HTML page. By default gap-report.html, none with ``json``.
         figures: Also write every figure to this folder, as PNG and SVG.
     """
-    page = _extra_output(html, "gap-report.html", json)
+    page = extra_output(html, "gap-report.html", json)
     report = c3tools.gap_report(path or store, **options, reporter=reporter())
     out.print(report.heading, style="bold")
     for section in report.sections() if full else report.summary():
@@ -69,7 +69,7 @@ def simulate(
         figure: File to draw the figure to: .svg, .png or .pdf. By default simulate-NAME.svg, none
             with --json.
     """
-    drawing = _extra_output(figure, f"{verb.__name__.replace('_', '-')}.svg", json)
+    drawing = extra_output(figure, f"{verb.__name__.replace('_', '-')}.svg", json)
     result = verb(**options, reporter=reporter())
     print_table(result.table)
     out.print(result.found)
@@ -78,10 +78,3 @@ def simulate(
         result.save_figure(drawing)
         message(f"Wrote {drawing}")
     return result.to_dict()
-
-
-def _extra_output(given: Path | None, default: str, json: str | None) -> Path | None:
-    """Return the file to write in addition to printing: ``given``, else ``default``, or None if
-    `--json` is used.
-    """
-    return given if given is not None or json else output_file(default)
