@@ -89,7 +89,8 @@ class EncoderBackend(ABC):
             model: open_clip's module in float32. The backend may keep and change it, but leaves it
                 as it was if it raises an error.
             facts: describe the model.
-            compute: device and precision to run it on; for ``auto`` the device's own precision.
+            compute: device and precision to run it on; for ``auto`` the device's own precision,
+                which may be one that `precisions` lacks: then choose another.
             precision: as the user asked for it. For ``auto`` the result is in float32 if the
                 embeddings of the probe agree too little (`AGREEMENT`) in the device's own.
 

@@ -104,7 +104,7 @@ def export_store(
     Args:
         store: See `embed`.
         output: The folder, or the URL, to write to.
-        preset: The preset: c1, c2-collapse, c2-corrupt, c3, ...
+        preset: The preset; `c3 export --list` shows them.
         pipeline: Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or
             hf-hub:ORG/NAME) of a fitted one.
         format: parquet, npy, safetensors or hf (a folder for datasets).

@@ -304,7 +304,7 @@ def train_generator(
         store: See `embed`.
         pipeline: See `train_captioner`.
         output: The folder to write the generator to.
-        preset: The preset: c3, c1, c2-collapse, c2-corrupt, lafite, ... By default c3.
+        preset: The preset; `c3 export --list` shows them. By default c3.
         sigma: Standard deviation of the noise, per dimension. auto: derived from the distance of
             photos to their nearest neighbour. pairs: from the cosine of at least 10 photos with
             their captions, those of the val split or of all splits but test. By default auto.

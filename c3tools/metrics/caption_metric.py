@@ -114,11 +114,12 @@ class MeanScore(Score):
 class CaptionMetric(ABC):
     """A way to score captions, with one or more scores.
 
-    A new metric is a subclass and a row in `c3tools.metrics.captions`.
+    A new metric is a subclass and a row in `c3tools.metrics.captions`. Its scores are in percent.
 
     Attributes:
         name: as ``--metrics`` takes it.
-        shown: the names of the scores that tables of ablations show.
+        shown: the names of the scores that tables of ablations show; a metric without any adds
+            nothing to them.
         needs: what it needs beside c3tools and pycocoevalcap, for users; empty if nothing.
         needs_images: whether it compares captions with images.
     """

@@ -698,21 +698,26 @@ class _Saved(_Recipe, kw_only=True, forbid_unknown_fields=False):
     checksum: str
 
 
+def step_kinds() -> dict[str, type[Step]]:
+    """Return the classes of `c3tools.transforms.steps` by the names that descriptions use."""
+    return {
+        value.kind: value
+        for value in vars(steps).values()
+        if isinstance(value, type) and issubclass(value, Step) and value.kind
+    }
+
+
 def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
     """Make the unfitted steps of a description, each a kind, or ``{"step": kind, ...settings}``."""
-    kinds = {
-        kind.kind: kind
-        for kind in vars(steps).values()
-        if isinstance(kind, type) and issubclass(kind, Step)
-    }
+    kinds = step_kinds()
     made: list[Step] = []
     for entry in entries:
         settings: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"step": entry}
         name = settings.pop("step", None)
-        if not isinstance(name, str) or not name or name not in kinds:
+        if not isinstance(name, str) or name not in kinds:
             # Shortened: a few lines of YAML can stand for billions of entries
             shown = reprlib.repr(entry)
-            names = ", ".join(kind for kind in kinds if kind)
+            names = ", ".join(kinds)
             raise TransformError(f"{place} has an unknown step {shown}.", remedy=f"Steps: {names}.")
         step_type = kinds[name]
         try:

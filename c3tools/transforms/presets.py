@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import TransformError
 from ..io.hub import local_folder
 from ..reporter import SILENT, Reporter
 from .fitting import load_command
 from .pipeline import Pipeline
-from .sigma import AUTO, PAIRS, PUBLISHED_SIGMA, Side, parse_sigma, sigma_by_rule
+from .sigma import AUTO, PAIRS, PUBLISHED_SIGMA, Side, Sigma, parse_sigma, sigma_by_rule
 from .steps import (
     AdaptiveNoise,
     Collapse,
@@ -37,102 +37,119 @@ if TYPE_CHECKING:
     from ..store import Store
 
 
-def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]:
-    """Return, by name, the formula of a preset, where it was published, and its steps.
+@dataclass(frozen=True)
+class _Row:
+    """A preset.
 
-    The steps are those between the first and the last normalisation, given the sigma of Gaussian
-    noise, the modality of inference inputs (x, image for captioning), and that of training inputs
-    (y, text).
+    Attributes:
+        formula: of the pipeline, for users.
+        source: where it was published.
+        steps: those between the first and the last normalisation.
+    """
+
+    formula: str
+    source: str
+    steps: list[Step]
+
+
+def _table(sigma: Sigma, x: str, y: str) -> dict[str, _Row]:
+    """Return the presets by name.
+
+    Args:
+        sigma: of Gaussian noise. It may be the name of a rule, which is a number only once the
+            pipeline is fitted: a preset that scales sigma needs a step that does so.
+        x: modality of inference inputs, image for captioning.
+        y: modality of training inputs, text for captioning.
     """
     return {
-        "c1": ("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", []),
-        "c2-collapse": ("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", [Collapse()]),
-        "c2-corrupt": (
+        "c1": _Row("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", []),
+        "c2-collapse": _Row("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", [Collapse()]),
+        "c2-corrupt": _Row(
             "training: norm(e + sigma z)",
             "C3 ablation C2_2 (ICLR 2024)",
             [GaussianNoise(sigma)],
         ),
-        "c3": (
+        "c3": _Row(
             "norm(e - mu), training: norm(e - mu + sigma z)",
             "C3 (Zhang et al., ICLR 2024)",
             [Collapse(), GaussianNoise(sigma)],
         ),
-        "capdec": (
+        "capdec": _Row(
             "training: norm(norm(e) + sqrt(v) z), v = sigma^2 = 0.016",
             "CapDec (Nukrai et al., EMNLP Findings 2022)",
             [GaussianNoise(sigma)],
         ),
-        "lafite": (
+        "lafite": _Row(
             "training: norm((1 - l) e + l unit(z)), l = 0.75",
             "LAFITE_G (Zhou et al., CVPR 2022)",
             [AdaptiveNoise()],
         ),
-        "decap": (
+        "decap": _Row(
             "inference: norm(softmax(cos(e, M) / 0.01) M), M the training texts",
             "DeCap (Li et al., ICLR 2023)",
             [MemoryProjection(y, source=x, role="inference")],
         ),
-        "clipre": (
+        "clipre": _Row(
             "inference: the nearest training text",
             "CLIPRe (Su et al., 2022); the tau = 0 limit of DeCap",
             [MemoryProjection(y, tau=0.0, source=x, role="inference")],
         ),
-        "realign": (
+        "realign": _Row(
             "inference: norm(mu_x + sqrt(tr_x / tr_y) (e - mu_y)), re-centred on mu_x, norm",
             "ReAlign (2026)",
             [ReAlign(x, y, role="inference")],
         ),
-        "tomcap": (
+        "tomcap": _Row(
             "texts: norm((e - mu_y) s_x / s_y + mu_x), training: + sigma z before the norm",
             "TOMCap (2026), its moments without its retrieval",
             [MatchMoments(y, x), GaussianNoise(sigma)],
         ),
-        "gr-clip": (
+        "gr-clip": _Row(
             "norm(e - mu of its modality)",
             "GR-CLIP (2025), which has one mean for each of query text, document text, document "
             "image",
             [Collapse()],
         ),
-        "fair": (
+        "fair": _Row(
             "norm(e - mu) / sqrt(tr(S_q S)), S = C / tr C, C the covariance, q the queries' "
             "modality (of training)",
             "one inner-product search that ranks images and texts fairly: "
             "docs/results/fair-search.md",
             [Collapse(), Normalize(), FairScale(y)],
         ),
-        "gap-shift": (
+        "gap-shift": _Row(
             "norm(x - delta/2 u), norm(y + delta/2 u), u the unit gap",
             "Mind the Gap (Liang et al., NeurIPS 2022)",
             [GapShift(x, y)],
         ),
-        "project-out-gap": (
+        "project-out-gap": _Row(
             "norm(e - (e . u) u), u the unit gap",
             "classical",
             [ProjectOutGap(x, y)],
         ),
-        "standardize": ("norm((e - mu) / s) per dimension", "classical", [Standardize()]),
-        "whiten": ("norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", [Whiten()]),
-        "ridge": (
+        "standardize": _Row("norm((e - mu) / s) per dimension", "classical", [Standardize()]),
+        "whiten": _Row("norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", [Whiten()]),
+        "ridge": _Row(
             "inference: norm((e - mu_x) W + mu_y), W from pairs",
             "classical (ridge regression)",
             [RidgeMap(x, y, role="inference")],
         ),
-        "procrustes": (
+        "procrustes": _Row(
             "inference: norm((e - mu_x) Q + mu_y), Q a rotation from pairs",
             "classical (Schönemann, 1966)",
             [Procrustes(x, y, role="inference")],
         ),
-        "c3-span": (
+        "c3-span": _Row(
             "norm(e - mu), training: noise without its part along the gap",
             "variant of C3",
             [Collapse(), SpanNoise(sigma, x, y)],
         ),
-        "c3-covariance": (
+        "c3-covariance": _Row(
             "norm(e - mu), training: noise with the covariance of measured pairs",
             "variant of C3",
             [Collapse(), CovarianceNoise(first=x, second=y)],
         ),
-        "c3-retrieval": (
+        "c3-retrieval": _Row(
             "norm(q + unit(m)): q as in c3, m the mean of the 10 nearest training texts, weighted "
             "by "
             "softmax(cos / 0.05)",
@@ -143,8 +160,8 @@ def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]
 
 
 PRESETS = {
-    name: (formula, source)
-    for name, (formula, source, _) in _table(PUBLISHED_SIGMA, "image", "text").items()
+    name: (row.formula, row.source)
+    for name, row in _table(PUBLISHED_SIGMA, "image", "text").items()
 }
 """Name → the formula of the pipeline, and where it was published."""
 
@@ -178,7 +195,7 @@ def preset(
             remedy="For generators, use `c3 train-generator --sigma pairs`; else set sigma to a "
             "number.",
         )
-    inner = _table(strength, infer_on, train_on)[name][2]
+    inner = _table(strength, infer_on, train_on)[name].steps
     last = [Normalize()] if inner and not isinstance(inner[-1], FairScale) else []
     return Pipeline([Normalize(), *inner, *last], name=name)
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from ..store import Rows, Store
 
 Side = Literal["image", "text"]
-AUTO = "auto"
-PAIRS = "pairs"
-RULES = (AUTO, PAIRS)
+Sigma = float | Literal["auto", "pairs"]
+AUTO: Literal["auto"] = "auto"
+PAIRS: Literal["pairs"] = "pairs"
 # C3 (Zhang et al., ICLR 2024) and CapDec (Nukrai et al., 2022): variance 0.016
 PUBLISHED_SIGMA = 0.016**0.5
 # noise that leaves a lower cosine is over ten times as long as what is noised: nothing would be
@@ -54,15 +54,17 @@ MIN_SIBLING_COSINE = (1 + (MIN_COSINE**-2 - 1) / SPREADS**2) ** -0.5
 MAX_SIBLING_COSINE = (1 + 1 / SPREADS**2) ** -0.5
 
 
-def parse_sigma(value: float | str) -> float | str:
+def parse_sigma(value: float | str) -> Sigma:
     """Return ``value`` as a standard deviation of noise, or as one of the words that stand for a
     rule.
 
     Raises:
         TransformError: if it is neither a finite number of at least 0 nor one of the words.
     """
-    if isinstance(value, str) and value in RULES:
-        return value
+    if value == AUTO:
+        return AUTO
+    if value == PAIRS:
+        return PAIRS
     try:
         sigma = float(value)
     except (TypeError, ValueError, OverflowError):

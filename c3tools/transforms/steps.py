@@ -24,7 +24,7 @@ from ..moments import Moments, unit_rows
 from ..seeds import generator, stable_hashes
 from .fitting import FitData
 from .operations import Affine, MemoryAttention, Noise, Operation, Unit
-from .sigma import PUBLISHED_SIGMA, parse_sigma
+from .sigma import PUBLISHED_SIGMA, Sigma, parse_sigma
 
 Role = Literal["training", "inference", "both"]
 
@@ -583,7 +583,7 @@ class GaussianNoise(Step):
     """
 
     role: Literal["training"] = field(default="training", kw_only=True)
-    sigma: float | Literal["auto", "pairs"] = PUBLISHED_SIGMA
+    sigma: Sigma = PUBLISHED_SIGMA
 
     kind = "gaussian-noise"
     noisy = True

@@ -38,7 +38,7 @@ VARIES = re.compile(
 def compare(file: Path, said: str) -> None:
     if os.environ.get("C3_RECORD"):
         file.write_text(said, encoding="utf-8")
-    assert said == file.read_text(encoding="utf-8")
+    assert said == file.read_text(encoding="utf-8"), f"C3_RECORD=1 writes {file.name} anew"
 
 
 def answers(c3: C3, file: Path, tidy: Callable[[str], str]) -> str:
