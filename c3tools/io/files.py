@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import filecmp
 import hashlib
 import json
 import os
@@ -41,9 +42,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, fsync it, and rename it to ``path``.
 
     The file gets the usual permissions of a new file, whatever those of the former one were. A
-    reader sees the old file or the new one, never a part of one. After a crash only a temporary
-    file is left, which `remove_leftovers` removes. For a URL, the file is filled on this machine
-    and uploaded as one object.
+    former file with the same content is not touched, so that programs that compare times, such as
+    Make, see no change. A reader sees the old file or the new one, never a part of one. After a
+    crash only a temporary file is left, which `remove_leftovers` removes. For a URL, the file is
+    filled on this machine and uploaded as one object.
 
     Raises:
         OSError: if it cannot be written, for example because the disk is full; with the path.
@@ -59,12 +61,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with naming(path):
             write(temporary)
-            set_permissions_and_sync(temporary)
-            temporary.replace(path)
+            if has_same_content(temporary, path):
+                temporary.unlink()
+            else:
+                set_permissions_and_sync(temporary)
+                temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def has_same_content(new: Path, former: Path) -> bool:
+    """Return whether two files of this machine have the same content; False if one cannot be
+    read.
+    """
+    if not isinstance(former, Path):
+        return False
+    try:
+        return filecmp.cmp(new, former, shallow=False)
+    except OSError:
+        return False
 
 
 def _shortened(name: str) -> str:

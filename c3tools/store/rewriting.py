@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..io.files import make_folder, read_json, sync_folder, write_json_atomically
+from ..io.files import has_same_content, make_folder, read_json, sync_folder, write_json_atomically
 from ..io.locations import kind_of, move, names_below, remove
 
 REWRITING = ".rewriting"
@@ -73,7 +73,8 @@ class Rewriting:
                 target = self.store / name
                 if isinstance(target, Path):
                     make_folder(target.parent)
-                move(self.file(name), target)
+                if not has_same_content(self.file(name), target):
+                    move(self.file(name), target)
             if kind_of((self.store / name).parent) == "folder":
                 sync_folder((self.store / name).parent)
         return [name for name, _ in listed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from unittest.mock import Mock
@@ -42,6 +43,31 @@ def test_the_second_run_into_a_folder_is_refused(c3: C3, workplace: Path, comman
         r"Another run is writing to \S*out\S* \(process \d+ on ", " ".join(result.stderr.split())
     )
     assert {path.name for path in workplace.iterdir() if not path.name.startswith(".")} <= before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *CONTINUED,
+        "export --format npy -o out",
+        "export --format hf -o out",
+        "means save out",
+        "means load moments.safetensors",
+        "gap-report --html out",
+    ],
+)
+def test_files_that_did_not_change_are_not_touched(c3: C3, workplace: Path, command: str) -> None:
+    if command.startswith("means load"):
+        done(c3("means", "save", "moments.safetensors"))
+    done(c3(*command.split()))
+    files = [path for path in workplace.rglob("*") if path.is_file()]
+    for path in files:
+        os.utime(path, ns=(1, 1))
+
+    done(c3(*command.split()))
+
+    assert [path for path in workplace.rglob("*") if path.is_file()] == files
+    assert [path for path in files if path.stat().st_mtime_ns != 1] == []
 
 
 @pytest.mark.usefixtures("workplace")

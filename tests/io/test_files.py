@@ -36,6 +36,38 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         assert target.read_text() == "old" and [*tmp_path.iterdir()] == [target]
 
 
+@pytest.mark.parametrize(("content", "is_touched"), [("same", False), ("some", True), ("", True)])
+def test_a_file_with_the_same_content_is_not_touched(
+    tmp_path: Path, content: str, is_touched: bool
+) -> None:
+    target = tmp_path / "x"
+    target.write_text("same")
+    os.utime(target, ns=(1, 1))
+    before = target.stat()
+
+    write_atomically(target, lambda path: path.write_text(content))
+
+    after = target.stat()
+    assert target.read_text() == content and [*tmp_path.iterdir()] == [target]
+    assert (after.st_mtime_ns != 1) == is_touched
+    assert (after.st_ino != before.st_ino) == is_touched
+
+
+def test_a_former_file_that_cannot_be_read_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x"
+    target.write_text("same")
+
+    def fail(new: Path, former: Path, shallow: bool) -> bool:
+        raise OSError(errno.EIO, "Input/output error", str(former))
+
+    monkeypatch.setattr("filecmp.cmp", fail)
+    os.utime(target, ns=(1, 1))
+    write_atomically(target, lambda path: path.write_text("same"))
+    assert target.stat().st_mtime_ns != 1
+
+
 def test_files_and_their_names_outlast_a_power_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
