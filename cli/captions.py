@@ -44,9 +44,9 @@ def caption(
 ) -> Any:
     """Caption images, or embeddings, with a trained decoder.
 
-    The images are encoded with the model that the decoder was trained for. Each caption is written
-    as soon as it is made. Run the same command again to continue an interrupted run: existing
-    captions are kept.
+    The images are encoded with the model that the decoder was trained for. Captions are written as
+    they are made. Run the same command again to continue an interrupted run: existing captions are
+    kept.
 
     Files that cannot be read are named, and the others are captioned. The exit code is 1 if no file
     can be read, or with --strict if any cannot.

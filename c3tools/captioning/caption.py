@@ -111,8 +111,9 @@ def caption_images(
     """Caption image files and the images of folders (searched recursively), or embeddings. Models
     of sounds caption sound files alike.
 
-    Each caption is written as soon as it is made. The same call continues an interrupted run, and
-    existing captions are kept. See `c3tools.captioning.caption_files`.
+    Captions are written as they are made, those of ``json`` every few seconds. The same call
+    continues an interrupted run, and existing captions are kept. See
+    `c3tools.captioning.caption_files`.
 
     Args:
         paths: Images, or folders of images.
@@ -163,8 +164,8 @@ def caption_images(
     names_encoder = model is not None or random_init is not None
     if embeddings is not None and (paths or txt or xmp or html is not None or names_encoder):
         raise DecoderError(
-            "--embeddings need no photos and no encoder, so images, --txt, --xmp, --html, --model "
-            "and --random-init cannot be used with them.",
+            "--embeddings take the place of photos and of the encoder's model, so images, --txt, "
+            "--xmp, --html, --model and --random-init cannot be used with them.",
             remedy="Leave these out; write the captions with --json.",
         )
     if embeddings is not None:
@@ -202,11 +203,12 @@ def caption_images(
     if rows is not None and not identity:
         vectors = [rows.embeddings]
     digest = digest_of([decoder.fingerprint(), generation, modality], *vectors)
-    size_or_article = decoder.record.get("size", "a")  # "a decoder of ..." if it has no size
+    size = decoder.record.get("size")
+    decoder_in_words = f"{size} decoder" if size else "a decoder"
     method = _in_words(generation)
     writer = CaptionWriter(
         files,
-        captioner=f"{size_or_article} decoder of {decoder.model.name}, {method} ({digest[:12]})",
+        captioner=f"{decoder_in_words} of {decoder.model.name}, {method} ({digest[:12]})",
         json=None if json is None else Path(json),
         txt=txt,
         xmp=xmp,
@@ -229,6 +231,7 @@ def caption_images(
         existing = len(files) - len(writer.pending)
         if existing:
             reporter.message(f"{existing:,} of {counted(len(files), 'caption')} already existed.")
+        # With --steer the encoder compares each word that the decoder could write with the image
         if writer.pending and (rows is None or steer):
             encoder = encoder or resolve_encoder(
                 model,

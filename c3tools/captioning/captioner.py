@@ -262,7 +262,7 @@ class Captioner(HubRepository):
         reporter is told.
 
         Raises:
-            DecoderError: if they have another dimension or come from another space.
+            DecoderError: if they have another dimension, no direction, or come from another space.
         """
         self.check_dim(embeddings.shape[1])
         names = keys if keys is not None else [str(row) for row in range(len(embeddings))]

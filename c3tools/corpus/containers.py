@@ -18,7 +18,7 @@ from ..io.locations import is_url, location
 from ..io.parquet import UNREADABLE
 from .captions import CaptionRow, read_captions
 from .image_tables import has_images, image_rows, read_image_table, split_of_data_set
-from .images import ImageReader, not_asked_for, resolve_inside
+from .images import ImageReader, error_without_download, resolve_inside
 from .items import Captioned, Corpus, ImageItem, ImageSource, ReadOptions, key_of_name
 from .splits import split_in_name
 from .tars import read_tar
@@ -91,20 +91,28 @@ def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) 
     """Return the image that a row of a list names by a path or URL."""
     if is_url(name):
         if not options.download:
-            raise not_asked_for(name)
-        address, _, query = name.partition("://")[2].partition("#")[0].partition("?")
-        key = row.key or splitext(address)[0] + (f"?{query}" if query else "")
-        return ImageItem(key, name, row.split, None, ImageSource(name, download=True))
+            raise error_without_download(name)
+        key = row.key or _key_of_url(name)
+        return ImageItem(key, name, row.split, size=None, source=ImageSource(name, download=True))
     root = options.images_root
     relative_name = name
     if root is not None and Path(name).is_absolute() and Path(name).is_relative_to(root):
         relative_name = Path(name).relative_to(root).as_posix()
     key = row.key or key_of_name(relative_name)
     file = resolve_inside(root or path.parent, name, anywhere=options.follow_symlinks)
-    if not isinstance(file, Path):  # behind a URL each would cost a request
-        return ImageItem(key, str(file), row.split, None)
+    if not isinstance(file, Path):  # size and date of a file behind a URL would cost a request
+        return ImageItem(key, str(file), row.split, size=None)
     status = file.stat()
     return ImageItem(key, str(file), row.split, status.st_size, mtime=status.st_mtime_ns)
+
+
+def _key_of_url(url: str) -> str:
+    """Return a URL without scheme, fragment and suffix. The query stays: it may name the image."""
+    without_scheme = url.partition("://")[2]
+    without_fragment = without_scheme.partition("#")[0]
+    address, _, query = without_fragment.partition("?")
+    key = splitext(address)[0]
+    return f"{key}?{query}" if query else key
 
 
 class PhotoFinder(ImageReader):
@@ -150,7 +158,7 @@ class PhotoFinder(ImageReader):
             return ImageItem(path, path, None, None, self._source_in(file, path))
         if is_url(path):
             if not self._options.download:
-                raise not_asked_for(path)
+                raise error_without_download(path)
             return ImageItem(path, path, None, None, ImageSource(path, download=True))
         if not is_file:
             raise FileNotFoundError(0, "there is no such file")

@@ -44,9 +44,9 @@ class ImageReader:
 
     def __init__(self) -> None:
         self._tar: tuple[str, BinaryIO] | None = None
-        self._group: ImageSource | None = None  # the first cell of the last group of a table
+        self._first_cell: ImageSource | None = None  # of the last row group of a table
         self._cells: Iterator[Any]  # of this group, those that were not read yet
-        self._next: int  # the number of the first of these
+        self._next_place: int  # of the first of these in its group
 
     def read(self, image: ImageItem) -> bytes:
         """Return the bytes of an image.
@@ -80,17 +80,25 @@ class ImageReader:
         return content
 
     def _read_cell(self, cell: ImageSource) -> bytes:
-        group = cell._replace(place=0)
-        if group != self._group or cell.place < self._next:
-            self._group = group
-            self._cells = cells_of_group(group)
-            self._next = 0
-        skipped = cell.place - self._next
-        self._next = cell.place + 1
-        missing = OSError(0, "the row is no longer in the table, or is behind a damaged one")
-        value = next(islice(self._cells, skipped, None), missing)  # rows end after an error, too
-        if value is missing:
-            raise missing
+        """Return the image in a cell of a table.
+
+        The rows of a row group can only be read in their order, so the group is opened again if the
+        cell is before the one that was read last.
+        """
+        first_cell = cell._replace(place=0)
+        if first_cell != self._first_cell or cell.place < self._next_place:
+            self._first_cell = first_cell
+            self._cells = cells_of_group(first_cell)
+            self._next_place = 0
+        skipped = cell.place - self._next_place
+        self._next_place = cell.place + 1
+        try:
+            value = next(islice(self._cells, skipped, None))
+        except StopIteration:
+            # A generator that has raised an error ends there, so damage hides the rows behind it
+            raise OSError(
+                0, "the row is no longer in the table, or is behind a damaged one"
+            ) from None
         if value is None:
             raise ValueError(f"the column {cell.column!r} is null in this row")
         if isinstance(value, bytes):
@@ -98,7 +106,7 @@ class ImageReader:
             return value
         if is_url(str(value)):
             if not cell.download:
-                raise not_asked_for(str(value))
+                raise error_without_download(str(value))
             return download(str(value))
         try:
             return _read_file(
@@ -119,7 +127,8 @@ class ImageReader:
         """Close the open file."""
         if self._tar is not None:
             self._tar[1].close()
-        self._tar = self._group = None
+        self._tar = None
+        self._first_cell = None
 
 
 def cells_of_group(cell: ImageSource) -> Iterator[Any]:
@@ -166,7 +175,7 @@ def open_table(path: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], _G
         yield file.schema, read_groups
 
 
-def not_asked_for(url: str) -> OSError:
+def error_without_download(url: str) -> OSError:
     """Return the error for an image that is given by URL, where --download was not used."""
     return PermissionError(0, f"the image is at the URL {url[:200]}; --download downloads it")
 

@@ -532,7 +532,8 @@ def _detect_captions(
     are.
 
     Raises:
-        CorpusError: if the first captions file of a folder cannot be used; later ones become notes.
+        CorpusError: if the first captions file of a folder cannot be used, unless it ends in .json;
+            others become notes.
     """
     sources = _CaptionSources(images)
     folder = root if root.is_dir() else root.parent
@@ -552,8 +553,8 @@ def _detect_captions(
         why_unused = ""
         try:
             matched = sources.add(name, path, options)
-            # A COCO file is often of another part of the data set; names in other files that match
-            # no image are listed as captions without image
+            # A COCO file is often of another part of the data set. Any other file is used even so:
+            # its names are listed as captions without image
             if matched == 0 and path.suffix == ".json":
                 why_unused = "it names none of the images."
         except CorpusError as error:
@@ -565,7 +566,7 @@ def _detect_captions(
     sources.add_texts(corpus, allowed_folder)
     corpus.notes += sources.note(root)
     corpus.captions_without_image += sources.unmatched
-    # The caller looks for the folder images/ beside these; COCO's do not count there
+    # If one of these lies in the root, the caller cuts images/ off the keys; COCO's do not count
     return sources, [path for path in caption_files if path.suffix != ".json"]
 
 

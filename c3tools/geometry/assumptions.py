@@ -276,7 +276,9 @@ def _is_gaussian(noise: Residuals) -> Answer:
 
     A dimension is unlike a Gaussian if its skewness is beyond 0.3 or its excess kurtosis beyond
     0.5, and beyond three standard errors of either: ``sqrt(6 / n)`` and ``sqrt(24 / n)`` of n
-    items.
+    items. The answer is yes if at most `FEW` of the dimensions are, the mean excess kurtosis is
+    within 0.5, and the pooled marginals are within 0.03 of a normal distribution (largest
+    difference of the distribution functions); partly with `SOME`, 1.0 and 0.06.
     """
     if no_answer := _why_not_judged(noise):
         return Answer(GAUSSIAN, "unknown", no_answer)

@@ -201,7 +201,9 @@ def _power_of_ten(value: float) -> str:
 
 
 def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
-    """Draw both modalities on their two main axes, pairs joined, before and after Collapse."""
+    """Draw both modalities on their two main axes, pairs joined, before Collapse, and after it if
+    it could be fitted.
+    """
     first_rows, second_rows = _draw_points(working)
     figure, panels = new_figure(9.4, 3.9, columns=len(report.transformed), squeeze=False)
     for axes, (space, (first, second)) in zip(panels[0], report.transformed.items(), strict=True):

@@ -91,11 +91,11 @@ class SpaceMeasures:
 def measure_space(
     name: str, collected: Collected, *, seed: int = 0
 ) -> tuple[SpaceMeasures, Floats, Floats]:
-    """Measure a space: ``raw`` and Collapse by everything, the other presets by recall and gap.
+    """Measure a space. Only ``raw`` and Collapse get separability, bias and uniformity.
 
     Args:
-        name: of the preset; it is fitted on the moments that the report names, for the first
-            modality at inference.
+        name: of the preset; it is fitted on the moments that the report names, with the first
+            modality as inference inputs and the second as training inputs.
         collected: what was read.
         seed: of samples and resampling.
 
@@ -114,20 +114,22 @@ def measure_space(
         gap=float(np.linalg.norm(first_mean - second_mean)),
     )
     if name in (RAW, COLLAPSE):
-        first, second = collected.first, collected.second
         first_items, second_items = working.items
         if min(len(first_rows), len(second_rows)) > 1:
-            # Collapse is fitted on each half of the probe's rows, so it gets them as they are
+            # The classifier fits Collapse on each half of the rows itself, so these are raw
             measures.separability = separability(
                 working.first, working.second, working.items, collapse=name == COLLAPSE, seed=seed
             )
         first_bias, second_bias = modality_bias(
             first_rows, second_rows, items=working.items, seed=seed
         )
-        measures.modality_bias = {first: first_bias, second: second_bias}
+        measures.modality_bias = {
+            collected.first: first_bias,
+            collected.second: second_bias,
+        }
         measures.uniformity = {
-            first: uniformity(first_rows, first_items, seed=seed),
-            second: uniformity(second_rows, second_items, seed=seed),
+            collected.first: uniformity(first_rows, first_items, seed=seed),
+            collected.second: uniformity(second_rows, second_items, seed=seed),
         }
     return measures, first_rows, second_rows
 

@@ -45,7 +45,7 @@ _WEIGHTS_FILE = "weights.safetensors"
 PREFIX = "unclip:"
 _PIPELINE = "StableUnCLIPImg2ImgPipeline"
 _GUIDANCE = 10.0
-_MODELS = {1024: "ViT-H-14/laion2b_s32b_b79k", 768: "ViT-L-14/openai"}
+_MODEL_OF_DIM = {1024: "ViT-H-14/laion2b_s32b_b79k", 768: "ViT-L-14/openai"}
 
 
 class ImageGenerator(ABC):
@@ -343,12 +343,12 @@ class PretrainedGenerator(ImageGenerator):
         self.name = name
         if compute.device_type == "cpu":  # parts of these pipelines have no bf16 there
             compute = Compute("cpu", "fp32")
-        pipeline = diffusers_class(_PIPELINE)
+        pipeline_class = diffusers_class(_PIPELINE)
         for library in ("diffusers", "transformers"):
             import_module(f"{library}.utils.logging").disable_progress_bar()
         try:
             with quiet():
-                self.pipe = pipeline.from_pretrained(name.removeprefix(PREFIX))
+                self.pipe = pipeline_class.from_pretrained(name.removeprefix(PREFIX))
                 self.pipe.set_progress_bar_config(disable=True)
                 self.pipe.to(compute.device, compute.dtype)
         except Exception as error:
@@ -361,22 +361,7 @@ class PretrainedGenerator(ImageGenerator):
             ) from error
         normalizer = self.pipe.image_normalizer
         dim = int(normalizer.config.embedding_dim)
-        model = store.info.model
-        expected = _MODELS.get(dim)
-        # ViT-L-14-quickgelu/openai and ViT-L-14/openai name the same weights
-        recorded = f"{model.get('architecture')}/{model.get('pretrained')}"
-        names_of_model = (recorded.replace("-quickgelu/", "/"), model.name)
-        # Only compared if both are known: imported embeddings may name no model
-        is_known = bool(model) and expected is not None
-        is_other_model = is_known and expected not in names_of_model
-        if store.info.dim != dim or is_other_model:
-            wanted = expected or " or ".join(_MODELS.values())
-            raise GeneratorError(
-                f"The generator {name} needs embeddings of {wanted}, {dim} dimensions, but the "
-                f"store {store.path} has those of {model}, {store.info.dim} dimensions.",
-                remedy=f"Embed with the model that it was trained with: c3 embed PATH --model "
-                f"{wanted}",
-            )
+        self._require_model_of(store, dim)
         # The typical length of image embeddings, by the statistics that the pipeline ships: the
         # root of the mean squared length, which is |mean|^2 + the sum of the variances
         mean = normalizer.mean.detach().float()
@@ -386,11 +371,32 @@ class PretrainedGenerator(ImageGenerator):
         realign = preset("realign", train_on="image", infer_on="text").fit(store)
         super().__init__(
             pipeline=realign,
-            record={"model": dict(model)},
+            record={"model": dict(store.info.model)},
             compute=compute,
             dim=dim,
             guidance=_GUIDANCE,
         )
+
+    def _require_model_of(self, store: Store, dim: int) -> None:
+        """Refuse a store of another model than that whose embeddings, of ``dim`` dimensions, the
+        generator was trained with.
+        """
+        store_model = store.info.model
+        model_of_generator = _MODEL_OF_DIM.get(dim)
+        # ViT-L-14-quickgelu/openai and ViT-L-14/openai name the same weights
+        recorded = f"{store_model.get('architecture')}/{store_model.get('pretrained')}"
+        names_of_store_model = (recorded.replace("-quickgelu/", "/"), store_model.name)
+        # Only compared if both are known: imported embeddings may name no model
+        both_known = bool(store_model) and model_of_generator is not None
+        is_other_model = both_known and model_of_generator not in names_of_store_model
+        if store.info.dim != dim or is_other_model:
+            wanted = model_of_generator or " or ".join(_MODEL_OF_DIM.values())
+            raise GeneratorError(
+                f"The generator {self.name} needs embeddings of {wanted}, {dim} dimensions, but "
+                f"the store {store.path} has those of {store_model}, {store.info.dim} dimensions.",
+                remedy=f"Embed with the model that it was trained with: c3 embed PATH --model "
+                f"{wanted}",
+            )
 
     def __repr__(self) -> str:
         return self.name

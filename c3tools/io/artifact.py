@@ -112,8 +112,20 @@ def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict
     if (previous / kind.record).is_file():
         if_missing = f"The previous {kind.name} is kept at {previous}: use it, or make another."
         if_damaged = if_missing
+
+    def damaged(error: BaseException) -> C3Error:
+        return kind.error(f"The {kind.name} at {folder} is damaged ({error}).", remedy=if_damaged)
+
     try:
         content = read_json(folder / kind.record)
+    except (FileNotFoundError, NotADirectoryError):
+        raise kind.error(
+            f"There is no finished {kind.name} at {folder} ({kind.record} is missing).",
+            remedy=if_missing,
+        ) from None
+    except (*MALFORMED, RuntimeError) as error:
+        raise damaged(error) from error
+    try:
         if int(content["format_version"]) > FORMAT_VERSION:
             raise kind.error(
                 f"{folder / kind.record} was written by a newer version of c3tools.",
@@ -124,15 +136,8 @@ def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict
             if not path.is_file() or sha256_of(path) != digest:
                 raise kind.error(f"{path} is missing, damaged or cut short.", remedy=if_damaged)
         yield folder, content
-    except (FileNotFoundError, NotADirectoryError):
-        raise kind.error(
-            f"There is no finished {kind.name} at {folder} ({kind.record} is missing).",
-            remedy=if_missing,
-        ) from None
-    except (*MALFORMED, RuntimeError, SafetensorError) as error:
-        raise kind.error(
-            f"The {kind.name} at {folder} is damaged ({error}).", remedy=if_damaged
-        ) from error
+    except (FileNotFoundError, *MALFORMED, RuntimeError, SafetensorError) as error:
+        raise damaged(error) from error
 
 
 def _previous(folder: Path) -> Path:

@@ -93,8 +93,8 @@ def location(text: str | Path) -> Path:
 def expand(text: str | Path) -> list[Path]:
     """Return the locations that a path or pattern stands for.
 
-    Braces, ``{000..012}`` and ``{a,b}``, are expanded, and ``*`` is looked up. A pattern that is
-    the name of an existing file is taken literally.
+    Braces, ``{000..012}`` and ``{a,b}``, are expanded; ``*``, ``?`` and ``[`` are looked up. A
+    pattern that is the name of an existing file is taken literally.
 
     Raises:
         CorpusError: if a pattern with ``*``, ``?`` or ``[`` matches nothing, cannot be looked up,

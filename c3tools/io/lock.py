@@ -62,10 +62,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_file(result: Path) -> Iterator[None]:
-    """Keep other writers off a file of this machine while the block runs; see `locked`."""
+    """Keep other writers off a file or folder of this machine while the block runs; see `locked`.
+
+    The lock file lies beside it; inside it if it is a folder whose parent cannot be written to.
+    """
     place = result.resolve()
     make_folder(place.parent)
-    # else in a folder that nothing is written beside
     beside = os.access(place.parent, os.W_OK) or not place.is_dir()
     path = (place.parent if beside else place) / f".{place.name}.lock"
     lock = FileLock(path, timeout=0, thread_local=False, mode=0o666)

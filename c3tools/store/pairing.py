@@ -50,6 +50,9 @@ def read_files(
 ) -> tuple[list[Rows], list[str]]:
     """Read files of vectors and their tables, give every row a key, and pair the rows.
 
+    Paired rows have the same item: the image that they belong to, or the row itself where it
+    belongs to none.
+
     Texts find their image by a column (``image_key``, ``image_id``, ...), by the column
     ``text_rows`` of the table of images, which lists the rows of each image's texts, or by their
     own ids where these are those of images. Only where texts or images have no ids are they paired
@@ -81,13 +84,14 @@ def read_files(
     }
     if source is not None:
         vector_files |= read_pickle(Path(source))
-    descriptions = _read_descriptions(tables, bool(files.get("image")), vector_files, names)
+    has_image_file = bool(files.get("image"))
+    descriptions = _read_descriptions(tables, has_image_file, vector_files, names)
     _require_columns(vector_files, descriptions, names)
     notes: list[str] = []
     if source is not None and "text" not in vector_files:
         notes.append("The captions in the file have no vectors, so only the images were imported.")
 
-    # Give each row a key and an item, one modality after the other
+    # Give each row a key and an item, one modality after the other, and note how they were found
     sides: list[_Modality] = []
     for modality, file in vector_files.items():
         columns = _describe(modality, file, descriptions.get(modality, {}), names, notes)
@@ -106,11 +110,12 @@ def read_files(
             side.keys = numbered_keys([None] * len(side))
         is_first_of_several = not sides and len(vector_files) > 1
         if modality == "text" and is_first_of_several:
-            # Without images, a text that names no item is an item itself, to pair others with
+            # Without images, a text that names no item is one itself, to pair others with
             side.items = side.own_items
         _require_unique_keys(side)
         sides.append(side)
     rows = [side.rows(names) for side in sides]
+    # No splits of items are known but those that rows name
     return share_splits(rows, item_splits={}), notes
 
 

@@ -165,7 +165,7 @@ class CheckpointDir:
         Args:
             identity: a digest of all that the run depends on.
             position: ``step``, and what else a run needs to continue, as JSON values.
-            tensors: by group (such as ``model`` and ``best``) and name.
+            tensors: by group (such as ``now`` and ``best``) and name.
             optimizer: its moments are saved too.
         """
         groups = dict(tensors)

@@ -16,7 +16,7 @@ import torch
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError
 from c3tools.identity import ModelIdentity
-from c3tools.imaging.generator import _MODELS, PretrainedGenerator
+from c3tools.imaging.generator import _MODEL_OF_DIM, PretrainedGenerator
 from c3tools.store import Store
 from tests.conftest import C3, done, make_store, unit_rows
 from tests.stores import unit
@@ -133,7 +133,7 @@ def test_texts_come_to_where_images_are_in_the_generators_own_scale(
 def test_a_store_of_another_model_is_refused_with_both_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("c3tools.imaging.generator._MODELS", {256: "ViT-L-14/openai"})
+    monkeypatch.setattr("c3tools.imaging.generator._MODEL_OF_DIM", {256: "ViT-L-14/openai"})
 
     def generator(weights: str, dim: int) -> PretrainedGenerator:
         model = ModelIdentity(
@@ -153,7 +153,7 @@ def test_a_store_of_another_model_is_refused_with_both_named(
 
 
 def test_the_encoders_of_published_pipelines_have_their_dimensions() -> None:
-    for dim, name in _MODELS.items():
+    for dim, name in _MODEL_OF_DIM.items():
         config = open_clip.get_model_config(name.partition("/")[0])
         assert config is not None and config["embed_dim"] == dim
 
