@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
 
-import bracex
-
 from ..errors import CorpusError, MissingExtraError, RefusedError, UnreachableError
 from .limits import refusing_excess
 
@@ -102,6 +100,10 @@ def expand(text: str | Path) -> list[Path]:
     """
     if isinstance(text, Path) or (not is_url(text) and os.path.exists(text)):  # noqa: PTH110 - of any length
         return [location(text)]
+
+    # Not at the top: a fitted pipeline is applied without this package
+    import bracex
+
     try:
         names = bracex.expand(text.replace("\\", "\\\\"), limit=_MOST_NAMES)
     except bracex.ExpansionLimitException:

@@ -4,7 +4,7 @@
     or moments train_inputs = pipeline.transform(texts, modality="text", training=True, keys=keys,
     seed=0, epoch=3) test_inputs = pipeline.transform(images, modality="image")
 
-Only numpy and safetensors are imported here.
+Only numpy, safetensors and msgspec are imported here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The step works where torch and pyarrow cannot be imported."""
+"""The step works where only numpy, safetensors and msgspec can be imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-HEAVY = ("torch", "pyarrow", "open_clip")
+HEAVY = ("torch", "pyarrow", "open_clip", "bracex", "filelock")
 
 
 @pytest.fixture(autouse=True, scope="module")
