@@ -28,14 +28,16 @@ def describe_machine() -> dict[str, Any]:
     """Return versions, devices and installed extras of this machine.
 
     Returns:
-        ``c3tools``, ``python``, ``platform``: versions; ``packages``: versions by name, None if not
-            installed;
-        ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None if unknown),
-            ``precisions`` and ``auto``, the precision that ``--precision auto`` chooses;
-        ``backends``: for each ``name``, ``devices`` (with precisions, in words), ``installed`` and
-            ``extra``;
-        ``extras``: the missing packages of each extra;
-        ``metrics``: for each metric of captions None, or what is missing.
+        A dictionary with these keys:
+
+        - ``c3tools``, ``python``, ``platform``: versions
+        - ``packages``: versions by name, None if not installed
+        - ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None if unknown),
+          ``precisions`` and ``auto``, the precision that ``--precision auto`` chooses
+        - ``backends``: for each ``name``, ``devices`` (with precisions, in words), ``installed``
+          and ``extra``
+        - ``extras``: the missing packages of each extra
+        - ``metrics``: for each metric of captions None, or what is missing
     """
     device_names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():

@@ -158,8 +158,8 @@ class Pipeline(HubRepository):
             items: by modality, the item of each row of an array, for steps that leave out rows of
                 the same item in training. A store has them.
             split: of a store: the rows to fit on.
-            provenance: saved with the pipeline: ``model`` (its identity, as in a store), ``split``,
-                ....
+            provenance: saved with the pipeline, such as ``model`` (its identity, as in a store) and
+                ``split``.
 
         Raises:
             TransformError: if something is missing, of another dimension, not finite, or of a split
