@@ -21,7 +21,16 @@ from ..io.limits import limited_lines, refusing_excess
 from ..io.locations import open_binary
 from ..io.parquet import UNREADABLE, open_parquet
 from .items import ReadOptions
-from .tables import ROLES, Record, annotated_images, delimiter_of, pick, read_records
+from .tables import (
+    ROLES,
+    AnnotatedImage,
+    Record,
+    annotated_images,
+    delimiter_of,
+    pick,
+    read_records,
+    records_in_list,
+)
 
 SPLIT_COLUMN = "split"
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
@@ -63,9 +72,10 @@ def read_captions(
 
     Args:
         path: .jsonl (``{"image", "captions": [...], "split"}``, or `file_name` and `text` as in
-            ImageFolder), .csv and .tsv with a header, .parquet, COCO captions or Karpathy splits in
-            .json; .txt and .token with a text a line, with ``image#number`` and a tab before each
-            as in Flickr8k.token.txt, or with the header of a .csv.
+            ImageFolder), .csv and .tsv with a header, .parquet, COCO captions, Karpathy splits
+            or a list of objects or texts in .json; .txt and .token with a text a line, with
+            ``image#number`` and a tab before each as in Flickr8k.token.txt, or with the header of a
+            .csv.
         options: ``text_column`` and ``key_column`` are used if the usual names do not fit.
         images: read it as a list of images: ``options.image_column`` names them, and texts may be
             missing.
@@ -162,23 +172,34 @@ def _read_parquet(path: Path, pick_columns: _Pick) -> _Rows:
                 yield Record(line, values), columns
 
 
-def _read_coco(path: Path, _: _Pick) -> _Rows:
-    """Yield a record per image of `captions_val2017.json` or `dataset_coco.json`.
+def _read_json(path: Path, pick_columns: _Pick) -> _Rows:
+    """Yield a record per element of a list, or per image of `captions_val2017.json` or
+    `dataset_coco.json`.
 
     Captions of images that the file does not list are left out: it is often a part of a larger one.
     """
+    records: list[Record] = []
+    images: list[AnnotatedImage] = []
     try:
         content = read_json(path)
-        if "images" not in content:
+        if isinstance(content, list):
+            records = records_in_list(path, content)
+        elif "images" not in content:
             raise KeyError("images")
-        images = annotated_images(content)
+        else:
+            images = annotated_images(content)
     except MALFORMED as error:
         raise CorpusError(
-            f"{path} is not a COCO captions file: it is not JSON, or something is missing "
-            f"({error!r}).",
+            f"{path} is neither a JSON list nor a COCO captions file: it is not JSON, or something "
+            f"is missing ({error!r}).",
             remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
             '"caption"}]}.',
         ) from error
+    if records:
+        names = dict.fromkeys(name for record in records for name in record.values)
+        columns = pick_columns(names)
+        for record in records:
+            yield record, columns
     columns = _Columns(("captions",), "file_name")
     for number, image in enumerate(images, start=1):
         if image.file_name is not None:
@@ -208,7 +229,7 @@ def _is_header(line: str) -> bool:
 
 
 _READERS: dict[str, Callable[[Path, _Pick], _Rows]] = {
-    ".json": _read_coco,
+    ".json": _read_json,
     ".jsonl": _read_json_lines,
     ".csv": _read_csv,
     ".tsv": _read_csv,

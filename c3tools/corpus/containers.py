@@ -23,7 +23,7 @@ from .items import Captioned, Corpus, ImageItem, ImageSource, ReadOptions, key_o
 from .splits import split_in_name
 from .tars import read_tar
 
-_LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+_LISTS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".parquet"})
 _INSIDE = re.compile(r"(?P<file>.+?\.(?:tar|parquet|arrow))#.+", re.IGNORECASE | re.DOTALL)
 
 Reader = Callable[[Path, ReadOptions, Corpus], Iterator[Captioned]]

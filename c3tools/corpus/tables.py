@@ -157,6 +157,43 @@ def read_records(path: Path, error: type[C3Error] = CorpusError) -> Iterator[Rec
     return _read_csv(path, error)
 
 
+def records_in_list(
+    path: Path, content: list[Any], error: type[C3Error] = CorpusError
+) -> list[Record]:
+    """Return the elements of a JSON list as rows, with their numbers (1 = first) in place of lines.
+
+    A text is a row with the column text. Of a conversation as LLaVA has them, the answers are the
+    captions of its image.
+
+    Args:
+        path: of the file, for errors.
+        content: of objects or texts.
+        error: the class of the error.
+
+    Raises:
+        C3Error: of the class ``error``, if an element is neither.
+        KeyError, TypeError: if a conversation has another layout, see `MALFORMED`.
+    """
+    records = []
+    for number, element in enumerate(content, start=1):
+        values: dict[str, Any]
+        if isinstance(element, str):
+            values = {"text": element}
+        elif isinstance(element, dict):
+            values = dict(element)
+            if isinstance(values.get("conversations"), list):
+                turns = values.pop("conversations")
+                values["captions"] = [turn["value"] for turn in turns if turn["from"] == "gpt"]
+        else:
+            raise error(
+                f"{path}, element {number} is neither a JSON object nor a text, but "
+                f"{type(element).__name__}.",
+                remedy="Each element of the list needs to be one of these.",
+            )
+        records.append(Record(number, values))
+    return records
+
+
 def annotated_images(content: Any) -> list[AnnotatedImage]:
     """Return the images that COCO's captions or Karpathy's splits describe, in their order.
 
@@ -194,7 +231,7 @@ def read_table(path: Path, error: type[C3Error] = CorpusError) -> pa.Table:
 
     Numbers in JSON lines become texts unless they are in lists. In CSV, columns with numbers as
     names are numbers; all others stay text. Files of COCO and Karpathy have a row for each image,
-    with the columns image_id, file_name, captions and split.
+    with the columns image_id, file_name, captions and split; JSON lists see `records_in_list`.
 
     Args:
         path: one of the `TABLE_SUFFIXES`.
@@ -210,7 +247,10 @@ def read_table(path: Path, error: type[C3Error] = CorpusError) -> pa.Table:
         if suffix == ".arrow":
             return read_arrow(path)
         if suffix == ".json":
-            return _table_of_images(path)
+            content = read_json(path)
+            if isinstance(content, list):
+                return _table_of_json_lines(records_in_list(path, content, error))
+            return _table_of_images(content)
         if suffix in _JSON_LINES:
             return _table_of_json_lines(read_records(path, error))
         if suffix in _CSV:
@@ -364,8 +404,8 @@ def _json_cell(value: Any) -> Any:
     return value if type(value) in (str, list, type(None)) else str(value)
 
 
-def _table_of_images(path: Path) -> pa.Table:
-    images = annotated_images(read_json(path))
+def _table_of_images(content: Any) -> pa.Table:
+    images = annotated_images(content)
     columns = {
         "image_id": [_json_cell(image.image_id) for image in images],
         "file_name": [image.file_name for image in images],

@@ -149,10 +149,10 @@ def json_text(value: Any) -> str:
 def require_lines(path: Path, error: type[C3Error]) -> None:
     """Refuse a text file that is not made of lines in UTF-8.
 
-    Excel and PowerShell write UTF-16, and many programs write JSON as one list.
+    Excel and PowerShell write UTF-16, and some programs write one JSON list as .jsonl.
 
     Raises:
-        C3Error: of the class ``error``, with the command that converts the file.
+        C3Error: of the class ``error``, with what to do.
     """
     start = read_all(path, 64)
     if start.startswith(_UTF16_MARKS):
@@ -160,10 +160,10 @@ def require_lines(path: Path, error: type[C3Error]) -> None:
             f"{path} is in UTF-16, but text files are read as UTF-8.",
             remedy=f"Convert it: iconv -f utf-16 -t utf-8 {path.name} > new{path.suffix}",
         )
-    if path.suffix.lower().startswith(".json") and start.lstrip().startswith(b"["):
+    if path.suffix.lower() == ".jsonl" and start.lstrip().startswith(b"["):
         raise error(
-            f"{path} is one JSON list, but JSON is read as a file with one object per line.",
-            remedy=f"Convert it: jq -c '.[]' {path.name} > new.jsonl",
+            f"{path} is one JSON list, but a .jsonl file has one object per line.",
+            remedy=f"Call it {path.stem}.json.",
         )
 
 

@@ -90,6 +90,7 @@ def read_vector_file(path: Path, name: str | None = None) -> VectorFile:
 
 
 def _read_file(path: Path, name: str | None) -> VectorFile:
+    _refuse_containers(path)
     with reading(path, StoreError):
         read = FORMATS.get(path.suffix.lower())
         if read is None:
@@ -99,6 +100,30 @@ def _read_file(path: Path, name: str | None) -> VectorFile:
             )
         _check_holes(path)
         return read(path, name)
+
+
+def _refuse_containers(path: Path) -> None:
+    """Refuse a folder of Hugging Face datasets, and a tar.
+
+    Raises:
+        StoreError: with the line that converts it.
+    """
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        split = "['train']" if (path / "dataset_dict.json").is_file() else ""
+        raise StoreError(
+            f"{path} is a folder that save_to_disk of Hugging Face datasets wrote.",
+            remedy='Convert it: python -c "from datasets import load_from_disk; '
+            f"load_from_disk('{path}'){split}.to_parquet('{path.name}.parquet')\"",
+        )
+    if path.suffix.lower() == ".tar" and path.is_file():
+        raise StoreError(
+            f"{path} is a tar.",
+            remedy='If it contains .npy files, convert it: python -c "import io, tarfile, numpy as '
+            f"np; tar = tarfile.open('{path}'); names = [name for name in tar.getnames() if "
+            "name.endswith('.npy')]; vectors = [np.load(io.BytesIO(tar.extractfile(name).read())) "
+            f"for name in names]; np.savez('{path.stem}.npz', embedding=np.vstack(vectors), "
+            'id=[name[:-4] for name in names])"',
+        )
 
 
 def _check_holes(path: Path) -> None:
@@ -187,9 +212,11 @@ FORMATS: Mapping[str, Callable[[Path, str | None], VectorFile]] = {
     ".safetensors": _read_safetensors,
     ".jsonl": _read_table,
     ".ndjson": _read_table,
+    ".json": _read_table,
     ".csv": _read_table,
     ".tsv": _read_table,
     ".parquet": _read_table,
+    ".arrow": _read_table,
 }
 
 

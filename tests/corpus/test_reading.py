@@ -224,7 +224,7 @@ COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id"
         ("c.csv", 'image,text\na.png,"A\ndog",0.9, 1', {}, r"line 3 .*\nPut double quotes"),
         ("metadata.csv", "file_name,words\nx.png,hello\n", {}, "--text-column"),
         ("captions.jsonl", '{"image": "x.png", "text": "a"}\n{oops\n', {}, "line 2 is not JSON"),
-        ("c.json", json.dumps(COCO), {"captions": "c.json"}, "not a COCO captions file"),
+        ("c.json", json.dumps(COCO), {"captions": "c.json"}, "nor a COCO captions file"),
         (
             "c.jsonl",
             '{"image": "y.png", "text": "a"}',
@@ -255,12 +255,51 @@ def test_errors_name_what_is_wrong(
 
 
 @pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        (["a dog", "a cat"], ["a dog", "a cat"]),
+        ([{"text": "a dog"}, {"text": "a cat"}], ["a dog", "a cat"]),
+        ([{"text": "a dog"}, {"image": "x.png", "text": None}], ["a dog"]),
+        ([], None),
+    ],
+)
+def test_texts_of_a_json_list(tmp_path: Path, content: Any, texts: list[str] | None) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content))
+    if texts is None:
+        assert_refused("There is nothing to embed", path)
+    else:
+        assert [item.caption for item in read_corpus(path).texts] == texts
+
+
+@pytest.mark.parametrize("is_list_of_images", [True, False])
+def test_the_answers_of_llava_are_captions_of_its_images(
+    tmp_path: Path, is_list_of_images: bool
+) -> None:
+    image(tmp_path / "coco" / "x.png")
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is this?"},
+        {"from": "gpt", "value": "a dog"},
+        {"from": "human", "value": "Where?"},
+        {"from": "gpt", "value": "on a bed"},
+    ]
+    path = tmp_path / "llava.json"
+    path.write_text(json.dumps([{"id": "1", "image": "coco/x.png", "conversations": turns}]))
+    if is_list_of_images:
+        corpus = read_corpus(path, image_column="image")
+    else:
+        corpus = read_corpus(tmp_path / "coco", captions=path)
+    assert [Path(item.path).name for item in corpus.images] == ["x.png"]
+    assert [item.caption for item in corpus.texts] == ["a dog", "on a bed"]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "command"),
     [
         ("t.txt", "a dog\n".encode("utf-16"), "iconv .* t.txt > new.txt"),
         ("t.csv", "text\na dog\n".encode("utf-16-be"), "iconv .* t.csv > new.csv"),
         ("t.jsonl", '{"text": "a dog"}'.encode("utf-16"), "iconv .* t.jsonl > new.jsonl"),
-        ("t.json", b'[{"image": "a.png", "text": "a dog"}]', "jq -c .* t.json > new.jsonl"),
+        ("t.jsonl", b'[{"image": "a.png", "text": "a dog"}]', r"Call it t.json\."),
     ],
 )
 def test_texts_in_another_form_are_refused_with_the_command_that_converts_them(

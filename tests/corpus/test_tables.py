@@ -28,6 +28,19 @@ from c3tools.corpus.tables import (
 from c3tools.errors import CorpusError, StoreError
 
 Write = Callable[[Path, pa.Table], None]
+LLAVA = [
+    {
+        "id": "7",
+        "image": "7.jpg",
+        "conversations": [
+            {"from": "human", "value": "Describe the photo.\n<image>"},
+            {"from": "gpt", "value": "a dog"},
+            {"from": "human", "value": "Where is it?"},
+            {"from": "gpt", "value": "on a bed"},
+        ],
+    },
+    {"id": "8", "conversations": [{"from": "gpt", "value": "no photo"}]},
+]
 KEYS = {"key": ["007", "8"], "split": ["val", "test"]}
 COCO = {
     "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
@@ -60,6 +73,10 @@ def write_json_lines(path: Path, table: pa.Table) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
 
 
+def write_json_list(path: Path, table: pa.Table) -> None:
+    path.write_text(json.dumps(table.to_pylist()))
+
+
 def write_parquet(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path)
 
@@ -82,6 +99,7 @@ def write_arrow_stream(path: Path, table: pa.Table) -> None:
         ("t.tsv", write_tsv),
         ("t.jsonl", write_json_lines),
         ("t.ndjson", write_json_lines),
+        ("t.json", write_json_list),
         ("t.parquet", write_parquet),
         ("t.arrow", write_arrow_file),
         ("t.arrow", write_arrow_stream),
@@ -177,6 +195,40 @@ def test_a_file_of_captions_is_a_table_of_images(
 ) -> None:
     (tmp_path / "captions.json").write_text(json.dumps(content))
     assert text_columns(read_table(tmp_path / "captions.json")) == columns
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        (["a dog", "a cat"], {"text": ["a dog", "a cat"]}),
+        (
+            LLAVA,
+            {"id": ["7", "8"], "image": ["7.jpg", None], "captions": ["a dog", "no photo"]},
+        ),
+        ([], {}),
+    ],
+    ids=["texts", "LLaVA", "empty"],
+)
+def test_a_json_list_is_a_table(
+    tmp_path: Path, content: Any, columns: dict[str, list[str | None]]
+) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert text_columns(read_table(tmp_path / "t.json")) == columns
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (["a dog", 7], "element 2 is neither a JSON object nor a text, but int"),
+        ([{"conversations": [{"text": "a dog"}]}], r"t\.json cannot be read"),
+    ],
+)
+def test_a_json_list_of_something_else_is_refused(
+    tmp_path: Path, content: Any, problem: str
+) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(CorpusError, match=problem):
+        read_table(tmp_path / "t.json")
 
 
 def test_the_captions_of_an_image_are_in_the_order_of_the_file() -> None:

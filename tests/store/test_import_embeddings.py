@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import subprocess
+import sys
+import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -539,8 +542,7 @@ def test_a_row_that_is_no_vector_of_the_same_length_is_refused(last: str) -> Non
     [
         ("excel.csv", "id,e0,e1\na,1,2\n".encode("utf-16"), "iconv .* excel.csv > new.csv"),
         ("rows.jsonl", '{"vector": [1, 2]}'.encode("utf-16"), "is in UTF-16"),
-        ("list.jsonl", b'[\n{"vector": [1, 2]}]', "jq -c .* list.jsonl > new.jsonl"),
-        ("list.json", b'[{"vector": [1, 2]}]', "is one JSON list"),
+        ("list.jsonl", b'[\n{"vector": [1, 2]}]', r"Call it list.json\."),
         ("pandas.csv", b"id,vector\na,[ 0.1 -0.2]\nb,[1. 2.]\n", r"numpy prints .*\.tolist\(\)"),
     ],
 )
@@ -550,6 +552,40 @@ def test_texts_in_another_form_are_refused_with_what_converts_them(
     Path(name).write_bytes(content)
     with pytest.raises(StoreError, match=f"(?s){said}"):
         read_rows(name, "image")
+
+
+def _convert(error: StoreError) -> None:
+    """Run the Python code that the remedy of an error gives."""
+    code = str(error.remedy).partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_a_folder_of_save_to_disk_is_refused_with_the_line_that_converts_it(
+    is_dict: bool,
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"key": ["a", "b"], "embedding": [[1.0, 0], [0, 1.0]]})
+    if is_dict:
+        dataset = datasets.DatasetDict({"train": dataset})
+    dataset.save_to_disk("saved")
+    with pytest.raises(StoreError, match="saved is a folder that save_to_disk") as refused:
+        import_embeddings(image="saved")
+    _convert(refused.value)
+    assert read_rows("saved.parquet", "image")[0].keys == ["a", "b"]
+
+
+def test_a_tar_of_npy_files_is_refused_with_the_line_that_converts_it() -> None:
+    with tarfile.open("vectors.tar", "w") as tar:
+        for name, vector in {"a": [1.0, 0], "b": [0, 1.0]}.items():
+            np.save(f"{name}.npy", np.array(vector))
+            tar.add(f"{name}.npy")
+    with pytest.raises(StoreError, match=r"vectors\.tar is a tar") as refused:
+        import_embeddings(image="vectors.tar")
+    _convert(refused.value)
+    rows, _ = read_rows("vectors.npz", "image")
+    assert rows.keys == ["a", "b"]
+    assert rows.embeddings.tolist() == [[1, 0], [0, 1]]
 
 
 def test_a_pickled_module_is_refused_in_one_plain_sentence() -> None:
