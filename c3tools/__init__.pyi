@@ -66,8 +66,10 @@ from .store.rows import Rows as Rows
 from .store.verify import verify_store as verify_store
 from .terminal import TerminalReporter as TerminalReporter
 from .transforms.calibration import Calibration as Calibration
+from .transforms.estimator import EmbeddingTransformer as EmbeddingTransformer
 from .transforms.pipeline import Pipeline as Pipeline
 from .transforms.presets import preset as preset
+from .transforms.torch_module import TransformModule as TransformModule
 
 __version__: str
 __all__: list[str]

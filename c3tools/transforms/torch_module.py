@@ -1,6 +1,6 @@
 """Pipelines inside torch: a module for use in a model.
 
-The only file of this package that imports torch; import it by its own name.
+The only file of this package that imports torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _LEAST_NORM = 1e-30
 
 
 class TransformModule(nn.Module):
-    """A fitted pipeline for inputs of one modality, as a torch module.
+    """A fitted pipeline for inputs of one modality, as a torch module. In evaluation mode
+    ``torch.export`` and ``torch.onnx.export`` take it, with any number of rows.
 
     In training mode (`module.train()`) inputs are training inputs and get the pipeline's noise; in
     evaluation mode they never do. The fitted tensors are buffers: they move with the module and are

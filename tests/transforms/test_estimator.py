@@ -1,18 +1,37 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from c3tools import EmbeddingTransformer
 from c3tools.errors import TransformError
 from c3tools.transforms import preset
 from tests.stores import assert_close, unit
 
-from .conftest import MOMENTS, ROWS, X, Y
+from .conftest import MOMENTS, ROWS, P, X, Y
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-from sklearn.utils import estimator_checks
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from c3tools.transforms.estimator import EmbeddingTransformer
+# The docstring of EmbeddingTransformer lists them
+EXPECTED_FAILURES = {"check_estimators_dtypes": "rows of zeros have no direction and are refused"}
+
+
+@pytest.mark.filterwarnings("ignore")  # of the checks
+@parametrize_with_checks(  # type: ignore[untyped-decorator]
+    [EmbeddingTransformer()],
+    expected_failed_checks=lambda estimator: EXPECTED_FAILURES,
+    xfail_strict=True,
+)
+def test_checks_of_scikit_learn(
+    estimator: EmbeddingTransformer, check: Callable[[EmbeddingTransformer], None]
+) -> None:
+    check(estimator)
 
 
 def test_fit_and_transform_rows_and_pairs() -> None:
@@ -24,17 +43,43 @@ def test_fit_and_transform_rows_and_pairs() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(TransformError, match="not fitted"):
+    with pytest.raises(NotFittedError, match="not fitted"):
         EmbeddingTransformer().transform(X)
     with pytest.raises(TransformError, match="needs the rows of 'text'"):
         EmbeddingTransformer("ridge").fit(X, np.zeros(len(X)))
 
 
-@pytest.mark.parametrize(
-    "check", ["check_transformer_general", "check_transformers_unfitted", "check_fit1d"]
-)
-def test_refusals_are_of_the_kind_that_scikit_learn_expects(check: str) -> None:
-    getattr(estimator_checks, check)("EmbeddingTransformer", EmbeddingTransformer())
+def test_labels_of_several_columns_are_no_rows() -> None:
+    labels = np.stack([Y[:, 0] > 0, Y[:, 1] > 0], axis=1)
+    fitted = EmbeddingTransformer().fit(X, labels)
+    assert fitted.pipeline_.provenance["n"] == {"image": len(X)}
+
+
+def test_a_table_comes_out_with_named_columns() -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    rows = pandas.DataFrame(X, index=P.keys).add_prefix("clip_")
+    estimator = EmbeddingTransformer().set_output(transform="pandas")
+    table = estimator.fit_transform(rows)
+    names = [f"embeddingtransformer{column}" for column in range(24)]
+    assert [*table.columns] == [*estimator.get_feature_names_out()] == names
+    assert [*table.index] == P.keys
+    assert_close(table.to_numpy(), unit(X - X.mean(0)))
+
+
+WITHOUT_SKLEARN = """
+import sys
+sys.modules["sklearn"] = None
+from c3tools import *
+try:
+    EmbeddingTransformer().fit([[1, 2], [3, 4]])
+except C3Error as error:
+    print(error)
+"""
+
+
+def test_without_scikit_learn_all_names_are_there_and_use_is_refused() -> None:
+    printed = subprocess.check_output([sys.executable, "-c", WITHOUT_SKLEARN], text=True)
+    assert "EmbeddingTransformer needs the package scikit-learn" in printed
 
 
 def test_works_with_scikit_learn() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import orthogonal_procrustes
 
+from c3tools import TransformModule
 from c3tools.errors import MissingExtraError, TransformError
 from c3tools.moments import Moments
 from c3tools.seeds import keyed_normal, stable_hashes
@@ -35,7 +36,6 @@ from c3tools.transforms.steps import (
     Step,
     Whiten,
 )
-from c3tools.transforms.torch_module import TransformModule
 from tests.golden import recorded
 from tests.stores import assert_close, unit
 
@@ -306,6 +306,43 @@ def test_state_dict_holds_the_fit_and_gradients_flow() -> None:
     module(x).square().sum().backward()
     # outputs have unit norm whatever x is, so their squared norm has no gradient
     assert x.grad is not None and x.grad.abs().max() < 1e-5
+
+
+def fitted_module(name: str) -> TransformModule:
+    pipeline = preset(name).fit(MOMENTS, ROWS, items={"text": P.items})
+    return TransformModule(pipeline, "image")
+
+
+# With every operation that inference inputs go through
+EXPORTED = ["c2-collapse", "fair", "procrustes", "decap", "c3-retrieval"]
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_torch_exports_the_module_for_any_number_of_rows(name: str) -> None:
+    module = fitted_module(name)
+    x = torch.from_numpy(X).float()
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(module, (x[:5],), dynamic_shapes={"x": {0: rows}})
+    torch.testing.assert_close(program.module()(x), module(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_onnx_computes_what_the_module_does(name: str, dynamo: bool, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    reference = pytest.importorskip("onnx.reference", reason="onnx is not installed")
+    if dynamo:
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    module = fitted_module(name)
+    x = torch.from_numpy(X).float()
+    file = tmp_path / "module.onnx"
+    axes: dict[str, Any] = {"dynamic_axes": {"x": {0: "rows"}}}
+    if dynamo:
+        axes = {"dynamic_shapes": {"x": {0: torch.export.Dim("rows", min=2)}}}
+    torch.onnx.export(module, (x[:5],), file, input_names=["x"], dynamo=dynamo, **axes)
+    graph = reference.ReferenceEvaluator(onnx.load(file))
+    assert_close(graph.run(None, {"x": x.numpy()})[0], module(x).numpy())
 
 
 def test_module_refusals() -> None:
