@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..arrays import Floats
 from ..choices import NumberFormat
 from ..errors import StoreError, note_on_interrupt
 from ..identity import UNKNOWN_MODEL, ModelIdentity
@@ -61,11 +62,11 @@ def import_embeddings(
     source: str | Path | None = None,
     store: str | Path = "c3-store",
     *,
-    image: str | Path | None = None,
-    text: str | Path | None = None,
-    other: Mapping[str, str | Path] | None = None,
-    meta: str | Path | None = None,
-    text_meta: str | Path | None = None,
+    image: str | Path | Floats | None = None,
+    text: str | Path | Floats | None = None,
+    other: Mapping[str, str | Path | Floats] | None = None,
+    meta: str | Path | Mapping[str, Sequence[Any]] | None = None,
+    text_meta: str | Path | Mapping[str, Sequence[Any]] | None = None,
     image_array: str | None = None,
     text_array: str | None = None,
     key_column: str | None = None,
@@ -79,6 +80,9 @@ def import_embeddings(
 ) -> ImportReport:
     """Write embeddings from files into a new store; rows are joined by id, or by order if there are
     no ids.
+
+    In Python, arrays (n, d) may take the place of files of vectors, and columns by name that of
+    tables: ``import_embeddings(text=vectors, meta={"key": keys, "caption": captions})``.
 
     Args:
         source: A .pkl file of the scripts of C3, ClipCap or CapDec, in place of the other files;
@@ -105,7 +109,9 @@ def import_embeddings(
             has rows of these modalities already.
         OutputError: if another run is writing to it.
     """
-    if (source is None) == (not (image or text or other)):
+    vectors = {"image": image, "text": text, **(other or {})}
+    has_vectors = any(vectors_of is not None for vectors_of in vectors.values())
+    if (source is not None) == has_vectors:
         raise StoreError(
             "Give either files of vectors or one .pkl file.",
             remedy="For example: c3 import --image FILE --text FILE",
@@ -116,10 +122,10 @@ def import_embeddings(
         "caption": caption_column,
         "split": split_column,
     }
-    vector_files = {"image": image, "text": text, **(other or {})}
+    tables = {"image": _as_table(meta), "text": _as_table(text_meta)}
     modalities, notes = read_files(
-        vector_files,
-        tables={"image": meta, "text": text_meta},
+        vectors,
+        tables=tables,
         arrays={"image": image_array, "text": text_array},
         names=names,
         source=source,
@@ -135,11 +141,20 @@ def import_embeddings(
         if not len(rows):
             raise StoreError(f"There are no {rows.modality} rows to import.")
 
-    files = {"source": source, "meta": meta, "text_meta": text_meta, **vector_files}
+    inputs: Mapping[str, Any] = {
+        "source": source,
+        "meta": tables["image"],
+        "text_meta": tables["text"],
+        **vectors,
+    }
     recorded_files = {}
-    for name, file in files.items():
-        if file is not None:
-            recorded_files[name] = {"name": Path(file).name, "sha256": sha256_of(Path(file))}
+    for name, given in inputs.items():
+        if isinstance(given, str | Path):
+            recorded_files[name] = {"name": Path(given).name, "sha256": sha256_of(Path(given))}
+        elif isinstance(given, pa.Table):
+            recorded_files[name] = {"name": "columns", "sha256": digest_of(given.to_pydict())}
+        elif given is not None:
+            recorded_files[name] = {"name": "array", "sha256": digest_of(np.asarray(given))}
     origin = {
         "rows": {rows.modality: len(rows) for rows in modalities},
         "files": recorded_files,
@@ -156,6 +171,25 @@ def import_embeddings(
     report = write_modalities(location(store), info, modalities, reporter=reporter)
     report.notes = [*notes, *report.notes]
     return report
+
+
+def _as_table(
+    table: str | Path | Mapping[str, Sequence[Any]] | None,
+) -> str | Path | pa.Table | None:
+    """Return columns as a table, and a path as it is.
+
+    Raises:
+        StoreError: if the columns have different lengths, or values of several types.
+    """
+    if table is None or isinstance(table, str | Path):
+        return table
+    try:
+        return pa.table(dict(table))
+    except pa.ArrowException as error:
+        raise StoreError(
+            f"The columns {', '.join(table)} are no table ({error}).",
+            remedy="Give lists of the same length, each of texts or of numbers.",
+        ) from error
 
 
 def write_modalities(

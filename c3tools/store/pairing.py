@@ -16,6 +16,7 @@ from typing import Any
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..arrays import Floats
 from ..corpus.tables import (
     ITEM,
     ROLES,
@@ -38,12 +39,13 @@ from .vector_pickles import read_pickle
 # ids of texts, even where some of them equal ids of images
 _NEVER_ITEMS = ROLES["text_id"]
 _Names = Mapping[str, str | None]
-_Files = Mapping[str, str | Path | None]
+_Files = Mapping[str, str | Path | Floats | None]
+_Tables = Mapping[str, str | Path | pa.Table | None]
 
 
 def read_files(
     files: _Files,
-    tables: _Files,
+    tables: _Tables,
     arrays: _Names,
     names: _Names,
     source: str | Path | None = None,
@@ -60,9 +62,9 @@ def read_files(
     have no ids or are missing.
 
     Args:
-        files: of vectors, by modality, the image first.
-        tables: of their ids, captions and splits, by modality; without a file of images, the table
-            of the images describes the texts.
+        files: of vectors, or arrays (n, d), by modality, the image first.
+        tables: of their ids, captions and splits, or files of these, by modality; without a file of
+            images, the table of the images describes the texts.
         arrays: the array, tensor or column of vectors in a file, by modality, if there are several.
         names: the columns to use for ``key``, ``image_key``, ``caption`` and ``split``, where the
             usual names do not fit.
@@ -78,13 +80,13 @@ def read_files(
     """
     # Read the vectors, and the tables that describe them
     vector_files = {
-        modality: read_vector_file(Path(file), arrays.get(modality))
+        modality: read_vector_file(file, arrays.get(modality))
         for modality, file in files.items()
-        if file
+        if file is not None
     }
     if source is not None:
         vector_files |= read_pickle(Path(source))
-    has_image_file = bool(files.get("image"))
+    has_image_file = files.get("image") is not None
     descriptions = _read_descriptions(tables, has_image_file, vector_files, names)
     _require_columns(vector_files, descriptions, names)
     notes: list[str] = []
@@ -291,12 +293,15 @@ def _item_columns(columns: TextColumns, wanted: str | None) -> list[str]:
 
 
 def _read_descriptions(
-    tables: _Files, has_image_file: bool, vector_files: Mapping[str, VectorFile], names: _Names
+    tables: _Tables, has_image_file: bool, vector_files: Mapping[str, VectorFile], names: _Names
 ) -> dict[str, TextColumns]:
     """Return the columns of the tables that describe rows, by modality."""
-    read = {
-        modality: read_table(Path(file), StoreError) for modality, file in tables.items() if file
-    }
+    read = {}
+    for modality, table in tables.items():
+        if isinstance(table, str | Path):
+            read[modality] = read_table(Path(table), StoreError)
+        elif table is not None:
+            read[modality] = table
     if "image" in read and not has_image_file:
         read.setdefault("text", read.pop("image"))
     descriptions = {modality: text_columns(table) for modality, table in read.items()}

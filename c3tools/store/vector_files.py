@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..arrays import Floats
 from ..corpus.tables import (
     NUMBERED_COLUMN,
     ROLES,
@@ -78,14 +79,18 @@ def read_vectors(
     return vectors, [str(row) for row in range(len(vectors))]
 
 
-def read_vector_file(path: Path, name: str | None = None) -> VectorFile:
-    """Read the vectors (n, d) of a file, and the columns beside them.
+def read_vector_file(source: str | Path | Floats, name: str | None = None) -> VectorFile:
+    """Read the vectors (n, d) of a file, and the columns beside them; an array has none.
 
     Raises:
         StoreError: as `read_vectors`.
     """
-    file = _read_file(path, name)
-    _require_matrix(path, file.vectors)
+    if isinstance(source, str | Path):
+        file = _read_file(Path(source), name)
+    else:
+        file = VectorFile(np.asarray(source), {})
+        source = "The array"
+    _require_matrix(source, file.vectors)
     return file
 
 
@@ -143,7 +148,7 @@ def _check_holes(path: Path) -> None:
         )
 
 
-def _require_matrix(path: Path, vectors: npt.NDArray[Any]) -> None:
+def _require_matrix(path: str | Path, vectors: npt.NDArray[Any]) -> None:
     """Refuse what is not numbers of the shape (n, d).
 
     Raises:

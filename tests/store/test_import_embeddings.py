@@ -554,6 +554,58 @@ def test_texts_in_another_form_are_refused_with_what_converts_them(
         read_rows(name, "image")
 
 
+def test_arrays_are_imported_as_their_files_are() -> None:
+    images, texts = make_vectors(5)
+    texts = texts[::2]
+    table = {
+        "key": ["a", "b", "c", "d", "e"],
+        "image_key": ["1", "2", "3", "4", "5"],
+        "caption": ["A", "B", "C", "D", "E"],
+    }
+    write_jsonl(Path("t.jsonl"), *pa.table(table).to_pylist())
+    write_jsonl(Path("i.jsonl"), *({"key": str(i), "split": "train"} for i in range(1, 6)))
+    np.save("i.npy", images)
+    np.save("t.npy", texts)
+    files = import_embeddings(
+        image="i.npy", text="t.npy", meta="i.jsonl", text_meta="t.jsonl", store="files"
+    )
+
+    meta: dict[str, Any] = {"key": np.arange(1, 6), "split": ["train"] * 5}
+    arrays = import_embeddings(image=images, text=texts, meta=meta, text_meta=table, store="arrays")
+
+    assert (arrays.rows, arrays.pairs, arrays.notes) == (files.rows, files.pairs, files.notes)
+    for modality in ("image", "text"):
+        imported = loaded(modality, "arrays")
+        assert imported.table.equals(loaded(modality, "files").table)
+        assert np.array_equal(imported.embeddings, loaded(modality, "files").embeddings)
+
+
+def test_other_arrays_are_another_import() -> None:
+    images, texts = make_vectors(5)
+    texts = texts[::2].astype(np.float64)
+    import_embeddings(image=images)
+    again = import_embeddings(image=images)
+    assert again.rows == {"image": 5}
+    with pytest.raises(StoreError, match="already"):
+        import_embeddings(image=images[::-1])
+    import_embeddings(text=texts, other={"audio": images}, store="other")
+    assert Store.open("other").modalities == ["text", "audio"]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"image": np.zeros(3)}, r"The array contains float64 values of shape \(3,\)"),
+        ({"image": np.eye(3), "meta": {"key": ["a"], "split": ["x", "y"]}}, "key, split are no"),
+        ({"image": np.eye(3), "meta": {"key": ["a", "b"]}}, "3"),
+        ({"meta": {"key": ["a", "b"]}}, "Give either"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(StoreError, match=problem):
+        import_embeddings(**given)
+
+
 def _convert(error: StoreError) -> None:
     """Run the Python code that the remedy of an error gives."""
     code = str(error.remedy).partition('python -c "')[2].removesuffix('"')
