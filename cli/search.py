@@ -55,9 +55,9 @@ def export(*, list_all: bool = False, **options: Any) -> Any:
 def index(**options: Any) -> Any:
     """Build a FAISS index of the store for `c3 search`. The mean of each modality is subtracted.
 
-    Run it again to add the new rows of the store. The index is rebuilt if rows of the store
-    changed, if the settings differ, or if the store has more than doubled; a message gives the
-    reason.
+    Run it again after the store changed: only the rows of new, changed and removed shards are
+    written or removed. The index is rebuilt if the settings differ or if the store has more than
+    doubled; a message gives the reason.
     """
     built = c3tools.build_index(**options, reporter=reporter())
     record = built.record
