@@ -26,6 +26,9 @@ from c3tools.transforms import PRESETS, preset
 
 HERE = Path(__file__).resolve().parent.parent
 PAGE = HERE / "docs" / "reference" / "presets.md"
+# places in what `measure` returns
+PAIRED = 2
+TRAINING = 5
 
 
 def measure(name: str, x: np.ndarray, y: np.ndarray, split: int) -> list[float]:
@@ -62,18 +65,15 @@ def recall_at_1(cosines: np.ndarray) -> float:
     return float(np.where(better == 0, 1 / equal, 0).mean())
 
 
-def table(x: np.ndarray, y: np.ndarray, splits: int) -> list[str]:
-    """Return a Markdown table: one row per preset."""
-    lines = [
-        "| preset | gap | gap by chance | paired cosine | recall@1 image→text, % "
-        "| recall@1 text→image, % | cosine with the training input | bias@10, image queries | "
-        "bias@10, text queries |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    # gr-clip with another norm for each modality
-    for name in (name for name in PRESETS if name != "fair"):
+def measured(x: np.ndarray, y: np.ndarray, splits: int) -> dict[str, list[str]]:
+    """Return mean ± standard deviation of each measure, by preset."""
+    cells_of = {}
+    for name in PRESETS:
+        # gr-clip with another norm for each modality
+        if name == "fair":
+            continue
         values = np.array([measure(name, x, y, split) for split in range(splits)])
-        cells = [
+        cells_of[name] = [
             f"{mean:.{digits}f} ± {std:.{digits}f}"
             for mean, std, digits in zip(
                 values.mean(axis=0),
@@ -82,8 +82,32 @@ def table(x: np.ndarray, y: np.ndarray, splits: int) -> list[str]:
                 strict=True,
             )
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
+        print(f"| {name} | {' | '.join(cells_of[name])} |", flush=True)
+    return cells_of
+
+
+def inference_table(cells_of: dict[str, list[str]]) -> list[str]:
+    """Return a Markdown table of inference inputs: one row for all presets that give the same."""
+    lines = [
+        "| preset | gap | gap by chance | paired cosine | recall@1 image→text, % "
+        "| recall@1 text→image, % | bias@10, image queries | bias@10, text queries |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    names_of: dict[tuple[str, ...], list[str]] = {}
+    for name, cells in cells_of.items():
+        at_inference = (*cells[:TRAINING], *cells[TRAINING + 1 :])
+        names_of.setdefault(at_inference, []).append(name)
+    for at_inference, names in names_of.items():
+        lines.append(f"| {', '.join(names)} | {' | '.join(at_inference)} |")
+    return lines
+
+
+def training_table(cells_of: dict[str, list[str]]) -> list[str]:
+    """Return a Markdown table of the presets whose training inputs differ from inference inputs."""
+    lines = ["| preset | cosine with the training input |", "|---|---|"]
+    for name, cells in cells_of.items():
+        if cells[TRAINING] != cells[PAIRED]:
+            lines.append(f"| {name} | {cells[TRAINING]} |")
     return lines
 
 
@@ -96,20 +120,19 @@ preset is fitted on one half and measured on inference inputs of the other (250 
 
 - *Gap* is the distance of the two means. *By chance*, a true gap of zero would give sqrt(tr(S) (1/250 + 1/250)), where
   S is the covariance of the pair differences, or sqrt(tr(S)/250) for a preset that is not fitted.
-- *Cosine with the training input* is the cosine of an image's inference input with its caption's training input, noise
-  included. A decoder that is trained on texts has to bridge this difference.
 - *bias@10* is the share of the ten nearest rows, among 100 images and their captions, that have the query's own
   modality; 0.5 means no bias.""",
+    "training": """A decoder that is trained on texts has to bridge the difference between the inference input of an image and
+the training input of its caption. Their cosine is the paired cosine, but for presets with noise:""",
     "reading": """- Centring each modality and moving both along the gap both close the gap, as far as 250 pairs can show. Centring hardly
   changes recall; moving costs a third of it.
 - `fair` is left out: it is `gr-clip` with another norm for each modality.
 - `decap`, `clipre` and `c3-retrieval` move images onto a memory, here of only 250 texts: recall falls, because the
-  differences between images are lost. `ridge` and `procrustes` are fitted on 250 pairs, fewer than the 512 dimensions.
-- Presets that differ only in noise differ only in the cosine with the training input.""",
+  differences between images are lost. `ridge` and `procrustes` are fitted on 250 pairs, fewer than the 512 dimensions.""",
 }
 
 
-def page(lines: list[str], splits: int) -> str:
+def page(cells_of: dict[str, list[str]], splits: int) -> str:
     """Return the page docs/reference/presets.md."""
     listing = [
         f"| `{name}` | {formula} | {source} |" for name, (formula, source) in PRESETS.items()
@@ -122,8 +145,10 @@ def page(lines: list[str], splits: int) -> str:
         "\n".join(["| preset | embedding | source |", "|---|---|---|", *listing]),
         "## On real CLIP pairs",
         PROSE["set-up"].format(splits=splits),
-        "\n".join(lines),
+        "\n".join(inference_table(cells_of)),
         PROSE["reading"],
+        PROSE["training"],
+        "\n".join(training_table(cells_of)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -141,9 +166,9 @@ def main() -> None:
         np.load(arguments.folder / f"{name}.npy", allow_pickle=False) for name in ("image", "text")
     )
     x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y))
-    lines = table(x, y, arguments.splits)
+    cells_of = measured(x, y, arguments.splits)
     if arguments.write:
-        PAGE.write_text(page(lines, arguments.splits), encoding="utf-8")
+        PAGE.write_text(page(cells_of, arguments.splits), encoding="utf-8")
 
 
 if __name__ == "__main__":
