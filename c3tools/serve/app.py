@@ -36,6 +36,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..arrays import Matrix
 from ..corpus.containers import PhotoFinder
@@ -45,13 +46,17 @@ from ..errors import C3Error, reason_of
 from ..index import Index
 from ..pages import render_page
 from ..reporter import counted
+from .batches import QueryEncoder
 
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+"""Names, as in a request, that this machine has for itself."""
 LARGEST_UPLOAD = 20 * 2**20
 """Bytes."""
 _MOST_RESULTS = 100
 _ON_PAGE = 30  # results
 _MOST_CHARACTERS = 1_000
 _UPLOAD_SECONDS = 30
+_AT_ONCE = 100  # requests; more are answered with 503
 # others have decoders that a stranger's file could keep busy
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _UNREADABLE = (*UNREADABLE, Image.DecompressionBombWarning)
@@ -65,9 +70,7 @@ class _VectorQuery(msgspec.Struct):
     modality: str = "text"
 
 
-def create_app(
-    index: Index, encoder: Encoder, *, hosts: Sequence[str] = ("127.0.0.1", "localhost")
-) -> Starlette:
+def create_app(index: Index, encoder: Encoder, *, hosts: Sequence[str] = LOCAL_HOSTS) -> Starlette:
     """Return the ASGI application of an index.
 
     Args:
@@ -85,9 +88,34 @@ def create_app(
             Route("/thumbnail/{row:int}", server.thumbnail),
             Route("/sound/{row:int}", server.sound),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        middleware=[
+            Middleware(_LimitedRequests),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
+        ],
         exception_handlers={HTTPException: _refused, C3Error: _refused},
     )
+
+
+class _LimitedRequests:
+    """Answer with 503 while `_AT_ONCE` other requests are running."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the life of the server itself
+            await self.app(scope, receive, send)
+            return
+        if self.running == _AT_ONCE:
+            refusal = JSONResponse({"error": "The server is busy. Try again later."}, 503)
+            await refusal(scope, receive, send)
+            return
+        self.running += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.running -= 1
 
 
 class _Server:
@@ -96,10 +124,9 @@ class _Server:
     def __init__(self, index: Index, encoder: Encoder) -> None:
         self.index = index
         self.encoder = encoder
-        # One photo is decoded at a time, because that may take hundreds of megabytes, and one query
-        # is encoded, because a model uses all cores by itself
+        self.queries = QueryEncoder(encoder)
+        # One photo is decoded at a time, because that may take hundreds of megabytes
         self.reading = Lock()
-        self.encoding = Lock()
         self.photos = PhotoFinder(beside=index.store_path)
         # The values that options in the address of a search may have
         self.choices = {
@@ -139,7 +166,7 @@ class _Server:
         text = request.query_params.get("q", "").strip()
         if not 0 < len(text) <= _MOST_CHARACTERS:
             raise HTTPException(400, f"q must be a text of 1 to {_MOST_CHARACTERS:,} characters.")
-        return self._find(request, text, lambda: self.encoder.encode_queries([text]), "text", k)
+        return self._find(request, text, lambda: self.queries.encode(text), "text", k)
 
     async def search_upload(self, request: Request) -> Response:
         """Search with a photo or a vector."""
@@ -148,7 +175,7 @@ class _Server:
             raise HTTPException(415, "Send a photo as image/..., or a vector as application/json.")
         body = await _read(request)
         if kind != "application/json":
-            embed = lambda: self.encoder.encode_images([_photo(body)])  # noqa: E731
+            embed = lambda: self.queries.encode(self._photo(body))  # noqa: E731
             return JSONResponse(
                 await run_in_threadpool(self._find, request, "photo", embed, "image")
             )
@@ -208,10 +235,8 @@ class _Server:
         for name, choices in self.choices.items():
             if asked.get(name) and asked[name] not in choices:
                 raise HTTPException(400, f"{name} must be one of {', '.join(map(str, choices))}.")
-        with self.encoding:
-            embeddings = embed()
         (hits,) = self.index.rank(
-            embeddings,
+            embed(),
             modality,
             int(k),
             within=asked.get("in") or None,
@@ -226,6 +251,20 @@ class _Server:
                 values[kind] = f"{kind}/{hit.row}"
             hit_values.append(values)
         return {"query": query, "hits": hit_values}
+
+    def _photo(self, body: bytes) -> Image.Image:
+        """Decode an upload."""
+        try:
+            with (
+                self.reading,
+                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            ):
+                Image.open(io.BytesIO(body), formats=_FORMATS).close()
+                return open_image(io.BytesIO(body), (512, 512))[0]
+        except _UNREADABLE as error:
+            raise HTTPException(
+                400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {error}."
+            ) from None
 
     def _jpeg(self, path: str) -> bytes:
         """Return the small JPEG of a photo."""
@@ -263,18 +302,6 @@ async def _read(request: Request) -> bytes:
     except TimeoutError:
         raise HTTPException(408, f"The upload took more than {_UPLOAD_SECONDS} seconds.") from None
     return bytes(body)
-
-
-def _photo(body: bytes) -> Image.Image:
-    """Decode an upload."""
-    try:
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            Image.open(io.BytesIO(body), formats=_FORMATS).close()
-        return open_image(io.BytesIO(body), (512, 512))[0]
-    except _UNREADABLE as error:
-        raise HTTPException(
-            400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {error}."
-        ) from None
 
 
 def _refused(request: Request, error: Exception) -> Response:

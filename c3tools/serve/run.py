@@ -10,8 +10,6 @@ from ..errors import MissingExtraError, StoreError
 from ..index import Index, find_index
 from ..reporter import SILENT, Reporter
 
-_AT_ONCE = 100  # connections; more are answered with 503
-
 
 def serve_index(
     index: str | Path | None = None,
@@ -27,8 +25,8 @@ def serve_index(
     Args:
         index: The folder of the index, or a store that c3 embed --faiss made. By default c3-index;
             if it is not there, such a store.
-        host: Address to listen on. 0.0.0.0: all of this machine's; anyone who reaches it can then
-            search, and see the photos of the index.
+        host: Address to listen on, of IPv4 or IPv6. 0.0.0.0: all of this machine's; anyone who
+            reaches it can then search, and see the photos of the index.
         port: Port to listen on.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
         backend: See `embed`.
@@ -42,7 +40,8 @@ def serve_index(
     try:
         import uvicorn
 
-        from .app import create_app
+        from .app import LOCAL_HOSTS, create_app
+        from .connections import TimedProtocol
     except ImportError as error:
         raise MissingExtraError(
             error.name or "starlette", extra="serve", purpose="Serving an index"
@@ -51,14 +50,19 @@ def serve_index(
     encoder = resolve_encoder(
         recorded=opened.record["model"], device=device, backend=backend, reporter=reporter
     )
-    is_local = host in ("127.0.0.1", "localhost")
-    app = create_app(opened, encoder, hosts=("127.0.0.1", "localhost") if is_local else ("*",))
+    is_ipv6 = ":" in host
+    name = f"[{host}]" if is_ipv6 else host
+    app = create_app(opened, encoder, hosts=LOCAL_HOSTS if name in LOCAL_HOSTS else ("*",))
     try:
-        listening = socket.create_server((host, port))
+        listening = socket.create_server(
+            (host, port), family=socket.AF_INET6 if is_ipv6 else socket.AF_INET
+        )
     except (OSError, OverflowError) as error:
         raise StoreError(
             f"{host}:{port} cannot be listened on: {error}.", remedy="Choose another --port."
         ) from error
-    reporter.message(f"Serving {opened.path} at http://{host}:{port}/ (Ctrl-C ends it)")
-    config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=_AT_ONCE)
+    reporter.message(f"Serving {opened.path} at http://{name}:{port}/ (Ctrl-C ends it)")
+    config = uvicorn.Config(
+        app, http=TimedProtocol, ws="none", log_level="warning", access_log=False
+    )
     uvicorn.Server(config).run(sockets=[listening])

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -157,9 +157,26 @@ def test_a_photo_is_no_sound(client: Any) -> None:
     assert "it is no sound" in client.get("/sound/0").json()["error"]
 
 
-@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 400), ("0.0.0.0", 200)])
+def takes_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1", 400),
+        ("0.0.0.0", "0.0.0.0", 200),
+        pytest.param(
+            "::1", "[::1]", 400, marks=pytest.mark.skipif(not takes_ipv6(), reason="no IPv6 here")
+        ),
+    ],
+)
 def test_the_command_serves_other_names_only_if_it_listens_to_others(
-    c3: C3, index: Index, monkeypatch: pytest.MonkeyPatch, host: str, status: int
+    c3: C3, index: Index, monkeypatch: pytest.MonkeyPatch, host: str, address: str, status: int
 ) -> None:
     import uvicorn
 
@@ -168,16 +185,18 @@ def test_the_command_serves_other_names_only_if_it_listens_to_others(
     def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
         with sockets[0], testclient.TestClient(server.config.app) as client:
             status = client.get("/search?q=b 0&k=1").status_code
-            config = server.config
-            found.extend(
-                (sockets[0].getsockname()[0], status, config.limit_concurrency, config.access_log)
-            )
+            found.extend((sockets[0].getsockname()[0], status, server.config.access_log))
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
     monkeypatch.setattr("c3tools.serve.run.resolve_encoder", lambda **_: colour_encoder())
     said = done(c3("serve", "--index", index.path, "--host", host, "--port", 0)).stderr
-    assert found == [host, status, 100, False]
-    assert said == f"Serving {index.path} at http://{host}:0/ (Ctrl-C ends it)\n"
+    assert found == [host, status, False]
+    assert said == f"Serving {index.path} at http://{address}:0/ (Ctrl-C ends it)\n"
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:8000", "localhost", "[::1]:8000", "[::1]"])
+def test_a_local_server_answers_to_its_own_names(client: Any, name: str) -> None:
+    assert client.get("/search?q=b 0&k=1", headers={"Host": name}).status_code == 200
 
 
 QUERIES = [
@@ -266,6 +285,29 @@ def test_ten_clients_at_once_get_their_own_answers(client: Any, index: Index) ->
     assert [[result["query"], result["hits"][0]["caption"]] for result in found] == [
         [text, text] for text in texts
     ]
+
+
+def test_a_request_beside_too_many_others_is_refused(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_searching = Event()
+    may_answer = Event()
+
+    def rank(*_: Any, **__: Any) -> list[list[Any]]:
+        is_searching.set()
+        assert may_answer.wait(60)
+        return [[]]
+
+    monkeypatch.setattr("c3tools.serve.app._AT_ONCE", 1)
+    monkeypatch.setattr(Index, "rank", rank)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.get, "/search?q=a")
+        assert is_searching.wait(60)
+        refused = client.get("/search?q=b")
+        may_answer.set()
+    assert refused.status_code == 503
+    assert "busy" in refused.json()["error"]
+    assert first.result().status_code == 200
 
 
 def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -> None:
