@@ -125,5 +125,18 @@ def split(**options: Any) -> Any:
     return report.to_dict()
 
 
+def left_out(**options: Any) -> Any:
+    """List the rows of a store that are left out, and why.
+
+    They stay in the store, and no command uses them. c3 split --file leaves rows out.
+    """
+    left_out = c3tools.list_left_out(**options)
+    if left_out.rows:
+        print_table(left_out.table())
+    else:
+        out.print(f"No rows of {left_out.store} are left out.")
+    return left_out.to_dict()
+
+
 def _listing(rows: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows"

@@ -51,6 +51,7 @@ Role = Literal[
     "image_bytes",
     "caption",
     "split",
+    "reason",
     "embedding",
 ]
 # the usual names of columns, the first of them before the others
@@ -72,6 +73,7 @@ ROLES: Mapping[Role, tuple[str, ...]] = {
         *("description", "title", "comment", "raw"),
     ),
     "split": ("split",),
+    "reason": ("reason",),  # why a row is left out
     "embedding": (
         *("embedding", "embeddings", "clip_embedding", "vector", "vectors", "emb", "features"),
         *("arr_0", "image_embedding", "text_embedding"),

@@ -48,6 +48,7 @@ _COLUMNS: Any = [
     ("agreement", pa.float32()),
     ("tier", pa.string()),
     ("split", pa.string()),
+    ("reason", pa.string()),
 ]
 _TABLE = pa.schema(_COLUMNS)
 
@@ -119,8 +120,12 @@ class Duplicates:
         for number, group in enumerate(self.groups):
             kept = Copy(group.kept, 1.0, None, group.kept_split)
             for copy in (kept, *group.copies):
-                shared = {"modality": group.modality, "group": number, "tier": group.tier}
-                rows.append({**asdict(copy), **shared, "kept": copy is kept})
+                row = {"modality": group.modality, "group": number, "tier": group.tier}
+                row |= {**asdict(copy), "kept": copy is kept}
+                if copy.split == LEFT_OUT:
+                    relation = "equal to" if group.tier == "exact" else "copy of"
+                    row["reason"] = f"{relation} {group.kept} ({group.kept_split})"
+                rows.append(row)
         target = location(path)
         table = pa.Table.from_pylist(rows, _TABLE)
         write_atomically(target, lambda file: pq.write_table(table, file))

@@ -171,6 +171,10 @@ class PairCheck:
 
     def save_table(self, path: str | Path) -> Path:
         """Write all pairs as a Parquet file, which `c3 split --file` takes, and return its path."""
+        reasons = [
+            f"z {pair.z:.2f}, rank {pair.rank}" if pair.split == LEFT_OUT else None
+            for pair in self.pairs
+        ]
         columns = {
             "key": pa.array([pair.key for pair in self.pairs], pa.string()),
             "image_key": pa.array([pair.image_key for pair in self.pairs], pa.string()),
@@ -178,6 +182,7 @@ class PairCheck:
             "z": pa.array([pair.z for pair in self.pairs], pa.float32()),
             "rank": pa.array([pair.rank for pair in self.pairs], pa.int32()),
             "split": pa.array([pair.split for pair in self.pairs], pa.string()),
+            "reason": pa.array(reasons, pa.string()),
         }
         target = location(path)
         write_atomically(target, lambda file: pq.write_table(pa.table(columns), file))

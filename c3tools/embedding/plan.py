@@ -15,7 +15,7 @@ another. No image is read for this. Only inputs from the given paths can be remo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
@@ -27,8 +27,10 @@ import pyarrow.compute as pc
 
 from ..arrays import Indices
 from ..corpus.items import Corpus, ItemTable
+from ..corpus.splits import LEFT_OUT
 from ..store import Store
-from ..store.rows import own_items
+from ..store.reasons import RowName, read_reasons
+from ..store.rows import keys_of, own_items
 from ..store.shards import ShardName, ShardRecord
 from .inputs import MEDIA, StoredInputs, absolute_paths
 from .shards import EmbedOptions, ShardEdit, ShardTask
@@ -101,10 +103,12 @@ def plan_corpus(
                 part: record.rows for (name, part), record in lost.items() if name == modality
             }
             plans[modality] = _plan_of(join, items[modality], options, parts, missing)
-    with_tasks = [plan for plan in plans.values() if plan.new or plan.changed]
-    splits = store.item_splits() if with_tasks else {}
-    for plan in with_tasks if splits else ():
-        plan.items = _with_splits(plan.items, splits)
+    with_tasks = {name: plan for name, plan in plans.items() if plan.new or plan.changed}
+    if with_tasks:
+        splits = store.item_splits()
+        left_out = read_reasons(store)
+        for modality, plan in with_tasks.items():
+            plan.items = _with_splits(plan.items, modality, splits, left_out)
     return plans
 
 
@@ -252,11 +256,26 @@ def _free_numbers(first: Sequence[int], used: set[int]) -> Iterator[int]:
             yield number
 
 
-def _with_splits(items: ItemTable[Any], splits: Mapping[str, str | None]) -> ItemTable[Any]:
-    """Return inputs with the splits that their items have in the store, or else in the corpus."""
+def _with_splits(
+    items: ItemTable[Any],
+    modality: str,
+    splits: Mapping[str, str | None],
+    left_out: Collection[RowName],
+) -> ItemTable[Any]:
+    """Return inputs with the splits that their items have in the store, or else in the corpus.
+
+    Rows that are left out stay so, also if their shard is lost.
+    """
     table = items.table
-    rows = zip(own_items(table).to_pylist(), table["split"].to_pylist(), strict=True)
-    values = [splits.get(item, split) for item, split in rows]
+    values: list[str | None] = []
+    rows = zip(
+        keys_of(table), own_items(table).to_pylist(), table["split"].to_pylist(), strict=True
+    )
+    for key, item, split in rows:
+        if RowName(modality, key) in left_out:
+            values.append(LEFT_OUT)
+        else:
+            values.append(splits.get(item, split))
     column = pa.array(values, table.schema.field("split").type)
     return ItemTable(
         items.kind, table.set_column(table.column_names.index("split"), "split", column)

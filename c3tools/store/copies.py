@@ -35,6 +35,7 @@ from ..tables import Table
 from .dataset import copy_store, with_column
 from .ids import ids_in
 from .reader import Store
+from .reasons import REASON
 from .rows import ITEM_COLUMNS, keys_of, own_items
 from .shards import Failure
 
@@ -213,7 +214,8 @@ def split_store(
         output: The folder of the new store.
         fractions: Fractions of the three splits, if rows are split by hash. By default 0.8,0.1,0.1.
         seed: Seed of the hash. 0 gives the splits that a store without splits is read with.
-        file: A table of keys and splits: jsonl, csv, tsv, parquet, arrow, or JSON of Karpathy.
+        file: A table of keys and splits: jsonl, csv, tsv, parquet, arrow, or JSON of Karpathy. A
+            column reason is kept of rows that are left out, else the name of the table.
         key_column: Column of the keys in ``file``.
         split_column: Column of the splits in ``file``.
         reporter: Shows the progress.
@@ -246,22 +248,30 @@ def split_store(
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     item_splits = source.item_splits()
     named = _read_splits(Path(file), source, item_splits, key_column, split_column)
-    settings |= {"splits": named.items} | ({"rows": named.rows} if named.rows else {})
+    settings["splits"] = named.items
+    if named.rows:
+        settings["rows"] = named.rows
+    if named.reasons:
+        settings["reasons"] = named.reasons
 
     def change_named(_: Store, modality: str, table: pa.Table) -> pa.Table:
         rows = zip(
             keys_of(table),
             own_items(table).to_pylist(),
             table.column("split").to_pylist(),
+            table.column(REASON).to_pylist(),
             strict=True,
         )
         splits = []
-        for key, item, present in rows:
+        reasons = []
+        for key, item, present, reason in rows:
             split = named.split_of(key, item, present)
             if split is None:
                 report.unnamed += 1
                 split = present if present == LEFT_OUT else item_splits[item]
             splits.append(split)
+            reasons.append(named.reason_of(key, item) or reason)
+        table = with_column(table, REASON, pa.array(reasons, pa.string()))
         return with_column(table, "split", pa.array(splits, pa.string()))
 
     return _make_copy(output, report, [source], settings, change_named, reporter=reporter)
@@ -274,10 +284,14 @@ class _NamedSplits:
     Attributes:
         items: by the key of an item.
         rows: of rows that are not items themselves, such as captions, by their own key.
+        reasons: why rows and items are left out, as far as the table says so, by key.
+        table: its name.
     """
 
     items: dict[str, str]
     rows: dict[str, str]
+    reasons: dict[str, str]
+    table: str
 
     def split_of(self, key: str, item: str, present: str | None) -> str | None:
         """Return the new split of a row; None if the table does not name it.
@@ -297,6 +311,15 @@ class _NamedSplits:
         if split is not None and present == LEFT_OUT and not is_named:
             return LEFT_OUT
         return split
+
+    def reason_of(self, key: str, item: str) -> str | None:
+        """Return why the table leaves a row out, its name if it does not say so; None if it does
+        not leave it out.
+        """
+        for name, splits in ((key, self.rows), (item, self.items)):
+            if splits.get(name) == LEFT_OUT:
+                return self.reasons.get(name, self.table)
+        return None
 
 
 def _read_splits(
@@ -326,12 +349,17 @@ def _read_splits(
             remedy="Give the names of the columns with --key-column and --split-column.",
         )
     row_items = store.row_items()
+    splits = columns[split_column]
+    reason_column = pick(columns, "reason")
+    reasons = columns[reason_column] if reason_column else [None] * len(splits)
     for column in key_columns:
-        named = _NamedSplits({}, {})
-        for key, split in zip(ids_in(columns, column), columns[split_column], strict=True):
+        named = _NamedSplits({}, {}, {}, path.name)
+        for key, split, reason in zip(ids_in(columns, column), splits, reasons, strict=True):
             if not key or not split:
                 continue
             is_left_out = named_split(split) == LEFT_OUT
+            if is_left_out and reason:
+                named.reasons.setdefault(key, reason)
             if key in item_splits or key not in row_items:
                 named.items.setdefault(key, LEFT_OUT if is_left_out else split)
             elif key not in named.rows:

@@ -23,6 +23,15 @@ from ..io.hub import Card
 from ..io.parquet import read_parquet
 from ..reporter import SILENT, Reporter
 from .manifest import StoreWriter, new_store
+from .reasons import (
+    LEFT_OUT_FILE,
+    REASON,
+    RowName,
+    read_reasons,
+    reasons_of,
+    with_reasons,
+    write_reasons,
+)
 from .rows import row_splits
 from .shard_indexes import keep_indexes
 from .shards import Failure, StoreInfo, part_name, write_rows
@@ -107,7 +116,8 @@ def copy_store(
         destination: its folder.
         info: of the new store.
         sources: the stores.
-        change: from a store, a modality and the rows of a shard to the new rows.
+        change: from a store, a modality and the rows of a shard to the new rows, which have a
+            column of the reasons why they are left out.
         rename: from a store and a failure to the new one.
         record: called with the folder of the finished store and its numbers of rows, before the
             folder gets its name.
@@ -119,6 +129,8 @@ def copy_store(
     """
     numbers = Counter[str]()  # of the next shard, by modality
     rows: dict[str, Counter[str]] = defaultdict(Counter)
+    reasons: dict[RowName, str] = {}
+    reasons_before = {store: read_reasons(store) for store in sources}
     with new_store(destination, info) as building:
         with reporter.progress(
             "Copying shards", sum(len(store.shards) for store in sources)
@@ -129,7 +141,10 @@ def copy_store(
                 table, failures = store.read_shard(modality, part)
                 failed = [rename(store, failure) for failure in failures]
                 path = building / part_name(modality, numbers[modality])
+                table = with_reasons(table, modality, reasons_before[store])
                 table = change(store, modality, table)
+                reasons |= reasons_of(table, modality)
+                table = table.drop_columns([REASON])
                 write_rows(path, info, modality, table, failed, split_bytes=split_bytes)
                 rows[modality].update(row_splits(table))
                 numbers[modality] += 1
@@ -141,7 +156,9 @@ def copy_store(
             for f in store.recorded_failures()
             if f.stage == "list"
         ]
-        StoreWriter(building).finish(listed)
+        if reasons:
+            write_reasons(building, reasons)
+        StoreWriter(building, files=[LEFT_OUT_FILE]).finish(listed)
         if any(store.indexed for store in sources):
             keep_indexes(building, reporter=reporter)
         row_counts = {name: dict(sorted(counts.items())) for name, counts in rows.items() if counts}

@@ -393,6 +393,7 @@ BY_ROOMS = {
     "gap-report by": "tests/geometry/test_report.py",
     "generate store": "tests/imaging/test_pretrained.py",
     "pairs modalities": "tests/curation/test_pairs.py",
+    "left-out store": "tests/store/test_left_out.py",
     "duplicates store": "tests/curation/test_duplicates.py",
     "duplicates modality": "tests/curation/test_duplicates.py",
     "evaluate modality": "tests/captioning/test_evaluate.py",

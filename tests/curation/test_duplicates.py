@@ -114,6 +114,13 @@ def test_the_table_says_which_rows_are_left_out(found: Duplicates, tmp_path: Pat
     assert sum(row["kept"] for row in table) == len(found.groups)
 
 
+def test_the_table_says_why_rows_are_left_out(found: Duplicates, tmp_path: Path) -> None:
+    table = pq.read_table(found.save_table(tmp_path / "duplicates.parquet")).to_pylist()
+    reasons = {row["key"]: row["reason"] for row in table if row["reason"]}
+    assert set(reasons) == {"train/same-file", "train/cropped", "train/mirrored-test-photo"}
+    assert reasons["train/mirrored-test-photo"] == "copy of test/8 (test)"
+
+
 def test_the_page_shows_groups_side_by_side(found: Duplicates, tmp_path: Path) -> None:
     page = found.save(tmp_path / "duplicates.html").read_text(encoding="utf-8")
     assert "Leaks between splits" in page

@@ -125,8 +125,16 @@ def test_shares_are_told_by_split(tmp_path: Path) -> None:
 
 def test_the_table_has_a_row_a_pair(check: PairCheck, tmp_path: Path) -> None:
     table = pq.read_table(check.save_table(tmp_path / "pairs.parquet"))
-    assert table.column_names == ["key", "image_key", "cosine", "z", "rank", "split"]
+    assert table.column_names == ["key", "image_key", "cosine", "z", "rank", "split", "reason"]
     assert table.num_rows == IMAGES
+
+
+def test_the_table_has_the_reasons_of_marked_pairs(tmp_path: Path) -> None:
+    check = check_pairs(paired_store(tmp_path / "s", exchanged=40), drop=0.1)
+    rows = pq.read_table(check.save_table(tmp_path / "pairs.parquet")).to_pylist()
+    for row in rows:
+        is_marked = row["split"] == "left-out"
+        assert row["reason"] == (f"z {row['z']:.2f}, rank {row['rank']}" if is_marked else None)
 
 
 def test_the_same_store_gives_the_same_result(check: PairCheck, tmp_path: Path) -> None:

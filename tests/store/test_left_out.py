@@ -12,6 +12,7 @@ from c3tools.choices import ExportFormat
 from c3tools.errors import StoreError
 from c3tools.store import Rows, Store
 from tests.conftest import build_store, unit_rows, write_jsonl
+from tests.stores import colour_corpus, embed_colours
 
 DIM = 8
 IMAGES = 40
@@ -154,3 +155,76 @@ def test_the_gap_report_has_no_rows_that_are_left_out(store: Store, tmp_path: Pa
 def test_a_table_without_a_key_of_the_store_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="contains none of the keys"):
         split_by(store, tmp_path / "new", other="left-out")
+
+
+def test_the_list_says_what_was_left_out_and_why(store: Store, tmp_path: Path) -> None:
+    table = write_jsonl(
+        tmp_path / "wrong.jsonl",
+        {"key": "img0", "split": "left-out", "reason": "blurred"},
+        {"key": "img1#0", "split": "left-out"},
+        {"key": "img2", "split": "train", "reason": "good"},
+    )
+    c3tools.split_store(store.path, output=tmp_path / "new", file=table)
+    assert listed(tmp_path / "new") == [
+        ("image", "img0", "blurred", ""),
+        ("text", "img0#0", "blurred", "caption 0"),
+        ("text", "img0#1", "blurred", "caption 1"),
+        ("text", "img1#0", "wrong.jsonl", "caption 2"),
+    ]
+
+
+def listed(folder: Path) -> list[tuple[str, str, str, str]]:
+    rows = c3tools.list_left_out(folder).rows
+    return [(row.modality, row.key, row.reason, row.content) for row in rows]
+
+
+def test_a_store_without_left_out_rows_lists_none(store: Store) -> None:
+    assert listed(store.path) == []
+
+
+def test_another_split_keeps_the_reasons_of_rows_that_stay_left_out(
+    store: Store, tmp_path: Path
+) -> None:
+    split_by(store, tmp_path / "first", img0_0="left-out", img1_0="left-out")
+    split_by(Store.open(tmp_path / "first"), tmp_path / "next", img1_0="train", img2_0="left-out")
+    c3tools.split_store(tmp_path / "next", output=tmp_path / "hashed")
+    assert [row[1:3] for row in listed(tmp_path / "hashed")] == [
+        ("img0#0", "first.jsonl"),
+        ("img2#0", "next.jsonl"),
+    ]
+
+
+def test_a_merge_keeps_the_reasons(store: Store, tmp_path: Path) -> None:
+    new = split_by(store, tmp_path / "new", img1_0="left-out")
+    c3tools.merge_stores([store.path, new.path], output=tmp_path / "both", prefix=True)
+    assert [row[1:3] for row in listed(tmp_path / "both")] == [("new/img1#0", "new.jsonl")]
+
+
+@pytest.mark.parametrize("damage", [b"no parquet", None])
+def test_verify_finds_a_damaged_list_of_reasons(
+    store: Store, tmp_path: Path, damage: bytes | None
+) -> None:
+    new = split_by(store, tmp_path / "new", img1_0="left-out")
+    assert c3tools.verify_store(new.path).whole
+    file = new.path / "left-out.parquet"
+    file.unlink() if damage is None else file.write_bytes(damage)
+    assert not c3tools.verify_store(new.path).whole
+    with pytest.raises(StoreError, match=r"left-out\.parquet"):
+        c3tools.list_left_out(new.path)
+
+
+@pytest.mark.parametrize("lost", [["text"], ["image", "text"]])
+def test_rows_of_a_lost_shard_that_are_embedded_again_stay_left_out(
+    tmp_path: Path, lost: list[str]
+) -> None:
+    photos = colour_corpus(tmp_path / "photos", {"a": "red", "b": "blue"})
+    embed_colours(photos, tmp_path / "store", shard_size=20)
+    wrong = write_jsonl(tmp_path / "wrong.jsonl", {"key": "a#0", "split": "left-out"})
+    new = c3tools.split_store(tmp_path / "store", output=tmp_path / "new", file=wrong).store
+    before = splits_of(Store.open(new))
+    for modality in lost:
+        (new / modality / "part-00000.parquet").unlink()
+    embed_colours(photos, new, shard_size=20)
+    after = splits_of(Store.open(new))
+    assert after["a#0"] == "left-out"
+    assert after == before
