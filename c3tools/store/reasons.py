@@ -1,4 +1,4 @@
-"""Why rows are left out.
+"""The reasons why rows are left out.
 
 The split of a row says that it is left out. `left-out.parquet` beside the shards has its reason,
 and keeps it left out if its shard is lost and made again.
