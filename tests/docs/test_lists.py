@@ -1,7 +1,8 @@
-"""The tables of the documentation name what the tables of the code name."""
+"""The tables of the documentation name what the tables of the code name, and have whole rows."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,3 +28,13 @@ REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 def test_page_names_every_row(page: str, names: Iterable[str]) -> None:
     text = (REFERENCE / page).read_text(encoding="utf-8")
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted(REFERENCE.parent.rglob("*.md")), ids=lambda path: path.name)
+def test_rows_of_a_table_have_the_cells_of_its_header(path: Path) -> None:
+    """A ``|`` inside of a cell, also in code, begins another cell unless a ``\\`` precedes it."""
+    cells_before = 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert cells == cells_before or 0 in (cells, cells_before), line
+        cells_before = cells
