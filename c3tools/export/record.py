@@ -169,19 +169,6 @@ class ExportRecord:
             f"in unchanged shards; the store has {rows:,} rows now."
         )
 
-    def changed_memory(self, store: Store, pipeline: Pipeline) -> str | None:
-        """Return the modality of a memory whose shards were changed or removed; None for none.
-
-        The steps of decap, clipre and c3-retrieval hold rows of the store.
-        """
-        held = {vars(step)["memory"] for step in pipeline.steps if "memory" in step.state}
-        now = fitted_shards(store)
-        for name, shard in self.fit.items():
-            modality = name.partition("/")[0]
-            if modality in held and now.get(name) != shard:
-                return modality
-        return None
-
 
 def fitted_shards(store: Store) -> dict[str, FittedShard]:
     """Return the shards of a store that have rows, by name."""

@@ -27,6 +27,7 @@ from ..store.shards import (
 )
 from ..transforms import Pipeline, open_pipeline
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
+from .fitted_rows import reason_to_refit
 from .formats import CARD_FILE, FORMATS
 from .parts import Plan, Recipe, plan_parts, write_parts
 from .record import (
@@ -276,15 +277,15 @@ def _fit_that_is_there(
     it was written.
 
     Raises:
-        OutputError: if rows that the pipeline holds were changed or removed.
+        OutputError: if rows that it was fitted on are not in train any more, or rows that it holds
+            were changed or removed.
         TransformError: if it is damaged.
     """
     pipeline = load_fit(writer)
     if pipeline is None:
         return None
-    modality = former.changed_memory(store, pipeline)
-    if modality is not None:
-        reason = f"its pipeline holds {modality} rows of shards that were changed or removed"
+    reason = reason_to_refit(writer, former, store, pipeline)
+    if reason is not None:
         refuse(writer.path, reason, REFIT)
     age = former.age(store)
     if age is not None and any(step.fits for step in pipeline.steps):

@@ -11,6 +11,7 @@ from ..choices import ExecutorName
 from ..corpus.splits import ALL
 from ..errors import C3Error, StoreError, TransformError, note_on_interrupt
 from ..executors import Executor
+from ..export.fitted_rows import reason_to_refit
 from ..export.parts import Recipe, plan_parts, write_parts
 from ..export.record import ExportRecord, Request, Settings, fitted_shards
 from ..export.run import describe, load_fit, open_export
@@ -262,10 +263,7 @@ def _reason_to_rebuild(
         pipeline = load_fit(writer)
     except TransformError as error:
         return error.message
-    memory = None if pipeline is None else former.changed_memory(store, pipeline)
-    if memory is not None:
-        return f"its pipeline holds {memory} rows of shards that were changed or removed"
-    return None
+    return None if pipeline is None else reason_to_refit(writer, former, store, pipeline)
 
 
 def _read_fit(writer: StoreWriter) -> _Fit | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from c3tools import Store, export_store, verify_store
+from c3tools import Store, export_store, split_store, verify_store
 from c3tools.errors import C3Error, IncompleteStoreError, OutputError
 from c3tools.export import FORMATS
 from c3tools.store.means import load_means, save_means
@@ -124,6 +124,68 @@ def load_own_moments(folder: Path) -> None:
     load_means(Store.open(folder / "s"), folder / "moments")
 
 
+def texts_of(folder: Path, split: str) -> list[str]:
+    return Store.open(folder / "s").load("text", split).keys
+
+
+def edit(split: str) -> Callable[[Path], None]:
+    """Return a function that edits the caption of a photo of a split."""
+
+    def edit_caption(folder: Path) -> None:
+        edited = texts_of(folder, split)[0].removesuffix("#0")
+        names = sorted(path.stem for path in (folder / "c").glob("*.png"))
+        captions = [
+            {"image": f"{name}.png", "captions": ["edited" if name == edited else name]}
+            for name in names
+        ]
+        write_jsonl(folder / "c" / "captions.jsonl", *captions)
+        embed(folder, update=True)
+
+    return edit_caption
+
+
+def leave_out(split: str) -> Callable[[Path], None]:
+    """Return a function that leaves a caption of a split out."""
+
+    def leave_caption_out(folder: Path) -> None:
+        split_again(folder, {"key": texts_of(folder, split)[0], "split": "left-out"})
+
+    return leave_caption_out
+
+
+def exchange_splits(folder: Path) -> None:
+    """Make a train photo one of test, and a test photo one of train."""
+    images = Store.open(folder / "s")
+    (train, *_), (test, *_) = (images.load("image", name).keys for name in ("train", "test"))
+    split_again(folder, {"key": train, "split": "test"}, {"key": test, "split": "train"})
+
+
+def split_again(folder: Path, *rows: Mapping[str, str]) -> None:
+    """Put a store of other splits in the place of the store."""
+    table = write_jsonl(folder / "splits.jsonl", *rows)
+    split_store(folder / "s", output=folder / "new", file=table)
+    shutil.rmtree(folder / "s")
+    (folder / "new").rename(folder / "s")
+
+
+@pytest.mark.parametrize("act", [edit("test"), leave_out("test")])
+def test_rows_that_a_pipeline_does_not_hold_may_change(
+    folder: Path, act: Callable[[Path], None]
+) -> None:
+    export(folder, preset="decap")
+    act(folder)
+    assert export(folder, preset="decap").parts == 1
+    assert verify_store(folder / "e").whole
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_held_row_that_was_edited_is_found_in_every_format(folder: Path, format: str) -> None:
+    export(folder, preset="decap", format=format)
+    edit("train")(folder)
+    with pytest.raises(OutputError, match=r"holds text rows that were changed[^']*'photo"):
+        export(folder, preset="decap", format=format)
+
+
 @pytest.mark.parametrize(
     ("first", "act", "second", "words"),
     [
@@ -133,7 +195,9 @@ def load_own_moments(folder: Path) -> None:
         ({}, None, {"dtype": "float32"}, "its dtype is float16, not float32.*--overwrite"),
         ({}, None, {"format": "npy"}, "its format is parquet, not npy.*--overwrite"),
         ({}, None, {"role": "training"}, "its role is auto, not training.*--overwrite"),
-        ({"preset": "decap"}, change, {"preset": "decap"}, "holds text rows.*--refit"),
+        ({"preset": "decap"}, edit("train"), {"preset": "decap"}, "holds text rows.*--refit"),
+        ({"preset": "decap"}, leave_out("train"), {"preset": "decap"}, "holds text rows.*--refit"),
+        ({}, exchange_splits, {}, "fitted on train rows that are test rows now.*--refit"),
         ({}, load_own_moments, {}, "its loaded moments changed.*--refit"),
     ],
 )
