@@ -274,6 +274,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "precision": _EXPERT,
     "random_init": _EXPERT,
     "dtype": _EXPERT,
+    "keep_columns": OptionSettings(parse=_names, metavar="A,B"),
     "truncate_dim": _AT_LEAST_ONE,
     "shard_size": _EXPERT_COUNT,
     "batch_size": _EXPERT_COUNT,

@@ -10,8 +10,9 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ..io.files import MALFORMED, read_json, require_lines
 from ..io.limits import limited_lines, refusing_excess
 from ..io.locations import open_binary
 from ..io.parquet import UNREADABLE, open_parquet
-from .items import ReadOptions
+from .items import ReadOptions, as_storable
 from .tables import (
     ROLES,
     AnnotatedImage,
@@ -49,6 +50,7 @@ class CaptionRow(NamedTuple):
     split: str | None  # as the file names it
     line: int  # for messages (1 = first)
     key: str | None = None  # if a key column was requested, or has a known name
+    columns: str | None = None  # the values of columns to keep, see `kept_values`
 
 
 class _Columns(NamedTuple):
@@ -57,6 +59,7 @@ class _Columns(NamedTuple):
     texts: tuple[str, ...]
     image: str | None
     key: str | None = None
+    kept: Sequence[str] = ()
 
 
 # chooses the columns to use among those of the file
@@ -126,6 +129,7 @@ def _caption_row(path: Path, record: Record, columns: _Columns) -> CaptionRow:
         split=str(split) if split else None,
         line=record.line,
         key=None if key is None else str(key),
+        columns=kept_values(record.values, columns.kept),
     )
 
 
@@ -163,7 +167,7 @@ def _unlisted(cell: str | None) -> Any:
 def _read_parquet(path: Path, pick_columns: _Pick) -> _Rows:
     with open_parquet(path) as file:
         columns = pick_columns(file.schema.names)
-        used = {*columns.texts, columns.image, columns.key, SPLIT_COLUMN}
+        used = {*columns.texts, columns.image, columns.key, SPLIT_COLUMN, *columns.kept}
         names = [name for name in file.schema.names if name in used]
         line = 0
         for batch in file.batches(names):
@@ -262,6 +266,7 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
         texts,
         image=pick(present, "image", wanted=image_column),
         key=pick(present, "key", wanted=options.key_column),
+        kept=options.keep_columns,
     )
 
 
@@ -314,3 +319,20 @@ def captions_of(record: Mapping[str, Any], columns: Iterable[str], where: str) -
             )
         captions += texts
     return captions
+
+
+def kept_values(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Return the values of the columns to keep as JSON, dates as texts; None if the record has none
+    of the columns.
+    """
+    if not any(name in record for name in names):
+        return None
+    values = {}
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, str):
+            value = as_storable(value)
+        elif isinstance(value, float) and isnan(value):
+            value = None  # a missing number, which would not be equal to itself
+        values[name] = value
+    return json.dumps(values, default=str)

@@ -69,6 +69,7 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
             continue
         try:
             image = _listed_image(path, row, row.file_name, options)
+            image = image._replace(columns=row.columns)
         except (OSError, ValueError) as error:
             reason = f"{row.file_name[:200]}: {reason_of(error)}"
             corpus.skip(name, place, type(error).__name__, reason)

@@ -19,7 +19,7 @@ from ..errors import CorpusError, UnreachableError, reason_of
 from ..io.locations import name_or_file
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
-from .captions import SPLIT_COLUMN, captions_of, pick_text_columns, require_column
+from .captions import SPLIT_COLUMN, captions_of, kept_values, pick_text_columns, require_column
 from .images import cells_of_group, open_table
 from .items import Captioned, Corpus, ImageItem, ImageSource, ReadOptions, key_of_name
 from .tables import IMAGE_KEY, ROLES, pick
@@ -38,6 +38,7 @@ class _Row(NamedTuple):
         image_path: the path in the cell; None without one.
         split: as the table names it; None if it names none.
         captions: of the image.
+        columns: see `ImageItem`.
     """
 
     number: int
@@ -46,6 +47,7 @@ class _Row(NamedTuple):
     image_path: str | None
     split: str | None
     captions: list[str]
+    columns: str | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def read_image_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterat
                     key = f"{key}-{digest[:_DIGITS]}"
                     if key not in images:
                         renamed.append(key)
-        image = ImageItem(key, f"{path}#{row.number}", row.split, None, row.cell)
+        image = ImageItem(
+            key, f"{path}#{row.number}", row.split, None, row.cell, columns=row.columns
+        )
         _, captions = images.setdefault(key, (image, []))
         captions.extend(row.captions)
     yield from images.values()
@@ -162,7 +166,7 @@ def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ro
         with open_table(path) as (schema, read_groups):
             columns = _columns(path, schema, options)
             is_open = True
-            used = {columns.key, SPLIT_COLUMN, *columns.texts}
+            used = {columns.key, SPLIT_COLUMN, *columns.texts, *options.keep_columns}
             names = [name for name in schema.names if name in used]
             path_field = [f"{columns.image}.path"] if columns.has_paths else []
             for group, (count, batches) in enumerate(read_groups([*names, *path_field])):
@@ -174,7 +178,9 @@ def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ro
                         for record, image_path in zip(records, image_paths, strict=True):
                             cell = _cell(path, group, place, columns.image, options)
                             number = first + place
-                            yield _row(number, record, cell, image_path, columns, corpus)
+                            kept = kept_values(record, options.keep_columns)
+                            row = _row(number, record, cell, image_path, columns, corpus)
+                            yield row._replace(columns=kept)
                             place += 1
                 except UNREADABLE as error:
                     rows = f"row group {group} ({counted(count, 'row')}), from row {place} on"
@@ -235,7 +241,7 @@ def _row(
             error.message,
         )
     split = record.get(SPLIT_COLUMN)
-    return _Row(number, cell, key, image_path, str(split) if split else None, captions)
+    return _Row(number, cell, key, image_path, str(split) if split else None, captions, None)
 
 
 def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:

@@ -71,6 +71,7 @@ class ImageItem(NamedTuple):
         size: bytes, to notice an image that changed; None if they are not known before it is read.
         source: the tar or table that contains it; None for the whole file at ``path``.
         mtime: of a file on this machine, the time of its last modification in nanoseconds.
+        columns: the values of the columns to keep, as JSON; None where no table has them.
     """
 
     key: str
@@ -79,6 +80,7 @@ class ImageItem(NamedTuple):
     size: int | None
     source: ImageSource | None = None
     mtime: int | None = None
+    columns: str | None = None
 
 
 Captioned = tuple[ImageItem, list[str]]  # an image and its captions
@@ -92,12 +94,14 @@ class TextItem(NamedTuple):
         caption: the text.
         image_key: the key of its image or video, or None for a text without one.
         split: as the corpus names it, or None.
+        columns: see `ImageItem`.
     """
 
     key: str
     caption: str
     image_key: str | None
     split: str | None
+    columns: str | None = None
 
 
 @dataclass(frozen=True)
@@ -305,7 +309,8 @@ class Corpus:
         items.append(image)
         has_caption = False
         for number, caption in enumerate(captions):
-            text = TextItem(f"{image.key}#{number}", caption, image.key, image.split)
+            key = f"{image.key}#{number}"
+            text = TextItem(key, caption, image.key, image.split, image.columns)
             if self.add_text(text, image.path):
                 has_caption = True
         if not has_caption:
@@ -341,6 +346,7 @@ class ReadOptions(NamedTuple):
     follow_symlinks: bool = False
     download: bool = False
     audio: bool = False
+    keep_columns: Sequence[str] = ()
 
 
 def key_of_name(name: str) -> str:

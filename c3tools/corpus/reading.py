@@ -84,6 +84,7 @@ def read_corpus(
     follow_symlinks: bool = False,
     download: bool = False,
     audio: bool = False,
+    keep_columns: Sequence[str] = (),
     reporter: Reporter = SILENT,
 ) -> Corpus:
     """Find images, videos, captions and texts.
@@ -104,6 +105,7 @@ def read_corpus(
         follow_symlinks: see there.
         download: see there.
         audio: look for sounds, too.
+        keep_columns: the columns of tables whose values items keep.
         reporter: shows the files that are listed: a large folder takes a minute.
 
     Returns:
@@ -125,6 +127,7 @@ def read_corpus(
         follow_symlinks=follow_symlinks,
         download=download,
         audio=audio,
+        keep_columns=keep_columns,
     )
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -251,7 +254,8 @@ def _add_images(
         folder_split = corpus.folder_splits.get(image.path)
         split = corpus.split_of(matched.split, matched.file_split, folder_split)
         image_key = corpus.prefixes[str(root)] + key
-        corpus.add_image(image._replace(key=image_key, split=split), matched.captions)
+        joined = image._replace(key=image_key, split=split, columns=matched.columns)
+        corpus.add_image(joined, matched.captions)
         progress.advance()
 
 
@@ -382,6 +386,7 @@ class _Matched:
         captions: of the image.
         split: that its rows name.
         file_split: that it is named after.
+        columns: the values of columns to keep, see `ImageItem`.
     """
 
     by_name: bool = False
@@ -389,6 +394,7 @@ class _Matched:
     captions: Sequence[str] = ()
     split: str | None = None
     file_split: str | None = None
+    columns: str | None = None
 
 
 class _CaptionSources:
@@ -421,6 +427,7 @@ class _CaptionSources:
             first,
             split=next((row.split for row in rows if row.split), None),
             file_split=next((row.file_split for row in rows if row.file_split), None),
+            columns=next((row.columns for row in rows if row.columns), None),
         )
 
     def add(self, source: str, file: Path, options: ReadOptions) -> int:
@@ -471,7 +478,9 @@ class _CaptionSources:
         for by_name, rows_of_images in ((False, rows_by_path), (True, rows_by_name)):
             for path, rows in rows_of_images.items():
                 captions, split = _join_rows(rows)
-                self._matched[path].append(_Matched(by_name, source, captions, split, file_split))
+                self._matched[path].append(
+                    _Matched(by_name, source, captions, split, file_split, rows[0].columns)
+                )
                 matched += len(rows)
         # COCO files are often of another part of the same data set
         if matched or not source.endswith(".json"):
@@ -603,7 +612,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
             else:
                 key = row_key
             split = corpus.split_of(row.split, file_split, None)
-            corpus.add_text(TextItem(key, caption, image_key, split), str(file))
+            corpus.add_text(TextItem(key, caption, image_key, split, row.columns), str(file))
     if texts_of_image:
         corpus.notes.append(
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. "
@@ -702,17 +711,19 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                 path_by_key[image.key] = image.source.file if image.source else image.path
                 texts = captions
                 field = image.split
+                columns = image.columns
                 file_split = split_of_container(container)
                 if captions_by_key is not None:
                     rows = captions_by_key.pop(image.key, [])
                     texts, row_split = _join_rows(rows)
                     field = row_split or field
                     if rows:
+                        columns = rows[0].columns or columns
                         file_split = split_in_name(Path(str(options.captions)).stem) or file_split
                 folder_splits = corpus.folder_splits
                 folder_split = folder_splits.get(image.path) or folder_splits.get(str(container))
                 split = corpus.split_of(field, file_split, folder_split)
-                corpus.add_image(image._replace(split=split), texts)
+                corpus.add_image(image._replace(split=split, columns=columns), texts)
         except (CorpusError, OSError) as error:
             reason = reason_of(error)
             if not is_only_input:

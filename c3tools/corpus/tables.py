@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -88,7 +88,8 @@ TEXT_KEY: tuple[Role, ...] = ("key", "text_id", "id")
 # What names the item that a text, or a row of another modality, belongs to
 ITEM: tuple[Role, ...] = ("item", "image", "image_id")
 
-# columns of ids, captions and the like by name; None where a row has nothing
+# columns of ids, captions and the like by name; None where a row has nothing. Columns to keep have
+# texts, numbers or booleans.
 TextColumns = dict[str, list[str | None]]
 
 
@@ -228,16 +229,20 @@ def _karpathy_image(image: Mapping[str, Any]) -> AnnotatedImage:
     return AnnotatedImage(image.get("imgid"), str(image["filename"]), captions, image.get("split"))
 
 
-def read_table(path: Path, error: type[C3Error] = CorpusError) -> pa.Table:
+def read_table(
+    path: Path, error: type[C3Error] = CorpusError, keep: Collection[str] = ()
+) -> pa.Table:
     """Return the table in a file; the suffix names the format.
 
-    Numbers in JSON lines become texts unless they are in lists. In CSV, columns with numbers as
-    names are numbers; all others stay text. Files of COCO and Karpathy have a row for each image,
-    with the columns image_id, file_name, captions and split; JSON lists see `records_in_list`.
+    Numbers in JSON lines become texts unless they are in lists, or in a column to ``keep``. In CSV,
+    columns with numbers as names are numbers; all others stay text. Files of COCO and Karpathy have
+    a row for each image, with the columns image_id, file_name, captions and split; JSON lists see
+    `records_in_list`.
 
     Args:
         path: one of the `TABLE_SUFFIXES`.
         error: the class of the error.
+        keep: columns whose values are to be kept as they are.
 
     Raises:
         C3Error: of the class ``error``, if the file is missing, of another kind, or damaged.
@@ -251,24 +256,27 @@ def read_table(path: Path, error: type[C3Error] = CorpusError) -> pa.Table:
         if suffix == ".json":
             content = read_json(path)
             if isinstance(content, list):
-                return _table_of_json_lines(records_in_list(path, content, error))
+                return _table_of_json_lines(records_in_list(path, content, error), keep)
             return _table_of_images(content)
         if suffix in _JSON_LINES:
-            return _table_of_json_lines(read_records(path, error))
+            return _table_of_json_lines(read_records(path, error), keep)
         if suffix in _CSV:
             return _table_of_csv(read_records(path, error))
     raise error(f"{path} is not a table in a supported format ({', '.join(TABLE_SUFFIXES)}).")
 
 
-def text_columns(table: pa.Table) -> TextColumns:
+def text_columns(table: pa.Table, keep: Collection[str] = ()) -> TextColumns:
     """Return the columns of texts and numbers as texts.
 
     The first element of a list is used. Empty values become None. Other columns, such as those of
-    vectors and images, are left out.
+    vectors and images, are left out. The values of columns to ``keep`` stay as they are.
     """
     columns: TextColumns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         values: Any = column
+        if name in keep:
+            columns[name] = values.to_pylist()
+            continue
         element_type = getattr(values.type, "value_type", values.type)
         if pa.types.is_floating(values.type):
             # Integers with a gap were read as 7.0, and the gap as NaN
@@ -381,13 +389,14 @@ def _as_numbers(texts: Any) -> Any:
     return numbers.cast(pa.float64())
 
 
-def _table_of_json_lines(records: Iterable[Record]) -> pa.Table:
+def _table_of_json_lines(records: Iterable[Record], keep: Collection[str]) -> pa.Table:
     blocks = []
     for block in _blocks_of(records):
         names = dict.fromkeys(name for record in block for name in record.values)
-        columns = {
-            name: [_json_cell(record.values.get(name)) for record in block] for name in names
-        }
+        columns = {}
+        for name in names:
+            values = [record.values.get(name) for record in block]
+            columns[name] = values if name in keep else [_json_cell(value) for value in values]
         blocks.append(pa.table(columns))
     # Blocks may differ: in columns, and as lists of integers and of fractions
     return pa.concat_tables(blocks, promote_options="permissive") if blocks else pa.table({})

@@ -14,7 +14,7 @@ from ..errors import CorpusError
 from ..io.files import MALFORMED
 from ..io.limits import LARGEST_TEXT, TooLargeError
 from ..io.locations import open_binary
-from .captions import SPLIT_COLUMN, captions_of, pick_text_columns
+from .captions import SPLIT_COLUMN, captions_of, kept_values, pick_text_columns
 from .items import (
     IMAGE_SUFFIXES,
     Captioned,
@@ -94,6 +94,7 @@ def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Capti
             split=str(split) if split else None,
             size=sample.image.size,
             source=ImageSource(str(path), sample.image.start, sample.image.size),
+            columns=kept_values(sample.record, options.keep_columns),
         )
         yield image, captions
 

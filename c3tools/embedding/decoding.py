@@ -379,6 +379,7 @@ def _decode(
                 "size": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "split": item.split,
+                "columns": item.columns,
             }
         )
     return decoded

@@ -9,6 +9,7 @@ missing: relative paths then start from the current folder.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,9 +53,9 @@ class StoredInputs:
     """The inputs of a store when a run begins.
 
     Attributes:
-        tables: by modality, its rows, then its failures: key, part (the number of the shard) and
-            is_failure; of texts caption and image_key; of others size, sha256, mtime and
-            stored_path, which is absolute.
+        tables: by modality, its rows, then its failures: key, part (the number of the shard),
+            is_failure and columns (see `ImageItem`); of texts caption and image_key; of others
+            size, sha256, mtime and stored_path, which is absolute.
         recorded: the content of inputs.parquet, but for keys that the store does not have.
     """
 
@@ -155,16 +156,20 @@ def _read_recorded(store: Path) -> pa.Table:
 
 
 def _read_rows(store: Store, modality: str, schema: pa.Schema) -> pa.Table:
-    """Return the rows and the failures of a modality in some columns, with part and is_failure."""
+    """Return the rows and the failures of a modality in some columns, with part, is_failure and the
+    columns that rows carry.
+    """
     parts = store.parts(modality)
-    batches = [
-        batch.select(schema.names).cast(schema)
-        for batch in store.batches(modality, schema.names, parts=parts)
-    ]
+    batches = []
+    values: list[str | None] = []
+    for batch in store.batches(modality, [*schema.names, *store.info.columns], parts=parts):
+        batches.append(batch.select(schema.names).cast(schema))
+        values += map(json.dumps, batch.drop_columns(schema.names).to_pylist())
     counts = [store.shards[modality, part].rows for part in parts]
     rows = pa.Table.from_batches(batches, schema)
     rows = rows.append_column("part", pa.array(np.repeat(np.array(parts, np.int64), counts)))
     rows = rows.append_column("is_failure", pa.repeat(False, len(rows)))
+    rows = rows.append_column("columns", pa.array(values or [None] * len(rows), pa.large_string()))
     failures = [
         {"key": failure.key, "path": failure.path, "part": part, "is_failure": True}
         for part in parts

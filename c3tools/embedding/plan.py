@@ -7,13 +7,15 @@ A shard takes a fixed number of inputs, in the order of the corpus, and gets the
 is free. Finished shards take whole such blocks out of the order, so a run that was interrupted
 plans the same shards again.
 
-A text has changed if its words have. An image has changed if its size in bytes has or, for a file
-on this machine, if its time of modification is not the recorded one; it has moved if its path is
-another. No image is read for this. Only inputs from the given paths can be removed.
+An input has changed if a column that it keeps has. A text has changed if its words have. An image
+has changed if its size in bytes has or, for a file on this machine, if its time of modification is
+not the recorded one; it has moved if its path is another. No image is read for this. Only inputs
+from the given paths can be removed.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,6 +135,7 @@ def _join_images(stored: Any, items: ItemTable[Any], sources: Sources) -> _Join:
     is_moved_row = pc.and_not(is_moved, inputs["is_failure"])
     is_other_time = pc.and_not(_differ(inputs, "mtime"), is_moved_row)
     is_changed = pc.or_(_differ(inputs, "size"), is_other_time)
+    is_changed = pc.or_(is_changed, _columns_differ(in_both, in_corpus))
     inputs = inputs.append_column("is_moved", is_moved).append_column("is_changed", is_changed)
     is_gone = [sources.was_below(path) for path in in_store_only["stored_path"].to_pylist()]
     return _Join(inputs, in_store_only.filter(pa.array(is_gone, pa.bool_())))
@@ -152,7 +155,8 @@ def _join_texts(
             "is_moved": pa.repeat(False, len(in_both)),
         }
     )
-    inputs = inputs.append_column("is_changed", _differ(inputs, "caption"))
+    is_changed = pc.or_(_differ(inputs, "caption"), _columns_differ(in_both, in_corpus))
+    inputs = inputs.append_column("is_changed", is_changed)
     is_gone = sources.lost_texts(in_store_only, gone_images)
     return _Join(inputs, in_store_only.filter(pa.array(is_gone)))
 
@@ -174,6 +178,15 @@ def _shared_columns(in_both: Any) -> dict[str, Any]:
 def _differ(both: Any, name: str) -> Any:
     """Return which values of the store and of the corpus differ; not where one is unknown."""
     return pc.fill_null(pc.not_equal(both[f"stored_{name}"], both[f"corpus_{name}"]), False)
+
+
+def _columns_differ(stored: Any, in_corpus: Any) -> Any:
+    """Return which inputs have other values in the columns that they keep than their rows; not
+    where one side has none.
+    """
+    pairs = zip(stored["columns"].to_pylist(), in_corpus["columns"].to_pylist(), strict=True)
+    differ = [None not in pair and json.loads(pair[0]) != json.loads(pair[1]) for pair in pairs]
+    return pa.array(differ, pa.bool_())
 
 
 def _plan_of(

@@ -4,8 +4,9 @@ summary.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
+from ..store.carried import carried_types, names_to_keep
 from ..store.manifest import require_store_or_empty
 from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import INFO_FILE, ShardName, ShardRecord, shards_in
@@ -49,6 +51,7 @@ def embed(
     image_column: str | None = None,
     key_column: str | None = None,
     images_root: str | Path | None = None,
+    keep_columns: Sequence[str] | None = None,
     download: bool = False,
     model: str | None = None,
     random_init: int | None = None,
@@ -91,6 +94,8 @@ def embed(
         key_column: Column of the keys.
         images_root: The folder that relative paths in lists start from. By default the folder of
             the list.
+        keep_columns: Columns of the tables to keep with the rows (texts, numbers, booleans), for
+            example url,label. Later runs keep the same ones.
         download: Download images that are given by URL.
         model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip,
             local-dir:PATH, hf-hub:ORG/NAME, st:NAME or st:FOLDER (sentence-transformers; needs the
@@ -143,6 +148,7 @@ def embed(
     """
     folder = location(store)
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
+    kept = names_to_keep(keep_columns, recorded)
     require_store_or_empty(folder)
     if dtype not in ("float16", "float32"):
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
@@ -185,8 +191,10 @@ def embed(
         follow_symlinks=follow_symlinks,
         download=download,
         audio=reads_audio,
+        keep_columns=kept,
         reporter=reporter,
     )
+    options = replace(options, columns=carried_types(kept, _schemas_of_kept(corpus), recorded))
     _report_inputs(corpus, reporter)
 
     # Choose the encoder; it is loaded when it is needed
@@ -219,10 +227,9 @@ def embed(
         encoder = encoder or load()
         corpus.texts = _chunked(corpus.texts, encoder)
     names_new_model = _names_new_model(recorded, model, random_init) or truncate_dim is not None
-    # A dry run without a store has no model to compare with, so it loads none
-    is_compared = recorded is not None or not dry_run
-    if encoder is None and names_new_model and is_compared:
-        # Another model than the store's is refused even if there is nothing to embed
+    if encoder is None and names_new_model and (recorded is not None or not dry_run):
+        # Another model than the store's is refused even if there is nothing to embed; a dry run
+        # without a store has no model to compare with
         encoder = load()
 
     if dry_run:
@@ -249,6 +256,14 @@ def embed(
     opened = Store.open(folder, incomplete=True)
     opened.summary = summary
     return opened
+
+
+def _schemas_of_kept(corpus: Corpus) -> Iterator[pa.Schema]:
+    """Yield the schema of the kept columns of each block of inputs."""
+    for items in corpus.by_modality().values():
+        for batch in items.table.select(["columns"]).to_batches(_BLOCK):
+            values: list[Any] = batch.column("columns").drop_null().to_pylist()
+            yield pa.Table.from_pylist([json.loads(value) for value in values]).schema
 
 
 def _names_new_model(
@@ -543,6 +558,7 @@ def _info_of(encoder: Encoder, options: EmbedOptions) -> StoreInfo:
         preprocessing=encoder.preprocess.config | long_texts,
         precision=encoder.compute.precision,
         backend=encoder.backend.name,
+        columns=dict(options.columns),
     )
 
 

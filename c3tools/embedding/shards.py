@@ -53,6 +53,7 @@ class EmbedOptions:
     prune: bool = False
     faiss: bool = False
     long_texts: str = "cut"
+    columns: Mapping[str, str] = field(default_factory=dict)  # see `StoreInfo.columns`
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         info = self.store.info
         names = rows[0] if rows else ("key",)
         columns = {name: [row[name] for row in rows] for name in names}
+        carried = [json.loads(row["columns"] or "{}") for row in rows]
+        for name in info.columns:
+            columns[name] = [values.get(name) for values in carried]
         table = shard_table(info, self.modality, embeddings, columns)
         folder = self.store.path
         with writing_to(folder):
@@ -208,6 +212,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                     "path": item.path,
                     "size": item.size,
                     "split": item.split,
+                    "columns": item.columns,
                 }
                 try:
                     features, waited = embed(encoder, item, row)

@@ -95,6 +95,7 @@ class Recipe:
             preprocessing=source.preprocessing,
             precision=source.precision,
             backend=source.backend,
+            columns=source.columns,
             extra={"exported": exported},
         )
 
@@ -120,7 +121,14 @@ class Recipe:
         columns = self.format.columns
         if columns is not None:
             schema = shard_schema(modality, self.store.info)
-            wanted = {"key", "embedding", "split", *ITEM_COLUMNS, *columns}
+            wanted = {
+                "key",
+                "embedding",
+                "split",
+                *ITEM_COLUMNS,
+                *self.store.info.columns,
+                *columns,
+            }
             columns = tuple(name for name in schema.names if name in wanted)
         batches = self.store.batches(modality, columns, split=self.settings.split, parts=[number])
         tables = [self._transformed(modality, batch, report) for batch in batches]

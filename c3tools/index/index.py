@@ -79,6 +79,7 @@ class Hit:
         path: of an image, or of the image that a text belongs to, if the index has it.
         image_key: of the image that a text belongs to.
         split: of the row.
+        columns: the values of the columns that the store keeps, by name.
     """
 
     score: float
@@ -90,10 +91,11 @@ class Hit:
     path: str | None = None
     image_key: str | None = None
     split: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the hit as JSON values, without what it lacks."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value not in (None, {})}
 
 
 @dataclass(frozen=True)
@@ -462,7 +464,8 @@ class Index:
     def _hit(self, score: float, cosine: float, row: int) -> Hit:
         """Return a row that was found, with what the index knows of it."""
         about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
-        return Hit(round(score, 6), round(cosine, 6), row, **about)
+        columns = {name: about.pop(name) for name in self.source.info.columns}
+        return Hit(round(score, 6), round(cosine, 6), row, columns=columns, **about)
 
     def _nearest(
         self, modality: str, queries: Matrix, k: int, split: str | None, nprobe: int | None
@@ -616,14 +619,16 @@ def _row_table(source: Store) -> pa.Table:
     tables = [_ROW_SCHEMA.empty_table()]
     for modality in source.modalities:
         schema = shard_schema(modality, source.info)
-        columns = [name for name in schema.names if name in (*HIT_COLUMNS, "pair_key")]
+        shown_names = {*HIT_COLUMNS, "pair_key", *source.info.columns}
+        columns = [name for name in schema.names if name in shown_names]
         for batch in source.batches(modality, columns):
             shown: dict[str, Any] = {name: batch.column(name) for name in columns}
             shown["modality"] = pa.array([modality] * len(batch), pa.string())
             if not source.info.code_size:
                 shown["split"] = pa.array(row_splits(batch, source.kept_splits), pa.string())
             tables.append(pa.table(shown))
-    rows = pa.concat_tables(tables, promote_options="permissive").select(_ROW_SCHEMA.names)
+    names = [*_ROW_SCHEMA.names, *sorted(source.info.columns)]
+    rows = pa.concat_tables(tables, promote_options="permissive").select(names)
     files = rows.filter(pc.not_equal(rows.column("modality"), pa.scalar("text")))
     places = pc.index_in(
         one_array(rows.column("image_key")), value_set=one_array(files.column("key"))

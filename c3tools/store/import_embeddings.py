@@ -22,12 +22,22 @@ from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Progress, Reporter
+from .carried import carried_types, names_to_keep
 from .manifest import StoreWriter, create_store
-from .pairing import read_files, share_splits
+from .pairing import read_files, share_column
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys, match_items, one_array
 from .shard_indexes import keep_indexes
-from .shards import INFO_FILE, Failure, StoreInfo, part_name, read_header, shard_table, write_rows
+from .shards import (
+    CARRIED_TYPES,
+    INFO_FILE,
+    Failure,
+    StoreInfo,
+    part_name,
+    read_header,
+    shard_table,
+    write_rows,
+)
 from .vector_files import read_vectors
 
 SHARD_ROWS = 32_768
@@ -73,6 +83,7 @@ def import_embeddings(
     image_key_column: str | None = None,
     caption_column: str | None = None,
     split_column: str | None = None,
+    keep_columns: Sequence[str] | None = None,
     model: str | None = None,
     dtype: NumberFormat = "float16",
     normalise: bool = True,
@@ -99,6 +110,7 @@ def import_embeddings(
         image_key_column: Column that names the image of a text.
         caption_column: Column of the captions.
         split_column: Column of the splits.
+        keep_columns: See `embed`.
         model: Name of the model that made the embeddings.
         dtype: See `embed`.
         normalise: Divide each vector by its norm.
@@ -122,6 +134,9 @@ def import_embeddings(
         "caption": caption_column,
         "split": split_column,
     }
+    path = location(store)
+    recorded = StoreInfo.load(path) if kind_of(path / INFO_FILE) == "file" else None
+    kept = names_to_keep(keep_columns, recorded)
     tables = {"image": _as_table(meta), "text": _as_table(text_meta)}
     modalities, notes = read_files(
         vectors,
@@ -129,7 +144,12 @@ def import_embeddings(
         arrays={"image": image_array, "text": text_array},
         names=names,
         source=source,
+        keep=kept,
     )
+    schemas = [rows.table.select(kept).schema for rows in modalities]
+    columns = carried_types(kept, schemas, recorded)
+    for name, kind in columns.items():
+        modalities = share_column(modalities, name, CARRIED_TYPES[kind], {})
     dims = {rows.modality: rows.embeddings.shape[1] for rows in modalities}
     if len(set(dims.values())) > 1:
         raise StoreError(
@@ -166,9 +186,10 @@ def import_embeddings(
         dims[modalities[0].modality],
         dtype,
         normalise,
+        columns=columns,
         extra={"imported": origin},
     )
-    report = write_modalities(location(store), info, modalities, reporter=reporter)
+    report = write_modalities(path, info, modalities, reporter=reporter)
     report.notes = [*notes, *report.notes]
     return report
 
@@ -222,7 +243,7 @@ def write_modalities(
         store = Store.open(path, incomplete=True)
         _require_no_other_rows(store, [rows.modality for rows in modalities], digest)
         if store.shards:
-            modalities = share_splits(modalities, store.item_splits())
+            modalities = share_column(modalities, "split", pa.string(), store.item_splits())
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             for rows in modalities:
                 _write_shards(store, info, rows, report, progress)

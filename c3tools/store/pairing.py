@@ -8,7 +8,7 @@ note says so.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def read_files(
     arrays: _Names,
     names: _Names,
     source: str | Path | None = None,
+    keep: Collection[str] = (),
 ) -> tuple[list[Rows], list[str]]:
     """Read files of vectors and their tables, give every row a key, and pair the rows.
 
@@ -69,6 +70,7 @@ def read_files(
         names: the columns to use for ``key``, ``image_key``, ``caption`` and ``split``, where the
             usual names do not fit.
         source: a pickle of the scripts of C3, ClipCap or CapDec in place of the files.
+        keep: further columns of the rows.
 
     Returns:
         The rows with text columns and embeddings as they are in the files, and what the user should
@@ -80,14 +82,14 @@ def read_files(
     """
     # Read the vectors, and the tables that describe them
     vector_files = {
-        modality: read_vector_file(file, arrays.get(modality))
+        modality: read_vector_file(file, arrays.get(modality), keep)
         for modality, file in files.items()
         if file is not None
     }
     if source is not None:
         vector_files |= read_pickle(Path(source))
     has_image_file = files.get("image") is not None
-    descriptions = _read_descriptions(tables, has_image_file, vector_files, names)
+    descriptions = _read_descriptions(tables, has_image_file, vector_files, names, keep)
     _require_columns(vector_files, descriptions, names)
     notes: list[str] = []
     if source is not None and "text" not in vector_files:
@@ -116,25 +118,32 @@ def read_files(
             side.items = side.own_items
         _require_unique_keys(side)
         sides.append(side)
-    rows = [side.rows(names) for side in sides]
+    rows = [side.rows(names, keep) for side in sides]
     # No splits of items are known but those that rows name
-    return share_splits(rows, item_splits={}), notes
+    return share_column(rows, "split", pa.string(), item_values={}), notes
 
 
-def share_splits(modalities: Sequence[Rows], item_splits: _Names) -> list[Rows]:
-    """Put all rows of an item into one split: that of ``item_splits``, else the first that one of
-    its rows names.
+def share_column(
+    modalities: Sequence[Rows], name: str, kind: Any, item_values: Mapping[str, Any]
+) -> list[Rows]:
+    """Give all rows of an item, such as its split, one value of a column.
+
+    Args:
+        modalities: the rows.
+        name: of the column.
+        kind: its Arrow type.
+        item_values: values by item; of others the first that one of their rows has is used.
     """
-    split_of = {item: split for item, split in item_splits.items() if split}
+    value_of = {item: value for item, value in item_values.items() if value not in (None, "")}
     for rows in modalities:
-        for item, split in zip(rows.items, rows.column("split"), strict=True):
-            if split:
-                split_of.setdefault(item, split)
+        for item, value in zip(rows.items, rows.column(name), strict=True):
+            if value not in (None, ""):
+                value_of.setdefault(item, value)
 
     shared = []
     for rows in modalities:
-        splits = pa.array([split_of.get(item) for item in rows.items], pa.string())
-        table = rows.table.drop_columns(["split"]).append_column("split", splits)
+        values = pa.array([value_of.get(item) for item in rows.items], kind)
+        table = rows.table.drop_columns([name]).append_column(name, values)
         shared.append(replace(rows, table=table))
     return shared
 
@@ -262,7 +271,7 @@ class _Modality:
             f"the others; their columns are {', '.join(map(repr, self.columns))}."
         )
 
-    def rows(self, names: _Names) -> Rows:
+    def rows(self, names: _Names, keep: Collection[str]) -> Rows:
         """Return the rows with the columns that a store has."""
         columns: dict[str, Sequence[str | None]] = {"key": self.keys}
         if self.name == "image":
@@ -274,6 +283,9 @@ class _Modality:
             columns["pair_key"] = self.items
         columns["split"] = self._column(names.get("split"), "split")
         table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        for name in keep:
+            values = pa.array(self.columns.get(name, [None] * len(self)), from_pandas=True)
+            table = table.append_column(name, values)
         return Rows(self.name, self.vectors, table)
 
     def _column(self, wanted: str | None, *roles: Role) -> Ids:
@@ -293,18 +305,22 @@ def _item_columns(columns: TextColumns, wanted: str | None) -> list[str]:
 
 
 def _read_descriptions(
-    tables: _Tables, has_image_file: bool, vector_files: Mapping[str, VectorFile], names: _Names
+    tables: _Tables,
+    has_image_file: bool,
+    vector_files: Mapping[str, VectorFile],
+    names: _Names,
+    keep: Collection[str],
 ) -> dict[str, TextColumns]:
     """Return the columns of the tables that describe rows, by modality."""
     read = {}
     for modality, table in tables.items():
         if isinstance(table, str | Path):
-            read[modality] = read_table(Path(table), StoreError)
+            read[modality] = read_table(Path(table), StoreError, keep)
         elif table is not None:
             read[modality] = table
     if "image" in read and not has_image_file:
         read.setdefault("text", read.pop("image"))
-    descriptions = {modality: text_columns(table) for modality, table in read.items()}
+    descriptions = {modality: text_columns(table, keep) for modality, table in read.items()}
     has_text_rows = "text_rows" in descriptions.get("image", {})
     if has_text_rows and "text" in vector_files and "text" not in descriptions:
         n = len(vector_files["text"].vectors)

@@ -57,6 +57,7 @@ MANIFEST_FILE = "manifest.json"
 PIPELINE_FILE = "transform.json"  # beside rows that went through a pipeline
 UPDATE = "Update c3tools: pip install -U c3tools"
 _Dim = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
+_Carried = Annotated[str, msgspec.Meta(pattern="^(string|int64|double|bool)$")]
 _Dtype = Annotated[str, msgspec.Meta(pattern="^float(16|32)$")]
 ShardName = tuple[str, int]  # modality and number
 SplitMoments = dict[str, Moments]  # by the split that the rows name
@@ -95,6 +96,17 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     },
     "text": {"caption": pa.string(), "image_key": pa.string()},
 }
+# the types of columns that rows carry from a table of the user
+CARRIED_TYPES: dict[str, Any] = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "double": pa.float64(),
+    "bool": pa.bool_(),
+}
+# the names of columns of stores, exports and indexes
+OWN_COLUMNS = {"key", "embedding", "code", "pair_key", "split", "role", "modality"}.union(
+    *_COLUMNS.values()
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,8 @@ class StoreInfo:
         preprocessing: how images were resized and scaled.
         precision: of the encoder: ``fp32``, ``bf16``, ``fp16``, ``int8``, or None if unknown.
         backend: of the encoder: ``torch``, ``openvino``, or None if unknown.
+        columns: the types of the columns that rows carry from a table of the user, by name; see
+            `c3tools.store.carried`.
         extra: anything else worth keeping (for example where an import came from).
     """
 
@@ -121,6 +135,7 @@ class StoreInfo:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     precision: str | None = None
     backend: str | None = None
+    columns: dict[str, _Carried] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,7 +255,7 @@ class StoreInfo:
         attributes.
         """
         self.require_same_model(other.model, own=own, theirs=theirs)
-        for name in ("dim", "dtype", "normalised", *more):
+        for name in ("dim", "dtype", "normalised", "columns", *more):
             if (here := getattr(self, name)) != (there := getattr(other, name)):
                 raise StoreError(
                     f"{own} has {name} = {here}, but {theirs} {there}.",
@@ -339,7 +354,8 @@ def shards_among(names: Iterable[str]) -> set[ShardName]:
 
 
 def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
-    """Return the Arrow schema of a shard: key, embedding, and the columns of the modality.
+    """Return the Arrow schema of a shard: key, embedding, the columns of the modality, and those
+    that the rows carry.
 
     Rows of an index have a column ``code`` in place of the embedding. Modalities other than
     ``image``, ``video`` and ``text`` have ``pair_key`` (the key of the row's item) and ``split``.
@@ -350,6 +366,8 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
     vector: pa.Field[Any] = pa.field("embedding", embedding, nullable=False)
     if info.code_size:
         vector = pa.field("code", pa.binary(info.code_size), nullable=False)
+    for name in sorted(info.columns):
+        columns[name] = CARRIED_TYPES[info.columns[name]]
     others = [pa.field(name, kind) for name, kind in columns.items()]
     return pa.schema([pa.field("key", pa.string(), nullable=False), vector, *others])
 

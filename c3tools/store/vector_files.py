@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,17 @@ def read_vectors(
     return vectors, [str(row) for row in range(len(vectors))]
 
 
-def read_vector_file(source: str | Path | Floats, name: str | None = None) -> VectorFile:
-    """Read the vectors (n, d) of a file, and the columns beside them; an array has none.
+def read_vector_file(
+    source: str | Path | Floats, name: str | None = None, keep: Collection[str] = ()
+) -> VectorFile:
+    """Read the vectors (n, d) of a file, and the columns beside them; an array has none. The values
+    of columns to ``keep`` stay as they are.
 
     Raises:
         StoreError: as `read_vectors`.
     """
     if isinstance(source, str | Path):
-        file = _read_file(Path(source), name)
+        file = _read_file(Path(source), name, keep)
     else:
         file = VectorFile(np.asarray(source), {})
         source = "The array"
@@ -94,7 +97,7 @@ def read_vector_file(source: str | Path | Floats, name: str | None = None) -> Ve
     return file
 
 
-def _read_file(path: Path, name: str | None) -> VectorFile:
+def _read_file(path: Path, name: str | None, keep: Collection[str] = ()) -> VectorFile:
     _refuse_containers(path)
     with reading(path, StoreError):
         read = FORMATS.get(path.suffix.lower())
@@ -104,7 +107,7 @@ def _read_file(path: Path, name: str | None) -> VectorFile:
                 remedy=f"Supported formats: {', '.join(FORMATS)}.",
             )
         _check_holes(path)
-        return read(path, name)
+        return _read_table(path, name, keep) if read is _read_table else read(path, name)
 
 
 def _refuse_containers(path: Path) -> None:
@@ -186,11 +189,11 @@ def _read_safetensors(path: Path, name: str | None) -> VectorFile:
     return _pick_array(path, _as_arrays(path, load_file(path)), name)
 
 
-def _read_table(path: Path, name: str | None) -> VectorFile:
+def _read_table(path: Path, name: str | None, keep: Collection[str] = ()) -> VectorFile:
     """Read the vectors of a table: a column of lists (in CSV: of JSON lists), or a numeric column
     per dimension.
     """
-    table = read_table(path, StoreError)
+    table = read_table(path, StoreError, keep)
     number_columns = [field.name for field in table.schema if _is_number(field.type)]
     list_columns = [
         field.name
@@ -202,10 +205,10 @@ def _read_table(path: Path, name: str | None) -> VectorFile:
     if numbered and not list_columns:
         numbered.sort(key=_number_of_column)
         vectors = np.stack([table.column(column).to_numpy() for column in numbered], axis=1)
-        return VectorFile(vectors, text_columns(table.drop_columns(numbered)))
+        return VectorFile(vectors, text_columns(table.drop_columns(numbered), keep))
     column = _choose(path, name, list_columns, table.column_names)
     vectors = _vectors_of_column(path, column, table.column(column))
-    return VectorFile(vectors, text_columns(table.drop_columns([column])))
+    return VectorFile(vectors, text_columns(table.drop_columns([column]), keep))
 
 
 # a reader gets the file and the name of the array or column to use, None for the usual one

@@ -182,6 +182,7 @@ CASES = {
     "embed key_column": Case(
         "name", "embed table.csv --workers 0 --model local-dir:tiny --store s"
     ),
+    "embed keep_columns": Case("license"),
     "embed images_root": Case("photos", f"embed paths.csv {EMBED.partition('photos ')[2]}"),
     "embed model": Case("c3-mini", without(EMBED, "--model")),
     "embed random_init": Case("7"),
@@ -212,6 +213,7 @@ CASES = {
     ),
     "import caption_column": Case("name", "import --text i.npy --meta named.jsonl --store s"),
     "import split_column": Case("fold", "import --image i.npy --meta named.jsonl --store s"),
+    "import keep_columns": Case("fold", "import --image i.npy --meta named.jsonl --store s"),
     "import normalise": Case("", "import --image longer.npy --store s"),
     # connect
     "connect image": Case("other.npy", "connect apply -o new --text far.npy", than="far.npy"),

@@ -158,7 +158,11 @@ def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
 def test_the_options_are_those_of_a_run_in_every_place() -> None:
     given = {name: each.default for name, each in inspect.signature(embed).parameters.items()}
     own = asdict(EmbedOptions()) | ReadOptions._field_defaults
-    own |= {"long_texts": None, "dry_run": False}  # by default as the store says
+    own |= {
+        "long_texts": None,
+        "keep_columns": None,
+        "dry_run": False,
+    }  # by default as the store says
     assert given == {name: own.get(name, default) for name, default in given.items()}
 
 

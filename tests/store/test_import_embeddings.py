@@ -673,3 +673,42 @@ def test_the_progress_reaches_the_number_of_rows() -> None:
     reporter = Counted()
     import_embeddings(image="five.npy", text="texts.npy", reporter=reporter)
     assert reporter.counts == {"Importing": 10}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
+def test_columns_are_kept_with_their_types(suffix: str) -> None:
+    columns: dict[str, Ids] = {
+        "label": [1, 2, 3],
+        "nsfw": [True, False, True],
+        "share": [0.5, 1.0, 2.0],
+    }
+    path = write(f"image{suffix}", vectors(3), {"id": ["a", "b", "c"], **columns})
+    meta = path.with_suffix(".jsonl") if suffix == ".npy" else None
+    import_embeddings(image=path, meta=meta, keep_columns=["share", "label", "nsfw"])
+    store = Store.open("c3-store")
+    assert store.info.columns == {"label": "int64", "nsfw": "bool", "share": "double"}
+    assert {name: loaded("image").column(name) for name in columns} == columns
+
+
+def test_texts_keep_the_columns_of_their_image() -> None:
+    image = write("image.parquet", vectors(2), {"id": ["a", "b"], "url": ["http://a", None]})
+    text = write("text.parquet", vectors(3), {"image_key": ["b", "a", "a"]})
+    import_embeddings(image=image, text=text, keep_columns=["url"])
+    assert loaded("text").column("url") == [None, "http://a", "http://a"]
+
+
+def test_a_later_import_keeps_the_same_columns() -> None:
+    image = write("image.parquet", vectors(2), {"id": ["a", "b"], "label": [1, 2]})
+    text = write("text.parquet", vectors(1), {"image_key": ["b"], "label": [2]})
+    import_embeddings(image=image, keep_columns=["label"])
+    with pytest.raises(StoreError, match=r"keeps the columns label, not \(none\)"):
+        import_embeddings(text=text, keep_columns=[])
+    import_embeddings(text=text)
+    assert loaded("text").column("label") == [2]
+
+
+@pytest.mark.parametrize("column", ["lists", "nothing"])
+def test_columns_that_cannot_be_kept_are_refused(column: str) -> None:
+    path = write("text.parquet", vectors(2), {"caption": ["a", "b"], "lists": [["a"], ["b"]]})
+    with pytest.raises(StoreError, match=f"{column}' cannot be kept"):
+        import_embeddings(text=path, keep_columns=[column])
