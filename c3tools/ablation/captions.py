@@ -35,6 +35,7 @@ from ..metrics.retrieval import nearest
 from ..moments import Moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
+from ..store.leaks import notes_on_leaks
 from ..training.loop import CheckpointDir
 from ..transforms import Pipeline, preset
 from ..transforms.fitting import (
@@ -259,6 +260,8 @@ class CaptionBench(TableBench):
         _require_oracle_captions(methods, images, references)
 
         is_same_store = scored_store.path.resolve() == store.path.resolve()
+        if is_same_store:
+            notes += notes_on_leaks(store, ["image"], split)
         learned_images = None
         if "image" in store.modalities:
             learned_images = store.load("image")

@@ -29,6 +29,7 @@ from ..io.artifact import digest_of
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
+from ..store.leaks import notes_on_leaks
 from ..training.loop import CheckpointDir
 from ..training.loop import train as run_training
 from ..transforms import preset
@@ -235,7 +236,7 @@ class ImageBench(TableBench):
             photos=pairs.first.select(np.array([*text_rows])),
             texts=pairs.second.select(np.array(drawn_rows)),
             scorer=scorer,
-            notes=[*notes, *unread, *scorer.notes()],
+            notes=[*notes, *unread, *scorer.notes(), *notes_on_leaks(store, ["image"], split)],
         )
         return cls(store, train, val, size, compute, scored)
 

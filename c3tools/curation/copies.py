@@ -119,8 +119,8 @@ class CopySearch:
 
     def _join(self, row: int, kept: int, tier: Tier, agreed: float | None) -> None:
         """Add a row, with the copies that it has, to the group of another."""
-        cosine = float(self._unit[row] @ self._unit[kept])
         for member in [row, *self._copies.pop(row, [])]:
+            cosine = float(self._unit[member] @ self._unit[kept])
             self._links[member] = _Link(kept, member, cosine, agreed)
             self._copies[kept].append(member)
         self._tier.pop(row, None)

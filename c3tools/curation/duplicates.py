@@ -25,6 +25,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Store
 from ..tables import Table
 from .copies import CopySearch
+from .exports import require_no_export
 from .groups import TIERS, Copy, DuplicateGroup
 from .pictures import NO_PATH, pictures_of
 
@@ -159,8 +160,8 @@ def find_duplicates(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, a modality is missing, or ``cosine`` is not between 0 and
-            1.
+        StoreError: if there is no store, it is an export, a modality is missing, or ``cosine`` is
+            not between 0 and 1.
         MissingExtraError: if faiss is not installed.
     """
     if cosine is not None and not 0 < cosine <= 1:
@@ -169,6 +170,7 @@ def find_duplicates(
             remedy="Give a number between 0 and 1, for example --cosine 0.98.",
         )
     store = Store.open(store, reporter=reporter)
+    require_no_export(store)
     groups: list[DuplicateGroup] = []
     notes: list[str] = []
     captions: dict[str, str] = {}

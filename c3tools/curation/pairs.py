@@ -36,6 +36,7 @@ from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..tables import Table
 from ..transforms.calibration import Calibration
+from .exports import require_no_export
 from .pictures import NO_PATH, pictures_of
 
 _OTHERS = 1_000  # rows of the second modality that each pair is ranked among
@@ -214,9 +215,11 @@ def check_pairs(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, a modality is missing, or there are too few pairs.
+        StoreError: if there is no store, it is an export, a modality is missing, or there are too
+            few pairs.
     """
     store = Store.open(store, reporter=reporter)
+    require_no_export(store)
     first, second = _two_modalities(store, modalities)
     pairs = store.pairs(first, second, split=split)
     if len(pairs) < _LEAST_PAIRS:

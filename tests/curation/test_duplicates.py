@@ -154,6 +154,18 @@ def test_rows_of_equal_embeddings_are_exact_copies_without_files(tmp_path: Path)
     ]
 
 
+def test_each_copy_has_its_own_cosine(tmp_path: Path) -> None:
+    """Row 6 has the file of row 5, which has the embedding of row 0."""
+    rows = unit_rows(30, DIM)
+    rows[5] = rows[0]
+    digests: list[str | None] = [None] * 30
+    digests[5] = digests[6] = "ab"
+    (group,) = find_duplicates(image_store(tmp_path / "s", rows, sha256=digests)).groups
+    assert group.kept == "image0"
+    cosines = {copy.key: copy.cosine for copy in group.copies}
+    assert cosines == {"image5": 1.0, "image6": pytest.approx(float(rows[6] @ rows[0]), abs=1e-4)}
+
+
 def test_the_photo_with_the_most_pixels_is_kept(tmp_path: Path) -> None:
     rows = unit_rows(30, DIM)
     rows[[4, 9]] = rows[2]

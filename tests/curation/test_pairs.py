@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import c3tools
 from c3tools.corpus.splits import LEFT_OUT
 from c3tools.curation.pairs import PairCheck, check_pairs
 from c3tools.errors import StoreError
@@ -166,3 +169,11 @@ def test_the_page_shows_the_pairs_that_fit_least(check: PairCheck, tmp_path: Pat
     assert "400 pairs of image and text" in page
     assert check.captions[check.pairs[0].key] in page
     assert "Fits better: caption" in page
+
+
+@pytest.mark.parametrize("verb", [check_pairs, c3tools.find_duplicates])
+def test_an_export_is_refused(tmp_path: Path, verb: Callable[..., Any]) -> None:
+    store = paired_store(tmp_path / "s")
+    export = c3tools.export_store(store, tmp_path / "export").output
+    with pytest.raises(StoreError, match="is an export: its rows went through a pipeline"):
+        verb(export)
