@@ -281,6 +281,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "workers": OptionSettings(is_expert=True, minimum=0),
     "export workers": _EXPERT_COUNT,
     "image_timeout": OptionSettings(is_expert=True, minimum=0),
+    "exact_decoding": _EXPERT,
     "follow_symlinks": _EXPERT,
     "executor": _EXPERT,
     "address": OptionSettings(metavar="HOST:PORT", is_expert=True, needs=("executor",)),

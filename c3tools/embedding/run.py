@@ -66,6 +66,7 @@ def embed(
     workers: int | None = None,
     batch_size: int | None = None,
     image_timeout: float = 60.0,
+    exact_decoding: bool = False,
     fps: float = 1.0,
     retry_failed: bool = False,
     update: bool = False,
@@ -120,6 +121,9 @@ def embed(
         workers: Number of processes that decode images. The default depends on the cores.
         batch_size: Number of images or texts encoded at a time. The default depends on the device.
         image_timeout: Seconds that decoding one image may take; 0: no limit.
+        exact_decoding: Decode large JPEGs at full scale, as open_clip does, instead of at a lower
+            scale that has at least twice the pixels a side that the model takes. Embeddings then
+            equal open_clip's, and large photos take longer. The store keeps this setting.
         fps: Frames of a video per second. Their mean is its embedding.
         retry_failed: Try again to embed the inputs that failed before.
         update: Embed changed inputs again (edited captions, replaced images), and write the new
@@ -164,6 +168,7 @@ def embed(
         prune=prune,
         faiss=faiss,
         long_texts=_choose_long_texts(long_texts, folder, recorded),
+        exact_decoding=_choose_exact_decoding(exact_decoding, folder, recorded),
     )
     if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
         raise StoreError(
@@ -294,6 +299,23 @@ def _choose_long_texts(asked: str | None, folder: Path, recorded: StoreInfo | No
             remedy="Use cut, chunk or mean, the same for all texts of a store.",
         )
     return long_texts
+
+
+def _choose_exact_decoding(asked: bool, folder: Path, recorded: StoreInfo | None) -> bool:
+    """Return whether JPEGs are decoded at full scale: as in the store, else as asked.
+
+    Raises:
+        StoreError: if it is asked for, and the store was made without it.
+    """
+    if recorded is None:
+        return asked
+    of_store = bool(recorded.preprocessing.get("exact_decoding"))
+    if asked and not of_store:
+        raise StoreError(
+            f"The store {folder} was made without --exact-decoding.",
+            remedy="Leave it out, or choose another --store.",
+        )
+    return of_store
 
 
 def _report_inputs(corpus: Corpus, reporter: Reporter) -> None:
@@ -549,13 +571,17 @@ def _load_for_store(
 
 def _info_of(encoder: Encoder, options: EmbedOptions) -> StoreInfo:
     """Return what a store of the encoder's embeddings records."""
-    long_texts = {} if options.long_texts == "cut" else {"long_texts": options.long_texts}
+    preprocessing = dict(encoder.preprocess.config)
+    if options.long_texts != "cut":
+        preprocessing["long_texts"] = options.long_texts
+    if options.exact_decoding:
+        preprocessing["exact_decoding"] = True
     return StoreInfo(
         encoder.identity,
         encoder.dim,
         options.dtype,
         encoder.normalised,
-        preprocessing=encoder.preprocess.config | long_texts,
+        preprocessing=preprocessing,
         precision=encoder.compute.precision,
         backend=encoder.backend.name,
         columns=dict(options.columns),

@@ -53,6 +53,7 @@ class EmbedOptions:
     prune: bool = False
     faiss: bool = False
     long_texts: str = "cut"
+    exact_decoding: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)  # see `StoreInfo.columns`
 
 
@@ -378,7 +379,7 @@ def encoded_images(
         workers = cores if on_cpu else min(cores, _MOST_WORKERS)
     batches = decoded_batches(
         shards,
-        encoder.preprocess,
+        replace(encoder.preprocess, exact=options.exact_decoding),
         batch_size=options.batch_size or encoder.batch_size("image"),
         workers=workers,
         time_limit=options.image_timeout or None,

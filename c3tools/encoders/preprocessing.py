@@ -176,11 +176,13 @@ class ImagePreprocessor:
         config: open_clip's preprocessing settings: ``size``, ``mean`` and ``std`` (per channel, in
             units of 0…1), ….
         fixed: whether all results have this size; if not, it is the most that they have.
+        exact: decode JPEGs at full scale, as open_clip does.
     """
 
     geometry: tuple[Callable[[Image.Image], Image.Image], ...]
     config: dict[str, Any]
     fixed: bool = True
+    exact: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -202,7 +204,7 @@ class ImagePreprocessor:
         Raises:
             OSError, Image.DecompressionBombError, SyntaxError, ValueError: as `open_image`.
         """
-        image, width, height = open_image(source, self.size)
+        image, width, height = open_image(source, None if self.exact else self.size)
         return self(image), width, height
 
 

@@ -188,6 +188,7 @@ CASES = {
     "embed random_init": Case("7"),
     "embed truncate_dim": Case("8"),
     "embed long_texts": Case("chunk", EMBED.replace("photos", "long.txt")),
+    "embed exact_decoding": Case(),
     "embed shard_size": Case("3"),
     "embed fps": Case("2"),
     "embed retry_failed": Case(),

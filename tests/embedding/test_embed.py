@@ -166,6 +166,26 @@ def test_the_options_are_those_of_a_run_in_every_place() -> None:
     assert given == {name: own.get(name, default) for name, default in given.items()}
 
 
+def test_a_store_keeps_how_photos_are_decoded(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "ab":
+        noise = Image.effect_noise((1600, 1500), 60).convert("RGB")
+        noise.save(photos / f"{name}.jpg", quality=80)
+    scaled = embed(photos, tmp_path / "scaled")
+    exact = embed(photos / "a.jpg", tmp_path / "exact", exact_decoding=True)
+    assert exact.info.preprocessing["exact_decoding"] is True
+    assert "exact_decoding" not in scaled.info.preprocessing
+
+    exact = embed(photos, tmp_path / "exact")
+
+    assert exact.summary is not None and exact.summary.modalities["image"].embedded == 1
+    differences = exact.load("image").embeddings - scaled.load("image").embeddings
+    assert (abs(differences).max(axis=1) > 0).all()
+    with pytest.raises(StoreError, match="scaled was made without --exact-decoding"):
+        embed(photos, tmp_path / "scaled", exact_decoding=True)
+
+
 @pytest.mark.parametrize("other", [{"random_init": 3}, {"dtype": "float32"}])
 def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, other: dict[str, Any]) -> None:
     (tmp_path / "t.txt").write_text("a dog\n")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,23 @@ def test_the_bundled_model_is_embedded_as_open_clip_does(each_encoder: Encoder) 
     assert each_encoder.encode_images([]).shape == each_encoder.encode_texts([]).shape == (0, 256)
     ((label, nothing),) = each_encoder.encode_batches("image", [("none of these is an image", [])])
     assert (label, nothing.shape) == ("none of these is an image", (0, 256))
+
+
+def test_exact_decoding_gives_the_pixels_of_open_clip(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "large.jpg"
+    Image.effect_noise((800, 600), 60).convert("RGB").save(file, quality=80)
+    _, _, transform = open_clip.create_model_and_transforms(name)
+    of_open_clip = transform(Image.open(file)).permute(1, 2, 0).numpy()
+
+    preprocess = load_encoder(name).preprocess
+    exact, width, height = replace(preprocess, exact=True).load(file)
+    scaled, *_ = preprocess.load(file)
+
+    config = preprocess.config
+    expected = (of_open_clip * config["std"] + config["mean"]) * 255
+    assert (width, height) == (800, 600)
+    np.testing.assert_array_equal(exact, expected.round())
+    assert not np.array_equal(scaled, exact)
 
 
 @pytest.mark.parametrize(
