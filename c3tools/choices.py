@@ -18,8 +18,8 @@ EncoderPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 ExecutorName = Literal["local", "ray"]
 """Where work runs: on this machine, or on a Ray cluster."""
 
-ExportFormat = Literal["parquet", "npy", "safetensors", "hf"]
-"""Of exported files; hf is a folder for datasets."""
+ExportFormat = Literal["parquet", "npy", "safetensors", "hf", "clip-retrieval"]
+"""Of exported files; hf is a folder for datasets, clip-retrieval one for that program."""
 
 ExportRole = Literal["auto", "training", "inference"]
 """Which rows of an export are training inputs."""

@@ -296,8 +296,9 @@ def read_features(
     where only the first has several rows of one item.
 
     Args:
-        image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.
-        text: A file of text vectors, in one of the same formats.
+        image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet; or a
+            folder or pattern of such files, joined in the order of their names.
+        text: A file of text vectors, or several, as for ``image``.
         other: A file of vectors of another modality by its name, for example audio=audio.npy.
         meta: A table of ids, captions and splits: jsonl, csv, tsv, parquet or arrow, one row per
             image (or per text, without images).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from ..corpus.splits import ALL
@@ -134,6 +135,26 @@ class Recipe:
         tables = [self._transformed(modality, batch, report) for batch in batches]
         return pa.concat_tables(tables or [shard_schema(modality, self.info).empty_table()])
 
+    def with_texts(self, rows: pa.Table) -> pa.Table:
+        """Return transformed rows of images with the caption and the transformed embedding of the
+        first text of each, in the columns caption and text_embedding.
+        """
+        keys = rows.column("key")
+        tables = []
+        for part, image_keys in self._image_keys.items():
+            if pc.any(pc.is_in(image_keys, keys)).as_py():
+                tables.append(self.rows_of(("text", part), lambda done, failed: None))
+        texts: Any = pa.concat_tables(tables)
+        texts = texts.take(pc.index_in(keys, texts.column("image_key")))
+        rows = rows.append_column("caption", texts.column("caption"))
+        return rows.append_column("text_embedding", texts.column("embedding"))
+
+    @cached_property
+    def _image_keys(self) -> dict[int, Any]:
+        """The images that the texts of each shard belong to."""
+        parts = self.store.parts("text")
+        return {part: column_of(self.store, "text", "image_key", [part]) for part in parts}
+
     def _transformed(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.Table:
         splits = row_splits(batch, self.store.kept_splits)
         is_training = self._training_rows(modality, splits)
@@ -174,6 +195,12 @@ class Recipe:
                     items=[items[row] for row in block],
                 )
         return self.format.encode(transformed)
+
+
+def column_of(store: Store, modality: str, name: str, parts: Sequence[int] | None = None) -> Any:
+    """Return a column of texts of all rows that are not left out, or of those of some shards."""
+    batches = store.batches(modality, [name], split=ALL, parts=parts)
+    return pa.chunked_array([batch.column(name) for batch in batches], pa.string())
 
 
 def _ends_with_unit_rows(pipeline: Pipeline) -> bool:
@@ -310,6 +337,8 @@ class PartWork(Work[Part, dict[str, Moments]]):
         for part in tasks:
             shard = (part.modality, part.number)
             rows = recipe.rows_of(shard, report)
+            if recipe.format.has_texts:
+                rows = recipe.with_texts(rows)
             failures = recipe.store.shard_failures(*shard)
             recipe.format.write(part, recipe.info, rows, failures)
             groups = dict[str, Moments]()

@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from ..choices import ExecutorName, ExportFormat, ExportRole, NumberFormat
 from ..errors import OutputError, TransformError, note_on_interrupt
 from ..executors import Executor
-from ..io.artifact import holds_result
+from ..io.artifact import digest_of, holds_result
 from ..io.files import write_json_atomically, write_text_atomically
 from ..io.locations import location, size_of
 from ..io.lock import locked
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo
 from ..store.manifest import MOMENTS_FILE, StoreWriter
 from ..store.rows import keys_of
@@ -28,8 +30,8 @@ from ..store.shards import (
 from ..transforms import Pipeline, open_pipeline
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
 from .fitted_rows import reason_to_refit
-from .formats import CARD_FILE, FORMATS
-from .parts import Plan, Recipe, plan_parts, write_parts
+from .formats import CARD_FILE, FORMATS, ClipRetrievalFormat
+from .parts import Plan, Recipe, column_of, plan_parts, write_parts
 from .record import (
     REFIT,
     REPLACE,
@@ -108,7 +110,8 @@ def export_store(
         preset: The preset; `c3 export --list` shows them.
         pipeline: Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or
             hf-hub:ORG/NAME) of a fitted one.
-        format: parquet, npy, safetensors or hf (a folder for datasets).
+        format: parquet, npy, safetensors, hf (a folder for datasets) or clip-retrieval (images, and
+            the first text of each if all have one).
         modality: Export only these modalities.
         sigma: Standard deviation of the noise, per dimension, if the preset has noise. auto:
             derived from how much captions of the same image differ. pairs: from the cosine of at
@@ -142,6 +145,10 @@ def export_store(
     if before_noise:
         applied = _steps_before_noise(wanted)
         dtype = "float32"
+    layout = FORMATS[format]
+    if format == ClipRetrievalFormat.name:
+        layout = _with_texts(store, modality or store.modalities, reporter)
+        modality = ["image"]
     settings = Settings(format, dtype, role, train_on, seed, applied)
     for name in modality or ():
         store.require(name)
@@ -159,7 +166,7 @@ def export_store(
         fitted = None
         if writer is not None and former is not None and not (refit or overwrite):
             fitted = _fit_that_is_there(writer, former, store, reporter)
-        recipe = Recipe(store, fitted or _fit(wanted, store, reporter), FORMATS[format], settings)
+        recipe = Recipe(store, fitted or _fit(wanted, store, reporter), layout, settings)
         if fitted is None or writer is None:
             record = ExportRecord(asked, fitted_shards(store), settings)
             writer = describe(output, writer, recipe, record, files=_FILES)
@@ -187,6 +194,38 @@ def export_store(
         listed_failures = [f for f in store.recorded_failures() if f.stage == "list"]
         writer.finish(listed_failures)
     return _report(recipe, writer, plan, modality or store.modalities)
+
+
+def _with_texts(store: Store, modalities: Sequence[str], reporter: Reporter) -> ClipRetrievalFormat:
+    """Return the layout of clip-retrieval, with texts if these are exported and all images have
+    one; say which texts.
+
+    Raises:
+        TransformError: if no images are exported.
+    """
+    if "image" not in modalities:
+        raise TransformError(
+            "The layout of clip-retrieval has a row for each image, and no images are exported.",
+            remedy="Choose another --format, for example npy.",
+        )
+    if "text" not in modalities:
+        return ClipRetrievalFormat()
+    images = column_of(store, "image", "key")
+    texts = column_of(store, "text", "image_key")
+    missing = len(images) - pc.sum(pc.is_in(images, texts)).as_py()
+    if missing:
+        reporter.message(
+            f"The texts are left out: {missing:,} of {counted(len(images), 'image')} have none, "
+            f"and in the layout of clip-retrieval row i of text_emb/ belongs to image i."
+        )
+        return ClipRetrievalFormat()
+    reporter.message(
+        f"text_emb/ has the first text of each image: {len(images):,} of "
+        f"{counted(len(texts), 'text')}."
+    )
+    return ClipRetrievalFormat(
+        digest_of([store.shard_digest("text", part) for part in store.parts("text")])
+    )
 
 
 def _check_choices(**choices: str) -> None:

@@ -38,7 +38,7 @@ from .shards import (
     shard_table,
     write_rows,
 )
-from .vector_files import read_vectors
+from .vector_files import part_files, read_vectors
 
 SHARD_ROWS = 32_768
 _UNIT_TOLERANCE = 1e-3
@@ -96,8 +96,9 @@ def import_embeddings(
     tables: ``import_embeddings(text=vectors, meta={"key": keys, "caption": captions})``.
 
     Args:
-        source: A .pkl file of the scripts of C3, ClipCap or CapDec, in place of the other files;
-            its code is not run.
+        source: A folder in the layout of clip-retrieval (img_emb, text_emb, metadata), or a .pkl
+            file of the scripts of C3, ClipCap or CapDec, whose code is not run; in place of the
+            other files.
         store: See `embed`.
         image: See `read_features`.
         text: See `read_features`.
@@ -121,11 +122,16 @@ def import_embeddings(
             has rows of these modalities already.
         OutputError: if another run is writing to it.
     """
+    if source is not None and Path(source).is_dir():
+        image = image or _subfolder(source, "img_emb")
+        text = text or _subfolder(source, "text_emb")
+        meta = meta or _subfolder(source, "metadata")
+        source = None
     vectors = {"image": image, "text": text, **(other or {})}
     has_vectors = any(vectors_of is not None for vectors_of in vectors.values())
     if (source is not None) == has_vectors:
         raise StoreError(
-            "Give either files of vectors or one .pkl file.",
+            "Give either files of vectors, or one .pkl file or folder of clip-retrieval.",
             remedy="For example: c3 import --image FILE --text FILE",
         )
     names = {
@@ -170,7 +176,9 @@ def import_embeddings(
     recorded_files = {}
     for name, given in inputs.items():
         if isinstance(given, str | Path):
-            recorded_files[name] = {"name": Path(given).name, "sha256": sha256_of(Path(given))}
+            digests = [sha256_of(part) for part in part_files(given)]
+            digest = digests[0] if len(digests) == 1 else digest_of(digests)
+            recorded_files[name] = {"name": Path(given).name, "sha256": digest}
         elif isinstance(given, pa.Table):
             recorded_files[name] = {"name": "columns", "sha256": digest_of(given.to_pydict())}
         elif given is not None:
@@ -192,6 +200,11 @@ def import_embeddings(
     report = write_modalities(path, info, modalities, reporter=reporter)
     report.notes = [*notes, *report.notes]
     return report
+
+
+def _subfolder(folder: str | Path, name: str) -> Path | None:
+    path = Path(folder) / name
+    return path if path.is_dir() else None
 
 
 def _as_table(

@@ -33,7 +33,7 @@ from ..errors import StoreError
 from ..reporter import counted
 from .ids import Ids, ids_in, match_ids, numbered_keys
 from .rows import Rows
-from .vector_files import VectorFile, read_vector_file
+from .vector_files import VectorFile, part_files, read_vector_file
 from .vector_pickles import read_pickle
 
 # ids of texts, even where some of them equal ids of images
@@ -315,7 +315,8 @@ def _read_descriptions(
     read = {}
     for modality, table in tables.items():
         if isinstance(table, str | Path):
-            read[modality] = read_table(Path(table), StoreError, keep)
+            parts = [read_table(part, StoreError, keep) for part in part_files(table)]
+            read[modality] = pa.concat_tables(parts, promote_options="permissive")
         elif table is not None:
             read[modality] = table
     if "image" in read and not has_image_file:

@@ -77,6 +77,8 @@ _SHARD = re.compile(r"([^._/][^/]*)/part-(\d{5,9})\.parquet")
 _EXPORTED = re.compile(
     r"([^._/][^/]*)/(?:[^._/][^/]*/)?part-(\d{5,9})\.(?:parquet|npy|safetensors)"
 )
+# those of images in the layout of clip-retrieval
+_CLIP_RETRIEVAL = re.compile(r"(img_emb|text_emb|metadata)/\1_(\d{5,9})\.(?:parquet|npy)")
 _FILE = {
     "path": pa.string(),
     "width": pa.int32(),
@@ -340,7 +342,10 @@ def shard_named(name: str) -> ShardName | None:
 def part_named(name: str) -> ShardName | None:
     """Return the part of an export of any format that a file belongs to; None for other files."""
     match = _EXPORTED.fullmatch(name)
-    return (match[1], int(match[2])) if match else None
+    if match:
+        return match[1], int(match[2])
+    match = _CLIP_RETRIEVAL.fullmatch(name)
+    return ("image", int(match[2])) if match else None
 
 
 def shards_in(store: Path) -> list[ShardName]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ..corpus.tables import (
 from ..errors import StoreError
 from ..io.files import reading
 from ..io.limits import TooLargeError, check_unpacked
+from ..io.locations import expand
 from .ids import ids_in
 from .rows import one_array
 
@@ -89,12 +90,46 @@ def read_vector_file(
         StoreError: as `read_vectors`.
     """
     if isinstance(source, str | Path):
-        file = _read_file(Path(source), name, keep)
+        file = _joined([_read_file(path, name, keep) for path in part_files(source)])
     else:
         file = VectorFile(np.asarray(source), {})
         source = "The array"
     _require_matrix(source, file.vectors)
     return file
+
+
+def part_files(source: str | Path) -> list[Path]:
+    """Return a file, or the files that a folder or a pattern stands for, in the order of their
+    names.
+
+    Raises:
+        StoreError: if there are none.
+    """
+    files: list[Path] = []
+    for path in expand(str(source)):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        _refuse_containers(path)
+        files += sorted(part for part in path.iterdir() if part.suffix.lower() in FORMATS)
+    if not files:
+        raise StoreError(
+            f"The folder {source} has no files in a supported format.",
+            remedy=f"Supported formats: {', '.join(FORMATS)}.",
+        )
+    return files
+
+
+def _joined(parts: Sequence[VectorFile]) -> VectorFile:
+    """Return the rows of several files as those of one; None where a file lacks a column."""
+    if len(parts) == 1:
+        return parts[0]
+    columns: TextColumns = {}
+    for name in dict.fromkeys(name for part in parts for name in part.columns):
+        columns[name] = []
+        for part in parts:
+            columns[name] += part.columns.get(name, [None] * len(part.vectors))
+    return VectorFile(np.concatenate([part.vectors for part in parts]), columns)
 
 
 def _read_file(path: Path, name: str | None, keep: Collection[str] = ()) -> VectorFile:

@@ -4,6 +4,9 @@ are installed."""
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools import Calibration, Index, Pipeline, Store, build_index, export_store
+from c3tools import Calibration, Index, Pipeline, Store, build_index, embed, export_store
+from c3tools.assets.paths import PHOTOS
 from tests.stores import gap_store
 
-from .conftest import script
+from .conftest import EXAMPLES, script
 
 pytestmark = pytest.mark.filterwarnings(
     *(f"ignore::{kind}Warning" for kind in ("Deprecation", "Future", "Resource"))
@@ -148,3 +152,43 @@ def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(
             (hits,) = fair_index.rank(row, modality, 10, separate=True)
             keys, _ = example.find(*fair_table, fair_query, 10)
             assert keys == [hit.key for hit in sorted(hits, key=lambda hit: -hit.cosine)[:10]]
+
+
+def test_clip_retrieval_finds_what_c3_search_does(tmp_path: Path) -> None:
+    """C3_CLIP_RETRIEVAL names the folder of the programs of an environment with clip-retrieval
+    2.45, which needs numpy below 2.
+    """
+    programs = os.environ.get("C3_CLIP_RETRIEVAL")
+    if programs is None:
+        pytest.skip("C3_CLIP_RETRIEVAL does not name an environment with clip-retrieval")
+    pytest.importorskip("faiss", reason="faiss is an extra")
+    store = embed(PHOTOS / "images", tmp_path / "s", captions=PHOTOS / "captions.jsonl")
+    queries = store.load("text").embeddings[::31]
+    np.save(tmp_path / "queries.npy", queries)
+    export_store(
+        store,
+        tmp_path / "exported",
+        format="clip-retrieval",
+        preset="c1",
+        role="inference",
+        dtype="float32",
+    )
+
+    def run(*words: str | Path) -> str:
+        program = Path(programs, words[0])
+        result = subprocess.run([program, *words[1:]], capture_output=True, text=True, check=True)
+        return result.stdout
+
+    folders: list[str | Path] = [
+        "--embeddings_folder",
+        tmp_path / "exported",
+        "--index_folder",
+        tmp_path / "index",
+    ]
+    run("clip-retrieval", "index", *folders)
+    script = EXAMPLES / "interop/clip_retrieval_search.py"
+    printed = run("python", script, tmp_path / "index", tmp_path / "queries.npy")
+    index = build_index(store, tmp_path / "c3-index", preset="c1")
+    results = index.search(vector=queries, within="image", k=10)
+    expected = [[hit.key for hit in result.hits] for result in results]
+    assert [json.loads(line) for line in printed.splitlines()] == expected

@@ -66,7 +66,7 @@ def fresh_with_the_fit_of(folder: Path, **options: Any) -> dict[str, bytes]:
     return contents(folder / "fresh")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"clip-retrieval"}))
 def test_what_changed_is_made_with_the_fit_that_is_there(folder: Path, format: str) -> None:
     export(folder, format=format)
     before = contents(folder / "e")
@@ -248,7 +248,7 @@ def test_an_exchanged_part_is_found_and_made_again(folder: Path) -> None:
 def test_damage_of_any_part_is_found_and_repaired(folder: Path, format: str) -> None:
     export(folder, format=format)
     whole = contents(folder / "e")
-    for name in [name for name in whole if "part-00001" in name]:
+    for name in [name for name in whole if "00001" in name]:
         file = folder / "e" / name
         file.write_bytes(whole[name][:-9] + bytes(9))
         assert [(f.check, f.file) for f in verify_store(folder / "e").findings] == [
