@@ -116,7 +116,9 @@ def _rows_of_shard(store: Store, shard: ShardName) -> dict[str, _Row]:
 
 def _rows_by_key(batch: pa.RecordBatch, splits: Sequence[Any]) -> dict[str, _Row]:
     contents: list[Any] = [None] * len(splits)
-    for name in set(_CONTENT).intersection(batch.schema.names):
-        contents = batch.column(name).to_pylist()
+    # Rows of images have both in the layout of clip-retrieval; there the file counts
+    for name in _CONTENT:
+        if name in batch.schema.names:
+            contents = batch.column(name).to_pylist()
     rows = zip(keys_of(batch), splits, contents, strict=True)
     return {key: _Row(split, content) for key, split, content in rows}

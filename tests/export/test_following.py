@@ -182,7 +182,11 @@ def test_rows_that_a_pipeline_does_not_hold_may_change(
 def test_a_held_row_that_was_edited_is_found_in_every_format(folder: Path, format: str) -> None:
     export(folder, preset="decap", format=format)
     edit("train")(folder)
-    with pytest.raises(OutputError, match=r"holds text rows that were changed[^']*'photo"):
+    # clip-retrieval has no rows of texts, so the shard counts
+    words = r"holds text rows that were changed[^']*'photo"
+    if format == "clip-retrieval":
+        words = "holds text rows of shards that were changed or removed"
+    with pytest.raises(OutputError, match=words):
         export(folder, preset="decap", format=format)
 
 
