@@ -1,7 +1,7 @@
 """Rank images and texts of a LanceDB table in one list.
 
     c3 export --preset gr-clip --dtype float32 -o centred && c3 export --preset fair --dtype float32
-    -o fair python lancedb_search.py "a dog on the beach"
+    -o fair python lancedb_search.py "a dog on the beach"    # or the path of a photo
 
 Takes seconds on the bundled photos. Prints two lists of ten: merged from a search per modality, and
 from one search.
@@ -58,10 +58,19 @@ def merged(
     return list(calibration.merge(query, found, k))
 
 
+def embed_query(query: str) -> tuple[np.ndarray, str]:
+    """Return the embedding, (1, d), and the modality of a text or of the path of a photo."""
+    encoder = load_encoder("c3-mini")
+    if Path(query).is_file():
+        return encoder.encode_images([query]), "image"
+    return encoder.encode_texts([query]), "text"
+
+
 if __name__ == "__main__":
-    text = load_encoder("c3-mini").encode_texts([sys.argv[1]])
+    embedding, modality = embed_query(sys.argv[1])
     centred, fair = (
-        Pipeline.load(name).transform(text, modality="text")[0] for name in ("centred", "fair")
+        Pipeline.load(name).transform(embedding, modality=modality)[0]
+        for name in ("centred", "fair")
     )
     calibration = Calibration.fit("c3-store", pipeline=Pipeline.load("centred"))
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import runpy
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools import Calibration, Index, Pipeline, Store, build_index, embed, export_store
+from c3tools import (
+    Calibration,
+    Index,
+    Pipeline,
+    Store,
+    build_index,
+    copy_photos,
+    embed,
+    export_store,
+)
 from c3tools.assets.paths import PHOTOS
 from tests.stores import gap_store
 
@@ -108,10 +119,44 @@ def test_embedding_reader_and_autofaiss(export: Callable[..., Path], tmp_path: P
     assert made.ntotal == 180
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
+DATABASES = pytest.mark.parametrize(
     ("name", "package"), [("lancedb_search", "lancedb"), ("qdrant_search", "qdrant_client")]
 )
+
+
+@pytest.mark.filterwarnings("ignore")
+@DATABASES
+@pytest.mark.parametrize("query", ["two people on a beach", "photo"])
+def test_the_examples_list_what_c3_search_does(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    package: str,
+    query: str,
+) -> None:
+    pytest.importorskip("faiss", reason="faiss is an extra")
+    example = script(f"vector_databases/{name}.py", package)
+    monkeypatch.chdir(tmp_path)
+    copy_photos(Path("images"))
+    embed("images", workers=0)
+    for preset, folder in (("gr-clip", "centred"), ("fair", "fair")):
+        export_store(output=folder, preset=preset, dtype="float32", role="inference")
+    index = build_index()
+    if query == "photo":
+        query = str(min(Path("images").rglob("*.jpg")))
+        (expected,) = index.search(image=query)
+    else:
+        (expected,) = index.search(query)
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [name, query])
+    runpy.run_path(str(example.__file__), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:10]] == [hit.key for hit in expected.hits]
+
+
+@pytest.mark.filterwarnings("ignore")
+@DATABASES
 def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(
     tmp_path: Path, name: str, package: str
 ) -> None:
