@@ -2,11 +2,12 @@
 # make test  sets everything up, then runs the tests of a contributor
 # make lint / make types / make pages  lint, types, and the commands of the documentation: .ci/run adds them to the tests
 # make long  crash points, faults, fuzz, bombs, ...: MINUTES=10 for each check, SEED=0
+# make imports  tests that everything can be imported, and c3 import: what runs on macOS and Windows
 # make dist  builds wheel and sdist in dist/, checks them, and runs the wheel in a fresh environment
 # make docs  builds the documentation in build/docs; a broken link is an error
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 # the tests start hundreds of processes, and each would compile every module
 export PYTHONDONTWRITEBYTECODE :=
@@ -14,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MINUTES ?= 10
 SEED ?= 0
 
-.PHONY: demo test lint types pages long dist docs clean
+.PHONY: demo test imports lint types pages long dist docs clean
 
 $(VENV)/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +38,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+imports: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_architecture.py tests/store/test_import_embeddings.py
 
 pages: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/docs/check_*.py
