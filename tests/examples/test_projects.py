@@ -19,14 +19,19 @@ from PIL import Image
 
 import c3tools
 from c3tools import Pipeline, Store, preset
+from tests.conftest import copy_photos
 
 from .conftest import EXAMPLES
 
 PROJECT = EXAMPLES / "pipeline_step"
+CLIENT = EXAMPLES / "typed_client.py"
+MYPY = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
 SOURCE, NOTEBOOK = EXAMPLES / "notebook.py", EXAMPLES / "notebook.ipynb"
 
 
-@pytest.mark.parametrize("file", [SOURCE, *PROJECT.rglob("*.py")], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [SOURCE, CLIENT, *PROJECT.rglob("*.py")], ids=lambda file: file.name
+)
 def test_examples_use_public_names_alone(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert not re.search(r"from c3tools\.|import c3tools\.", text)
@@ -125,3 +130,33 @@ def test_an_installed_encoder_embeds_and_searches(tmp_path: Path) -> None:
     found = json.loads(c3("search", "something blue", "--in", "image", "-k", "1", "--json"))
     assert found[0]["hits"][0]["key"] == "blue"
     assert "colours:…" in c3("models", "c3-mini")
+
+
+def test_the_typed_client_runs_and_a_stranger_to_our_settings_finds_no_error_in_it(
+    tmp_path: Path,
+) -> None:
+    copy_photos(tmp_path / "images", 8)
+    run = subprocess.run(
+        [sys.executable, CLIENT, "images", "client", "a dog"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert len(re.findall(r"^ *-?[\d.]+ (?:image|text ) \d+", run.stdout, re.MULTILINE)) == 3
+
+    # In a folder without our configuration of mypy, which looks at these files alone
+    shutil.copy(CLIENT, tmp_path)
+    wrong = CLIENT.read_text(encoding="utf-8").replace("hit.score)", "hit.points)")
+    (tmp_path / "wrong.py").write_text(wrong, encoding="utf-8")
+    types = subprocess.run(
+        [*MYPY, CLIENT.name, "wrong.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    errors = [line for line in types.stdout.splitlines() if ": error:" in line]
+    assert [line.partition(":")[0] for line in errors] == ["wrong.py"], types.stdout
