@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,7 +153,7 @@ class Recipe:
     def _image_keys(self) -> dict[int, Any]:
         """The images that the texts of each shard belong to."""
         parts = self.store.parts("text")
-        return {part: column_of(self.store, "text", "image_key", [part]) for part in parts}
+        return {part: self.store.items_of("text", ALL, [part]) for part in parts}
 
     def _transformed(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.Table:
         splits = row_splits(batch, self.store.kept_splits)
@@ -195,12 +195,6 @@ class Recipe:
                     items=[items[row] for row in block],
                 )
         return self.format.encode(transformed)
-
-
-def column_of(store: Store, modality: str, name: str, parts: Sequence[int] | None = None) -> Any:
-    """Return a column of texts of all rows that are not left out, or of those of some shards."""
-    batches = store.batches(modality, [name], split=ALL, parts=parts)
-    return pa.chunked_array([batch.column(name) for batch in batches], pa.string())
 
 
 def _ends_with_unit_rows(pipeline: Pipeline) -> bool:

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from ..choices import ExecutorName, ExportFormat, ExportRole, NumberFormat
+from ..corpus.splits import ALL
 from ..errors import OutputError, TransformError, note_on_interrupt
 from ..executors import Executor
 from ..io.artifact import digest_of, holds_result
@@ -19,7 +18,7 @@ from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo
 from ..store.manifest import MOMENTS_FILE, StoreWriter
-from ..store.rows import keys_of
+from ..store.rows import keys_of, match_items
 from ..store.shards import (
     CODE_FORMAT,
     FAILURES_FILE,
@@ -31,7 +30,7 @@ from ..transforms import Pipeline, open_pipeline
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
 from .fitted_rows import reason_to_refit
 from .formats import CARD_FILE, FORMATS, ClipRetrievalFormat
-from .parts import Plan, Recipe, column_of, plan_parts, write_parts
+from .parts import Plan, Recipe, plan_parts, write_parts
 from .record import (
     REFIT,
     REPLACE,
@@ -210,9 +209,9 @@ def _with_texts(store: Store, modalities: Sequence[str], reporter: Reporter) -> 
         )
     if "text" not in modalities:
         return ClipRetrievalFormat()
-    images = column_of(store, "image", "key")
-    texts = column_of(store, "text", "image_key")
-    missing = len(images) - pc.sum(pc.is_in(images, texts)).as_py()
+    images = store.items_of("image", ALL)
+    texts = store.items_of("text", ALL)
+    missing = int((match_items(texts, images) < 0).sum())
     if missing:
         reporter.message(
             f"The texts are left out: {missing:,} of {counted(len(images), 'image')} have none, "

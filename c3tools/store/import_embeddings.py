@@ -26,7 +26,7 @@ from .carried import carried_types, names_to_keep
 from .manifest import StoreWriter, create_store
 from .pairing import read_files, share_column
 from .reader import Store
-from .rows import ITEM_COLUMNS, Rows, item_keys, match_items, one_array
+from .rows import Rows, match_items
 from .shard_indexes import keep_indexes
 from .shards import (
     CARRIED_TYPES,
@@ -122,9 +122,9 @@ def import_embeddings(
             has rows of these modalities already.
         OutputError: if another run is writing to it.
     """
-    if source is not None and Path(source).is_dir():
-        image = image or _subfolder(source, "img_emb")
-        text = text or _subfolder(source, "text_emb")
+    if image is text is None and source is not None and Path(source).is_dir():
+        image = _subfolder(source, "img_emb")
+        text = _subfolder(source, "text_emb")
         meta = meta or _subfolder(source, "metadata")
         source = None
     vectors = {"image": image, "text": text, **(other or {})}
@@ -367,14 +367,8 @@ def _count_pairs(store: Store, imported: Sequence[str]) -> int:
     if not others:
         return 0
     second = "text" if "text" in others else others[0]
-    rows_of_first = match_items(_items_of(store, first), _items_of(store, second))
+    rows_of_first = match_items(store.items_of(first), store.items_of(second))
     return int((rows_of_first >= 0).sum())
-
-
-def _items_of(store: Store, modality: str) -> pa.Array[Any]:
-    """Return the key of each row's item."""
-    batches = store.batches(modality, ["key", *ITEM_COLUMNS])
-    return one_array(pa.chunked_array([item_keys(batch) for batch in batches], pa.string()))
 
 
 def read_rows(

@@ -32,7 +32,17 @@ from ..reporter import SILENT, Reporter, counted
 from .dataset import card_of, load_data_set, save_data_set
 from .manifest import EXTERNAL_FILE, MOMENTS_FILE, Manifest
 from .rewriting import REWRITING_LIST
-from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, keys_of, own_items, split_mask
+from .rows import (
+    ITEM_COLUMNS,
+    Pairs,
+    Rows,
+    embedding_matrix,
+    item_keys,
+    keys_of,
+    one_array,
+    own_items,
+    split_mask,
+)
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
@@ -509,6 +519,13 @@ class Store(HubRepository):
             StoreError: if the store does not have a modality, or a shard cannot be read.
         """
         return Pairs.match(self.load(first, split), self.load(second, split))
+
+    def items_of(
+        self, modality: str, split: str | None = None, parts: Sequence[int] | None = None
+    ) -> pa.Array[Any]:
+        """Return the key of each row's item, null for a text of no image; see `batches`."""
+        batches = self.batches(modality, ["key", *ITEM_COLUMNS], split=split, parts=parts)
+        return one_array(pa.chunked_array([item_keys(batch) for batch in batches], pa.string()))
 
     def item_splits(self) -> dict[str, str | None]:
         """Return the split of every item, as its first row names it: an image before its texts.

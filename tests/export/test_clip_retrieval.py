@@ -189,3 +189,9 @@ def test_folders_without_vectors_are_refused(
     Path(make).mkdir(parents=True)
     with pytest.raises(C3Error, match=problem):
         import_embeddings(**options)
+
+
+def test_a_folder_and_other_files_are_refused() -> None:
+    write_parts("d", 3)
+    with pytest.raises(C3Error, match="Give either files of vectors"):
+        import_embeddings("c", image=unit_rows(3, 8))
