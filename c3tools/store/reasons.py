@@ -20,8 +20,8 @@ from .rows import keys_of
 from .shards import refusing_damage
 
 LEFT_OUT_FILE = "left-out.parquet"
-REASON = "reason"  # a column of rows while they are copied to another store
-_SCHEMA = pa.schema([(name, pa.string()) for name in ("modality", "key", REASON)])
+REASON = ".reason"  # a column of rows while they are copied, beside those of users
+_SCHEMA = pa.schema([(name, pa.string()) for name in ("modality", "key", "reason")])
 
 
 class RowName(NamedTuple):
@@ -47,12 +47,12 @@ def read_reasons(store: Any) -> Mapping[RowName, str]:
         pq.ParquetFile(source, page_checksum_verification=True) as file,
     ):
         rows = file.read().cast(_SCHEMA).to_pylist()
-    return {RowName(row["modality"], row["key"]): row[REASON] for row in rows}
+    return {RowName(row["modality"], row["key"]): row["reason"] for row in rows}
 
 
 def write_reasons(folder: Path, reasons: Mapping[RowName, str]) -> None:
     """Write left-out.parquet."""
-    rows = [{**row._asdict(), REASON: reason} for row, reason in reasons.items()]
+    rows = [{**row._asdict(), "reason": reason} for row, reason in reasons.items()]
     table = pa.Table.from_pylist(rows, _SCHEMA)
     write_atomically(
         folder / LEFT_OUT_FILE, lambda path: pq.write_table(table, path, write_page_checksum=True)

@@ -228,3 +228,18 @@ def test_rows_of_a_lost_shard_that_are_embedded_again_stay_left_out(
     after = splits_of(Store.open(new))
     assert after["a#0"] == "left-out"
     assert after == before
+
+
+def test_a_column_of_the_user_named_reason_stays_as_it_is(tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", unit_rows(3, DIM))
+    rows = [{"id": key, "reason": f"of {key}", "split": "train"} for key in "abc"]
+    c3tools.import_embeddings(
+        store=tmp_path / "store",
+        image=tmp_path / "image.npy",
+        meta=write_jsonl(tmp_path / "meta.jsonl", *rows),
+        keep_columns=["reason"],
+    )
+    new = split_by(Store.open(tmp_path / "store"), tmp_path / "new", a="left-out")
+    assert listed(new.path) == [("image", "a", "new.jsonl", "")]
+    table, _ = new.read_shard("image", 0)
+    assert table["reason"].to_pylist() == ["of a", "of b", "of c"]
