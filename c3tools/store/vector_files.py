@@ -163,7 +163,8 @@ def _refuse_containers(path: Path) -> None:
             f"{path} is a tar.",
             remedy='If it contains .npy files, convert it: python -c "import io, tarfile, numpy as '
             f"np; tar = tarfile.open('{path}'); names = [name for name in tar.getnames() if "
-            "name.endswith('.npy')]; vectors = [np.load(io.BytesIO(tar.extractfile(name).read())) "
+            "name.endswith('.npy')]; "
+            "vectors = [np.load(io.BytesIO(tar.extractfile(name).read()), allow_pickle=False) "
             f"for name in names]; np.savez('{path.stem}.npz', embedding=np.vstack(vectors), "
             'id=[name[:-4] for name in names])"',
         )
