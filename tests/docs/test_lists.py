@@ -38,3 +38,12 @@ def test_rows_of_a_table_have_the_cells_of_its_header(path: Path) -> None:
         cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
         assert cells == cells_before or 0 in (cells, cells_before), line
         cells_before = cells
+
+
+def test_the_page_of_other_tools_names_tests_that_exist() -> None:
+    page = REFERENCE.parent / "guides" / "other-tools.md"
+    names = re.findall(r"`(?:(\w+)/)?(test_\w+\.py)`", page.read_text(encoding="utf-8"))
+    tests = Path(__file__).resolve().parents[1]
+    assert len(names) > 15
+    missing = [name for room, name in names if not (tests / (room or "examples") / name).is_file()]
+    assert missing == []

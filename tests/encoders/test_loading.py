@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -157,3 +158,19 @@ def test_models_are_listed_with_their_sizes_and_what_is_on_this_machine(
 def test_embeddings_of_an_unnamed_model_encode_no_queries() -> None:
     with pytest.raises(EncoderError, match="without the name of their model"):
         resolve_encoder(recorded={"name": UNKNOWN_MODEL})
+
+
+def test_a_checkpoint_of_a_training_is_loaded_by_its_architecture(tmp_path: Path) -> None:
+    trained = open_clip.create_model("ViT-S-32-alt").eval()
+    state = {f"module.{name}": weight for name, weight in trained.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "epoch_1.pt")
+    name = f"ViT-S-32-alt/{tmp_path / 'epoch_1.pt'}"
+
+    encoder = load_encoder(name, backend="torch", precision="fp32", device="cpu")
+
+    tokens = open_clip.get_tokenizer("ViT-S-32-alt")(["a dog"])
+    with torch.inference_mode():
+        expected = trained.encode_text(tokens, normalize=True)
+    np.testing.assert_allclose(encoder.encode_texts(["a dog"]), expected, atol=1e-5)
+    assert encoder.identity["pretrained"] == str(tmp_path / "epoch_1.pt")
+    assert len(encoder.identity["weights_sha256"]) == 64
