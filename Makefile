@@ -26,6 +26,7 @@ $(VENV)/.dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e ".[dev]"
 	$(INSTALL) --no-deps "autofaiss>=2.18"  # asks for numpy 1, and works with 2
+	$(INSTALL) --no-deps "daft>=0.7"  # asks for pyarrow below 26, and works with it
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: pyproject.toml
