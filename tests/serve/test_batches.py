@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -46,7 +47,7 @@ def encode_while_busy(encoder: SlowEncoder, contents: Sequence[Any]) -> list[Any
         assert encoder.is_busy.wait(60)
         futures = [pool.submit(queries.encode, content) for content in contents]
         while queries._waiting.qsize() < len(contents):
-            pass
+            time.sleep(0.01)
         encoder.may_go.set()
         return [future.exception() or future.result().tolist() for future in futures]
 
