@@ -161,15 +161,19 @@ def _read_rows(store: Store, modality: str, schema: pa.Schema) -> pa.Table:
     """
     parts = store.parts(modality)
     batches = []
-    values: list[str | None] = []
+    values: list[str] = []  # of the columns that rows carry, as JSON
     for batch in store.batches(modality, [*schema.names, *store.info.columns], parts=parts):
         batches.append(batch.select(schema.names).cast(schema))
-        values += map(json.dumps, batch.drop_columns(schema.names).to_pylist())
+        if store.info.columns:
+            values += map(json.dumps, batch.drop_columns(schema.names).to_pylist())
     counts = [store.shards[modality, part].rows for part in parts]
     rows = pa.Table.from_batches(batches, schema)
     rows = rows.append_column("part", pa.array(np.repeat(np.array(parts, np.int64), counts)))
     rows = rows.append_column("is_failure", pa.repeat(False, len(rows)))
-    rows = rows.append_column("columns", pa.array(values or [None] * len(rows), pa.large_string()))
+    columns = pa.nulls(len(rows), pa.large_string())
+    if store.info.columns:
+        columns = pa.array(values, pa.large_string())
+    rows = rows.append_column("columns", columns)
     failures = [
         {"key": failure.key, "path": failure.path, "part": part, "is_failure": True}
         for part in parts
