@@ -273,12 +273,19 @@ class _DerivedCommand(TyperCommand):
             if ctx.get_parameter_source(option.name).name == "COMMANDLINE"
         ]
         for name in typed:
-            if reason := self._without_effect(name, typed):
+            reason = self._without_effect(name, typed, ctx.params)
+            if reason is not None:
                 ctx.fail(f"{self.derived.flags(name)[0]} has no effect {reason}.")
         return super().invoke(ctx)
 
-    def _without_effect(self, name: str, typed: list[str]) -> str | None:
-        """Return why an option has no effect on a command line with these options, or None."""
+    def _without_effect(self, name: str, typed: list[str], values: Mapping[str, Any]) -> str | None:
+        """Return why an option has no effect on a command line with these options, or None.
+
+        Args:
+            name: of the option.
+            typed: options on the command line.
+            values: of all options.
+        """
         settings = option_settings(self.derived.name, name)
         if settings.needs and not set(settings.needs) & set(typed):
             *others, last = [self.derived.flags(other)[0] for other in settings.needs]
@@ -287,7 +294,7 @@ class _DerivedCommand(TyperCommand):
             is_alone = option_settings(self.derived.name, other).is_alone
             if other in settings.not_with or (is_alone and name not in (other, "json")):
                 return f"with {self.derived.flags(other)[0]}"
-        return None
+        return settings.unused(values) if settings.unused else None
 
     def _refuse_former_flags(self, ctx: Any, args: list[str]) -> None:
         flags = {flag for option in self.params for flag in option.opts}

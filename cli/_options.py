@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class OptionSettings:
         needs: parameters, one of which has to be given too, or this one has no effect.
         not_with: parameters that leave this one without effect.
         is_alone: what it asks for needs no other option.
+        unused: returns why it has no effect with these values of all options, or None.
     """
 
     flags: tuple[str, ...] = ()
@@ -42,6 +43,7 @@ class OptionSettings:
     needs: tuple[str, ...] = ()
     not_with: tuple[str, ...] = ()
     is_alone: bool = False
+    unused: Callable[[Mapping[str, Any]], str | None] | None = None
 
 
 def option_settings(command: str, name: str) -> OptionSettings:
@@ -119,6 +121,20 @@ def _numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
+def _store_unused(values: Mapping[str, Any]) -> str | None:
+    """Return why `c3 generate` reads no store: a generator of c3 train-generator has its own
+    means.
+    """
+    is_pretrained = str(values["generator"]).startswith("unclip:")
+    return None if is_pretrained else "without a pre-trained generator (--generator unclip:...)"
+
+
+def _recall_unused(values: Mapping[str, Any]) -> str | None:
+    """Return why there is nothing to tune for a recall: the index has no inverted lists."""
+    factory = values["factory"]
+    return None if factory == "auto" or "IVF" in factory else f"with --factory {factory}"
+
+
 def _presets() -> list[str]:
     from c3tools.transforms.presets import PRESETS
 
@@ -178,6 +194,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "folder": _FOLDER,
     "repository": OptionSettings(metavar="ORG/NAME"),
     "generate images": OptionSettings(flags=("--image",)),
+    "generate store": OptionSettings(metavar="PATH", unused=_store_unused),
     "generate split": OptionSettings(needs=("captions",)),
     "generate modality": OptionSettings(needs=("embeddings",)),
     "caption modality": OptionSettings(needs=("embeddings",)),
@@ -262,7 +279,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "rows": OptionSettings(minimum=3),
     "k": _AT_LEAST_ONE,
     "nprobe": _EXPERT_COUNT,
-    "recall": OptionSettings(minimum=0, maximum=1),
+    "recall": OptionSettings(minimum=0, maximum=1, unused=_recall_unused),
     "fractions": OptionSettings(parse=_numbers, metavar="TRAIN,VAL,TEST", not_with=("file",)),
     "split seed": OptionSettings(not_with=("file",)),
     "split key_column": _OF_FILE,

@@ -178,7 +178,7 @@ def _read_parquet(path: Path, pick_columns: _Pick) -> _Rows:
 
 def _read_json(path: Path, pick_columns: _Pick) -> _Rows:
     """Yield a record per element of a list, or per image of `captions_val2017.json` or
-    `dataset_coco.json`.
+    `dataset_coco.json`, which has the columns of an `AnnotatedImage`.
 
     Captions of images that the file does not list are left out: it is often a part of a larger one.
     """
@@ -204,7 +204,8 @@ def _read_json(path: Path, pick_columns: _Pick) -> _Rows:
         columns = pick_columns(names)
         for record in records:
             yield record, columns
-    columns = _Columns(("captions",), "file_name")
+    if images:
+        columns = pick_columns(vars(images[0]))
     for number, image in enumerate(images, start=1):
         if image.file_name is not None:
             yield Record(number, vars(image)), columns

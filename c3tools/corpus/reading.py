@@ -603,6 +603,8 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     for row in read_captions(file, options):
         row_key = row.key or f"{file.stem}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
+        if image_key and options.key_column:
+            image_key = row.key
         for number, caption in enumerate(row.captions):
             if image_key:
                 key = f"{image_key}#{texts_of_image[image_key]}"

@@ -67,7 +67,7 @@ def embed(
     batch_size: int | None = None,
     image_timeout: float = 60.0,
     exact_decoding: bool = False,
-    fps: float = 1.0,
+    fps: float | None = None,
     retry_failed: bool = False,
     update: bool = False,
     prune: bool = False,
@@ -124,7 +124,8 @@ def embed(
         exact_decoding: Decode large JPEGs at full scale, as open_clip does, instead of at a lower
             scale that has at least twice the pixels a side that the model takes. Embeddings then
             equal open_clip's, and large photos take longer. The store keeps this setting.
-        fps: Frames of a video per second. Their mean is its embedding.
+        fps: Frames of a video per second. Their mean is its embedding. By default that of the
+            store, which is 1 unless it was begun with another.
         retry_failed: Try again to embed the inputs that failed before.
         update: Embed changed inputs again (edited captions, replaced images), and write the new
             paths of files that moved.
@@ -162,7 +163,7 @@ def embed(
         workers=workers,
         batch_size=batch_size,
         image_timeout=image_timeout,
-        fps=fps,
+        fps=_choose_fps(fps, folder, recorded),
         retry_failed=retry_failed,
         update=update,
         prune=prune,
@@ -314,6 +315,23 @@ def _choose_exact_decoding(asked: bool, folder: Path, recorded: StoreInfo | None
         raise StoreError(
             f"The store {folder} was made without --exact-decoding.",
             remedy="Leave it out, or choose another --store.",
+        )
+    return of_store
+
+
+def _choose_fps(asked: float | None, folder: Path, recorded: StoreInfo | None) -> float:
+    """Return the frames per second of videos: as asked, else as in the store, else 1.
+
+    Raises:
+        StoreError: if the store was begun with another number.
+    """
+    if recorded is None:
+        return 1.0 if asked is None else asked
+    of_store = float(recorded.preprocessing.get("fps", 1.0))
+    if asked not in (None, of_store):
+        raise StoreError(
+            f"--fps is {asked:g}, but the store {folder} was made with {of_store:g}.",
+            remedy="Leave --fps out, or embed the videos into another store.",
         )
     return of_store
 
@@ -576,6 +594,8 @@ def _info_of(encoder: Encoder, options: EmbedOptions) -> StoreInfo:
         preprocessing["long_texts"] = options.long_texts
     if options.exact_decoding:
         preprocessing["exact_decoding"] = True
+    if options.fps != 1:
+        preprocessing["fps"] = options.fps
     return StoreInfo(
         encoder.identity,
         encoder.dim,

@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 from ..arrays import Indices, Matrix
 from ..corpus.splits import ALL
 from ..embedding.sounds import encode_sounds
-from ..errors import C3Error, StoreError
+from ..errors import C3Error, StoreError, UnusedOptionError
 from ..export.parts import Recipe
 from ..export.record import ExportRecord
 from ..identity import ModelIdentity
@@ -338,6 +338,7 @@ class Index:
             StoreError: if there is not exactly one kind of query, a text is empty, the index has no
                 rows of ``within``, the key is unknown, or vectors or the store are of another
                 model.
+            UnusedOptionError: if there is an ``nprobe``, and the index has no inverted lists.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
             EncoderError: if the recorded model cannot be loaded or does not take this kind of
                 query, or an image or a sound cannot be read.
@@ -433,6 +434,10 @@ class Index:
         """
         if k < 1:
             raise StoreError(f"k must be at least 1, not {k}.")
+        if nprobe is not None and self.record.get("nprobe") is None:
+            raise UnusedOptionError(
+                "--nprobe", f"with an index of {self.record['factory']}: it has no inverted lists"
+            )
         queries = self.pipeline.transform(embeddings, modality=modality)
         if queries.shape[1] != self.record["dim"]:
             raise StoreError(

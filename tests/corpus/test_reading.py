@@ -359,6 +359,24 @@ def test_texts_have_the_keys_of_their_column(tmp_path: Path) -> None:
     assert [text.key for text in texts] == ["doc-1", "doc-2#0", "doc-2#1", "t:3"]
 
 
+def test_texts_of_images_have_the_keys_of_the_column_that_is_asked_for(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("image,caption,name\na.png,one,n1\na.png,two,n2\n")
+    assert [text.key for text in read_corpus(table).texts] == ["a#0", "a#1"]
+    assert [text.key for text in read_corpus(table, key_column="name").texts] == ["n1#0", "n2#0"]
+
+
+@pytest.mark.parametrize("option", ["text_column", "key_column"])
+def test_a_file_of_coco_has_the_columns_of_its_images(tmp_path: Path, option: str) -> None:
+    annotations = [{"image_id": 7, "caption": "a dog"}]
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps({**COCO, "annotations": annotations}))
+    columns = "image_id, file_name, captions, split"
+    assert_refused(f"has no column 'alt'; its columns are: {columns}", file, **{option: "alt"})
+    (text,) = read_corpus(file, text_column="captions", key_column="image_id").texts
+    assert (text.key, text.caption) == ("7#0", "a dog")
+
+
 def test_two_text_files_with_one_name(tmp_path: Path) -> None:
     paths = [tmp_path / folder / "t.txt" for folder in "ab"]
     for path in paths:

@@ -18,7 +18,7 @@ from c3tools import Store, embed
 from c3tools.corpus.images import read_frames
 from c3tools.corpus.reading import read_corpus
 from c3tools.encoders import Encoder
-from c3tools.errors import MissingExtraError
+from c3tools.errors import MissingExtraError, StoreError
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, Counted, as_json, copy_photos, write_jsonl
 
@@ -90,6 +90,18 @@ def test_the_embedding_is_the_mean_of_those_of_the_frames(encoder: Encoder, tmp_
     found = [rows.column(name) for name in ("key", "width", "height", "frames", "duration")]
     assert found == [["a", "b"], [32, 64], [80, 48], [2, 8], [0.5, 3.5]]
     assert verify_store(store.path).findings == []
+
+
+def test_a_store_keeps_the_frames_per_second_that_it_was_begun_with(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    first = write_video(tmp_path / "a.mp4")
+    second = write_video(tmp_path / "b.mp4")
+    embed(first, tmp_path / "s", encoder=encoder, fps=2)
+    store = embed(second, tmp_path / "s", encoder=encoder)
+    assert store.load("video").column("frames") == [8, 8]
+    with pytest.raises(StoreError, match=r"--fps is 4, but the store .* was made with 2"):
+        embed(second, tmp_path / "s", encoder=encoder, fps=4)
 
 
 def test_videos_have_captions_like_images(encoder: Encoder, tmp_path: Path) -> None:
