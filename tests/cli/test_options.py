@@ -14,7 +14,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -176,11 +176,13 @@ def run(options_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run_in_copy
 
 
-def without_effect(command: str, run: Run) -> list[str]:
-    """Return the options of a command that neither change its result nor are refused."""
+def without_effect(command: str, run: Run, options: Iterable[Any] | None = None) -> list[str]:
+    """Return the options of a command, or those of them that are given, that neither change its
+    result nor are refused.
+    """
     plain: dict[str, dict[str, Any]] = {}
     ignored = []
-    for option in options_of(command):
+    for option in options_of(command) if options is None else options:
         case = case_of(command, option.name)
         assert case is not None, option.name
         without = case.line or line_of(command)
