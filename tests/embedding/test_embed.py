@@ -161,6 +161,7 @@ def test_the_options_are_those_of_a_run_in_every_place() -> None:
     own |= {
         "long_texts": None,
         "keep_columns": None,
+        "fps": None,
         "dry_run": False,
     }  # by default as the store says
     assert given == {name: own.get(name, default) for name, default in given.items()}

@@ -145,7 +145,7 @@ def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == 130, stderr
     assert "Finished shards are kept" in stderr and "Traceback" not in stderr
     kept = Store.open(tmp_path / "c3-store").parts("text")
     assert 0 < len(kept) < 150
