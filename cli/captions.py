@@ -11,7 +11,6 @@ from typing import Any
 import c3tools
 from c3tools.io.locations import is_url
 from c3tools.reporter import counted
-from c3tools.tables import Table
 
 from ._ablation import list_methods, print_ablation
 from ._console import SHORT, lines_for_dash, message, out, print_table, reporter, write_json
@@ -25,18 +24,11 @@ def train_decoder(**options: Any) -> Any:
     0.01 -o tuned. Run the same command again to continue an interrupted training. --overwrite
     replaces a decoder of other settings.
     """
-    record = c3tools.train_captioner(**options, reporter=reporter()).to_dict()
-    best, start, rows = record["best_val_loss"], record["start_val_loss"], []
-    if start is not None:
-        rows.append(["before", "", f"{start:.3f}{' (kept)' if start == best else ''}", ""])
-    for epoch in record["history"]:
-        val = f"{epoch['val_loss']:.3f}{' (kept)' if epoch['val_loss'] == best else ''}"
-        rate = epoch["tokens"] / epoch["seconds"]
-        rows.append([str(epoch["epoch"]), f"{epoch['train_loss']:.3f}", val, f"{rate:,.0f}"])
-    print_table(Table(["epoch", "training loss", "validation loss", "tokens/s"], rows))
+    decoder = c3tools.train_captioner(**options, reporter=reporter())
+    print_table(decoder.losses())
     folder = options["output"]
     message(f"Wrote the decoder to {folder}/. Next: c3 caption PATH, or c3 evaluate.")
-    return record
+    return decoder.to_dict()
 
 
 def caption(
@@ -61,22 +53,18 @@ def caption(
     )
     if not file:
         write_json(result.to_dict()["captions"], json)
-    rows = list(result.captions.items())
-    if rows:
-        print_table(
-            Table(["image", "caption"], rows, left=["caption"]), SHORT if result.files else None
-        )
+    if result.captions:
+        print_table(result.table(), SHORT if result.files else None)
     for failure in result.failures:
         message(f"Could not read {failure.path}: {failure.error}: {failure.message}")
     written = [name for name in (result.files, str(options["html"] or "")) if name]
     if written:
         message(f"Wrote {' and '.join(written)}")
     if result.failures:
-        message(
-            f"{len(result.failures):,} of {counted(len(result.failures) + len(rows), 'file')} "
-            "could not be read. They are named above."
-        )
-    return Outcome(None, int(bool(result.failures) and (strict or not rows)))
+        files = counted(len(result.failures) + len(result.captions), "file")
+        message(f"{len(result.failures):,} of {files} could not be read. They are named above.")
+    is_error = bool(result.failures) and (strict or not result.captions)
+    return Outcome(None, int(is_error))
 
 
 def evaluate(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import c3tools
 from c3tools.reporter import counted
-from c3tools.tables import Table
 
 from ._console import message, print_table, reporter
 
-_RECALLS = ("recall@1", "recall@5", "recall@10")
+if TYPE_CHECKING:
+    from c3tools.connect.heads import ConnectedHeads
+    from c3tools.connect.towers import ConnectedTowers
 
 
 def heads(**options: Any) -> Any:
@@ -23,7 +24,7 @@ def heads(**options: Any) -> Any:
     """
     features = _read_features(options)
     connected = c3tools.connect_heads(features, **options, reporter=reporter())
-    return _print(connected.record, options["output"], f"c3 connect apply {options['output']} …")
+    return _print(connected, options, f"c3 connect apply {options['output']} …")
 
 
 def apply(heads: str = "c3-heads", **options: Any) -> Any:
@@ -66,9 +67,7 @@ def full(paths: list[str], **options: Any) -> Any:
 
 def _connect_towers(paths: list[str], mode: Any, options: dict[str, Any]) -> Any:
     connected = c3tools.connect_towers(paths, mode=mode, **options, reporter=reporter())
-    return _print(
-        connected.record, options["output"], f"c3 embed --model local-dir:{options['output']} …"
-    )
+    return _print(connected, options, f"c3 embed --model {connected.name} …")
 
 
 def _read_features(options: dict[str, Any]) -> Any:
@@ -89,18 +88,14 @@ def _read_features(options: dict[str, Any]) -> Any:
     return c3tools.read_features(**given, reporter=reporter())
 
 
-def _print(record: dict[str, Any], output: str, following: str) -> Any:
-    """Print the scores of a training, recalls in percent."""
-    rows = []
-    for split, score in record["scores"].items():
-        geometry = [f"{score[name]:.3f}" for name in ("gap", "paired_cosine", "unpaired_cosine")]
-        for direction, recall in score["recall"].items():
-            cells = [f"{100 * recall[name]:.1f} %" for name in _RECALLS]
-            rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
-    columns = ["split", "direction", *_RECALLS, "gap", "paired cosine", "unpaired"]
-    print_table(Table(columns, rows, left=["direction"]))
+def _print(
+    connected: ConnectedHeads | ConnectedTowers, options: dict[str, Any], following: str
+) -> Any:
+    """Print the scores of a training and what to do next, and return its record."""
+    output = options["output"]
+    print_table(connected.table())
     message(
         f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: "
         f"{following}"
     )
-    return record
+    return connected.record

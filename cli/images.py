@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import c3tools
-from c3tools.tables import Table
 
 from ._ablation import list_methods, print_ablation
 from ._console import SHORT, message, print_table, reporter
@@ -21,17 +20,11 @@ def train_generator(**options: Any) -> Any:
     The photos are read from the paths in the store. Run the same command again to continue an
     interrupted training. --overwrite replaces a generator of other settings.
     """
-    record = c3tools.train_generator(**options, reporter=reporter()).to_dict()
-    best, trace, rows = record["best_val_loss"], record["trace"], []
-    for step, loss in record["validations"]:
-        trained = next((value for at, value in trace if at >= step), trace[-1][1])
-        rows.append(
-            [f"{step:,}", f"{trained:.4f}", f"{loss:.4f}{' (kept)' if loss == best else ''}"]
-        )
-    print_table(Table(["step", "training loss", "validation loss"], rows))
+    generator = c3tools.train_generator(**options, reporter=reporter())
+    print_table(generator.losses())
     folder = options["output"]
     message(f'Wrote {folder}/. Next: c3 generate "a dog on the beach"')
-    return record
+    return generator.to_dict()
 
 
 def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options: Any) -> Any:
@@ -46,8 +39,7 @@ def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options
     from c3tools.imaging.generation import PAGE_FILE
 
     made = c3tools.generate(texts, images=images, **options, reporter=reporter())
-    rows = [[image.asked, image.file] for image in made.images]
-    print_table(Table(["text", "image"], rows, left=["image"]), SHORT)
+    print_table(made.table(), SHORT)
     folder = options["output"]
     message(f"Wrote {folder}/. All images are on the page {folder}/{PAGE_FILE}.")
     return made.to_dict()

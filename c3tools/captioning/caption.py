@@ -34,6 +34,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Rows
 from ..store.import_embeddings import read_rows
 from ..store.rows import positions
+from ..tables import Table
 from .caption_files import CaptionWriter
 from .captioner import Captioner
 from .generation import GenerationConfig, GenerationOptions
@@ -68,6 +69,11 @@ class Captions:
     failures: list[Failure]
     kept: int
     files: str
+
+    def table(self) -> Table:
+        """Return the captions as `c3 caption` prints them."""
+        rows = list(self.captions.items())
+        return Table(["image", "caption"], rows, left=["caption"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return captions and failures as JSON values."""

@@ -31,6 +31,7 @@ from ..io.artifact import ArtifactType, digest_of, reading, writing
 from ..io.hub import Card, HubRepository, local_folder
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
+from ..tables import Table
 from ..transforms import Pipeline
 from .config import DecoderConfig, LanguageModelConfig
 from .generation import STEERED, GenerationConfig, GenerationOptions, generate
@@ -341,6 +342,24 @@ class Captioner(HubRepository):
         """
         return {**self.record, "parameters": self.decoder.count_parameters()}
 
+    def losses(self) -> Table:
+        """Return the losses of its training by epoch, as `c3 train-decoder` prints them."""
+        start = self.record["start_val_loss"]
+        best = self.record["best_val_loss"]
+        rows = []
+        if start is not None:
+            rows.append(["before", "", _loss_in_words(start, best), ""])
+        for epoch in self.record["history"]:
+            rows.append(
+                [
+                    str(epoch["epoch"]),
+                    f"{epoch['train_loss']:.3f}",
+                    _loss_in_words(epoch["val_loss"], best),
+                    f"{epoch['tokens'] / epoch['seconds']:,.0f}",
+                ]
+            )
+        return Table(["epoch", "training loss", "validation loss", "tokens/s"], rows)
+
     def card(self) -> Card:
         """Return its card on the hub."""
         record = self.record
@@ -441,3 +460,8 @@ def _first_steps(pipeline: Pipeline, count: int) -> tuple[Any, Any]:
     """Return settings and tensors of the first steps of a pipeline."""
     part = pipeline.part(0, count)
     return part.config()["steps"], part.record()["tensors"]
+
+
+def _loss_in_words(loss: float, best: float) -> str:
+    """Return a validation loss, and whether its weights are those that were kept."""
+    return f"{loss:.3f} (kept)" if loss == best else f"{loss:.3f}"

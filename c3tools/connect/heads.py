@@ -30,9 +30,17 @@ from ..reporter import SILENT, Reporter
 from ..seeds import torch_seed
 from ..store import Rows, StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
+from ..tables import Table
 from ..training.sizes import require_valid
 from .pairs import PairedFeatures
-from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, TwoTowers
+from .training import (
+    LOG_FILE,
+    RECORD_FILE,
+    PairTask,
+    TrainingSettings,
+    TwoTowers,
+    scores_table,
+)
 
 _WEIGHTS_FILE = "heads.safetensors"
 _KIND = ArtifactType(
@@ -155,6 +163,10 @@ class ConnectedHeads:
     def sha256(self) -> str:
         """A digest of names, shapes and values of all weights."""
         return weights_sha256(self.heads)
+
+    def table(self) -> Table:
+        """Return the scores of the training, as `c3 connect` prints them."""
+        return scores_table(self.record)
 
     @torch.inference_mode()
     def embed(self, modality: str, features: npt.NDArray[Any]) -> Matrix:

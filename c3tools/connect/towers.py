@@ -24,8 +24,17 @@ from ..errors import ConnectError
 from ..io.artifact import ArtifactType, reading, reserve_output
 from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
+from ..tables import Table
 from .pairs import ArrayInputs, Inputs, PairInputs, PhotoInputs
-from .training import LOG_FILE, RECORD_FILE, ContrastiveLoss, PairTask, TrainingSettings, TwoTowers
+from .training import (
+    LOG_FILE,
+    RECORD_FILE,
+    ContrastiveLoss,
+    PairTask,
+    TrainingSettings,
+    TwoTowers,
+    scores_table,
+)
 
 _EPOCHS = {"lit": 20, "full": 10}  # by mode
 _LEARNING_RATES = {"lit": 5e-4, "full": 1e-4}
@@ -66,6 +75,10 @@ class ConnectedTowers:
     def name(self) -> str:
         """The name by which every command and `c3tools.load_encoder` load the model."""
         return f"local-dir:{self.folder}"
+
+    def table(self) -> Table:
+        """Return its scores, as `c3 connect` prints them."""
+        return scores_table(self.record)
 
 
 def connect_towers(

@@ -38,6 +38,7 @@ from ..io.artifact import Target, digest_of, writing
 from ..io.files import write_json_atomically
 from ..pages.figures import save_figure
 from ..seeds import torch_seed
+from ..tables import Table
 from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, train_or_load
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
@@ -476,3 +477,16 @@ def _all_unit(rows: Matrix) -> bool:
     """Return whether all rows (n, d) have the norm 1; NaN has not."""
     norms = np.linalg.norm(rows, axis=1)
     return bool(np.allclose(norms, 1, atol=_UNIT_TOLERANCE))
+
+
+def scores_table(record: Mapping[str, Any]) -> Table:
+    """Return the scores in the record of a training by split and direction, recalls in percent."""
+    recalls = ("recall@1", "recall@5", "recall@10")
+    rows = []
+    for split, score in record["scores"].items():
+        geometry = [f"{score[name]:.3f}" for name in ("gap", "paired_cosine", "unpaired_cosine")]
+        for direction, recall in score["recall"].items():
+            in_percent = [f"{100 * recall[name]:.1f} %" for name in recalls]
+            rows.append([split, direction.replace("_to_", " → "), *in_percent, *geometry])
+    columns = ["split", "direction", *recalls, "gap", "paired cosine", "unpaired"]
+    return Table(columns, rows, left=["direction"])

@@ -45,6 +45,7 @@ from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
 from ..store import Store
 from ..store.import_embeddings import read_rows
+from ..tables import Table
 from .generator import PREFIX, Generator, ImageGenerator, PretrainedGenerator
 
 LIST_FILE = "images.json"
@@ -103,6 +104,11 @@ class GeneratedImages:
                     remedy="Run the same `c3 generate` command again.",
                 ) from error
         return opened
+
+    def table(self) -> Table:
+        """Return the texts with the files of their images, as `c3 generate` prints them."""
+        rows = [[image.asked, image.file] for image in self.images]
+        return Table(["text", "image"], rows, left=["image"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that images.json contains and `c3 generate --json` writes."""

@@ -34,6 +34,7 @@ from ..io.hub import Card, HubRepository
 from ..reporter import SILENT, Reporter
 from ..seeds import keyed_normal, torch_seed
 from ..store import Store
+from ..tables import Table
 from ..transforms import Pipeline, preset
 from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, Size, diffusers_class
 
@@ -263,6 +264,22 @@ class Generator(ImageGenerator, HubRepository):
         prints them.
         """
         return {**self.record, "parameters": sum(p.numel() for p in self.network.parameters())}
+
+    def losses(self) -> Table:
+        """Return the losses of its training by step, as `c3 train-generator` prints them."""
+        training_losses = self.record["trace"]
+        rows = []
+        for step, loss in self.record["validations"]:
+            # The training loss is noted at other steps: the next one stands beside it
+            training_loss = training_losses[-1][1]
+            for noted_at, noted_loss in training_losses:
+                if noted_at >= step:
+                    training_loss = noted_loss
+                    break
+            is_kept = loss == self.record["best_val_loss"]
+            validation_loss = f"{loss:.4f} (kept)" if is_kept else f"{loss:.4f}"
+            rows.append([f"{step:,}", f"{training_loss:.4f}", validation_loss])
+        return Table(["step", "training loss", "validation loss"], rows)
 
     def card(self) -> Card:
         """Return its card on the hub."""
