@@ -7,14 +7,12 @@ import json
 import pickle
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
 from typer.testing import CliRunner, Result
 
-import c3tools
 from c3tools import Rows, Store, embed, gap_report, machine
 from tests.conftest import C3, as_json, build_store, copy_photos, done, unit_rows
 from tests.stores import whole_store
@@ -109,25 +107,6 @@ def test_models_and_the_machine_are_described(c3: C3) -> None:
     described = as_json(c3("info", "--json"))
     assert described["packages"]["torch"] == importlib.metadata.version("torch")
     assert f"{described['devices'][0]['memory'] / 2**30:.1f} GiB" in done(c3("info")).stdout
-
-
-def test_validations_of_a_generator_are_listed_with_the_loss_of_the_steps_around(
-    c3: C3, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses = {
-        "trace": [[2, 1.5], [4, 1.25]],
-        "validations": [[1, 1.1], [3, 1.0], [1005, 1.2]],
-        "best_val_loss": 1.0,
-    }
-    monkeypatch.setattr(
-        c3tools, "train_generator", lambda **_: SimpleNamespace(to_dict=lambda: losses)
-    )
-    result = done(c3("train-generator"))
-    assert (
-        result.stdout.split()[-10:]
-        == "1 1.5000 1.1000 3 1.2500 1.0000 (kept) 1,005 1.2500 1.2000".split()
-    )
-    assert result.stderr.startswith("Wrote c3-generator/. Next: c3 generate ")
 
 
 def test_an_extra_lists_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

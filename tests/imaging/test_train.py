@@ -242,3 +242,17 @@ def test_an_export_before_the_noise_gives_the_weights_of_the_store(
     ):
         with pytest.raises(TransformError, match=named):
             train(**of_export | changes)
+
+
+def test_validations_are_listed_with_the_training_loss_noted_next() -> None:
+    generator = object.__new__(Generator)
+    generator.record = {
+        "trace": [[2, 1.5], [4, 1.25]],
+        "validations": [[1, 1.1], [3, 1.0], [1005, 1.2]],
+        "best_val_loss": 1.0,
+    }
+    assert generator.losses().rows == [
+        ["1", "1.5000", "1.1000"],
+        ["3", "1.2500", "1.0000 (kept)"],
+        ["1,005", "1.2500", "1.2000"],
+    ]
