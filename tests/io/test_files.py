@@ -59,10 +59,10 @@ def test_a_former_file_that_cannot_be_read_is_replaced(
     target = tmp_path / "x"
     target.write_text("same")
 
-    def fail(new: Path, former: Path, shallow: bool) -> bool:
-        raise OSError(errno.EIO, "Input/output error", str(former))
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr("filecmp.cmp", fail)
+    monkeypatch.setattr("c3tools.io.files.sha256_of", fail)
     os.utime(target, ns=(1, 1))
     write_atomically(target, lambda path: path.write_text("same"))
     assert target.stat().st_mtime_ns != 1
