@@ -31,7 +31,7 @@ from ..arrays import Indices
 from ..corpus.items import Corpus, ItemTable
 from ..corpus.splits import LEFT_OUT
 from ..store import Store
-from ..store.reasons import RowName, read_reasons
+from ..store.reasons import read_reasons
 from ..store.rows import keys_of, own_items
 from ..store.shards import ShardName, ShardRecord
 from .inputs import MEDIA, StoredInputs, absolute_paths
@@ -109,8 +109,10 @@ def plan_corpus(
     if with_tasks:
         splits = store.item_splits()
         left_out = read_reasons(store)
-        for modality, plan in with_tasks.items():
-            plan.items = _with_splits(plan.items, modality, splits, left_out)
+        if splits or left_out:
+            for modality, plan in with_tasks.items():
+                keys = {row.key for row in left_out if row.modality == modality}
+                plan.items = _with_splits(plan.items, splits, keys)
     return plans
 
 
@@ -274,14 +276,11 @@ def _free_numbers(first: Sequence[int], used: set[int]) -> Iterator[int]:
 
 
 def _with_splits(
-    items: ItemTable[Any],
-    modality: str,
-    splits: Mapping[str, str | None],
-    left_out: Collection[RowName],
+    items: ItemTable[Any], splits: Mapping[str, str | None], left_out: Collection[str]
 ) -> ItemTable[Any]:
     """Return inputs with the splits that their items have in the store, or else in the corpus.
 
-    Rows that are left out stay so, also if their shard is lost.
+    Rows with the keys ``left_out`` stay left out, also if their shard is lost.
     """
     table = items.table
     values: list[str | None] = []
@@ -289,7 +288,7 @@ def _with_splits(
         keys_of(table), own_items(table).to_pylist(), table["split"].to_pylist(), strict=True
     )
     for key, item, split in rows:
-        if RowName(modality, key) in left_out:
+        if key in left_out:
             values.append(LEFT_OUT)
         else:
             values.append(splits.get(item, split))

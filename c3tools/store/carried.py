@@ -38,7 +38,7 @@ def names_to_keep(asked: Collection[str] | None, recorded: StoreInfo | None) -> 
 
 
 def carried_types(
-    names: Iterable[str], tables: Iterable[pa.Schema], recorded: StoreInfo | None
+    names: Collection[str], tables: Iterable[pa.Schema], recorded: StoreInfo | None
 ) -> dict[str, str]:
     """Return the Arrow types of the columns to keep, by name.
 
@@ -51,6 +51,8 @@ def carried_types(
         StoreError: if the values of a column are not all texts, all numbers or all booleans, or of
             another type than in the store; if there are none.
     """
+    if not names:
+        return {}
     types = {} if recorded is None else recorded.columns
     stored = pa.schema([(name, CARRIED_TYPES[kind]) for name, kind in types.items()])
     try:

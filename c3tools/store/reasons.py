@@ -6,11 +6,12 @@ and keeps it left out if its shard is lost and made again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..corpus.splits import LEFT_OUT
@@ -61,17 +62,16 @@ def write_reasons(folder: Path, reasons: Mapping[RowName, str]) -> None:
 
 def with_reasons(table: pa.Table, modality: str, reasons: Mapping[RowName, str]) -> pa.Table:
     """Return rows with a column of reasons, null for rows that are not left out."""
-    values = [reasons.get(RowName(modality, key)) for key in keys_of(table)]
-    return table.append_column(REASON, pa.array(values, pa.string()))
+    values = pa.nulls(len(table), pa.string())
+    if reasons:
+        values = pa.array(
+            [reasons.get(RowName(modality, key)) for key in keys_of(table)], pa.string()
+        )
+    return table.append_column(REASON, values)
 
 
 def reasons_of(table: pa.Table, modality: str) -> dict[RowName, str]:
     """Return the reasons of the rows of a table with that column that are left out."""
-    reasons = {}
-    columns: Iterable[Any] = zip(
-        keys_of(table), table["split"].to_pylist(), table[REASON].to_pylist(), strict=True
-    )
-    for key, split, reason in columns:
-        if split == LEFT_OUT:
-            reasons[RowName(modality, key)] = reason or ""
-    return reasons
+    left_out = table.filter(pc.equal(table["split"], pa.scalar(LEFT_OUT)))
+    reasons = zip(keys_of(left_out), left_out[REASON].to_pylist(), strict=True)
+    return {RowName(modality, key): reason or "" for key, reason in reasons}
