@@ -59,12 +59,14 @@ class _Columns:
         has_paths: whether its cells are structs with a path.
         key: with the keys; empty for none.
         texts: with captions.
+        kept: see `kept_values`.
     """
 
     image: str
     has_paths: bool
     key: str
     texts: tuple[str, ...]
+    kept: Sequence[str]
 
 
 def has_images(path: Path, options: ReadOptions) -> bool:
@@ -166,7 +168,7 @@ def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ro
         with open_table(path) as (schema, read_groups):
             columns = _columns(path, schema, options)
             is_open = True
-            used = {columns.key, SPLIT_COLUMN, *columns.texts, *options.keep_columns}
+            used = {columns.key, SPLIT_COLUMN, *columns.texts, *columns.kept}
             names = [name for name in schema.names if name in used]
             path_field = [f"{columns.image}.path"] if columns.has_paths else []
             for group, (count, batches) in enumerate(read_groups([*names, *path_field])):
@@ -178,9 +180,7 @@ def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ro
                         for record, image_path in zip(records, image_paths, strict=True):
                             cell = _cell(path, group, place, columns.image, options)
                             number = first + place
-                            kept = kept_values(record, options.keep_columns)
-                            row = _row(number, record, cell, image_path, columns, corpus)
-                            yield row._replace(columns=kept)
+                            yield _row(number, record, cell, image_path, columns, corpus)
                             place += 1
                 except UNREADABLE as error:
                     rows = f"row group {group} ({counted(count, 'row')}), from row {place} on"
@@ -241,7 +241,8 @@ def _row(
             error.message,
         )
     split = record.get(SPLIT_COLUMN)
-    return _Row(number, cell, key, image_path, str(split) if split else None, captions, None)
+    kept = kept_values(record, columns.kept)
+    return _Row(number, cell, key, image_path, str(split) if split else None, captions, kept)
 
 
 def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:
@@ -270,7 +271,9 @@ def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:
             name for name, kind in types.items() if _is_text(kind) or pa.types.is_integer(kind)
         ]
         key = pick(usable, *IMAGE_KEY)
-    return _Columns(image, _has_paths(schema.field(image).type), key or "", texts)
+    return _Columns(
+        image, _has_paths(schema.field(image).type), key or "", texts, options.keep_columns
+    )
 
 
 def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:

@@ -142,7 +142,7 @@ def _read_file(path: Path, name: str | None, keep: Collection[str] = ()) -> Vect
                 remedy=f"Supported formats: {', '.join(FORMATS)}.",
             )
         _check_holes(path)
-        return _read_table(path, name, keep) if read is _read_table else read(path, name)
+        return read(path, name, keep)
 
 
 def _refuse_containers(path: Path) -> None:
@@ -200,17 +200,17 @@ def _require_matrix(path: str | Path, vectors: npt.NDArray[Any]) -> None:
         )
 
 
-def _read_npy(path: Path, _: str | None) -> VectorFile:
+def _read_npy(path: Path, _name: str | None, _keep: Collection[str]) -> VectorFile:
     return VectorFile(np.load(path, mmap_mode="r", allow_pickle=False), {})
 
 
-def _read_npz(path: Path, name: str | None) -> VectorFile:
+def _read_npz(path: Path, name: str | None, _keep: Collection[str]) -> VectorFile:
     _check_archive(path)
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
         return _pick_array(path, dict(archive), name)
 
 
-def _read_torch(path: Path, name: str | None) -> VectorFile:
+def _read_torch(path: Path, name: str | None, _keep: Collection[str]) -> VectorFile:
     import torch
 
     _check_archive(path)
@@ -219,13 +219,13 @@ def _read_torch(path: Path, name: str | None) -> VectorFile:
     return _pick_array(path, _as_arrays(path, tensors), name)
 
 
-def _read_safetensors(path: Path, name: str | None) -> VectorFile:
+def _read_safetensors(path: Path, name: str | None, _keep: Collection[str]) -> VectorFile:
     from safetensors.torch import load_file  # numpy has no bfloat16, torch has
 
     return _pick_array(path, _as_arrays(path, load_file(path)), name)
 
 
-def _read_table(path: Path, name: str | None, keep: Collection[str] = ()) -> VectorFile:
+def _read_table(path: Path, name: str | None, keep: Collection[str]) -> VectorFile:
     """Read the vectors of a table: a column of lists (in CSV: of JSON lists), or a numeric column
     per dimension.
     """
@@ -247,8 +247,9 @@ def _read_table(path: Path, name: str | None, keep: Collection[str] = ()) -> Vec
     return VectorFile(vectors, text_columns(table.drop_columns([column]), keep))
 
 
-# a reader gets the file and the name of the array or column to use, None for the usual one
-FORMATS: Mapping[str, Callable[[Path, str | None], VectorFile]] = {
+# a reader gets the file, the name of the array or column to use, None for the usual one, and the
+# columns to keep, which only tables have
+FORMATS: Mapping[str, Callable[[Path, str | None, Collection[str]], VectorFile]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".pt": _read_torch,
