@@ -24,14 +24,14 @@ from ..errors import StoreError, note_on_interrupt
 from ..executors import Executor, open_executor
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
-from ..io.locations import kind_of, location
+from ..io.locations import location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.carried import carried_types, names_to_keep
 from ..store.manifest import require_store_or_empty
 from ..store.shard_indexes import keep_indexes, load_faiss
-from ..store.shards import INFO_FILE, ShardName, ShardRecord, shards_in
+from ..store.shards import ShardName, ShardRecord, shards_in
 from .inputs import MEDIA, StoredInputs, record_inputs
 from .keys import with_stored_keys
 from .plan import Plan, plan_corpus
@@ -152,7 +152,7 @@ def embed(
         C3Error: if a worker process fails; finished shards are kept.
     """
     folder = location(store)
-    recorded = StoreInfo.load(folder) if _is_store(folder) else None
+    recorded = StoreInfo.find(folder)
     kept = names_to_keep(keep_columns, recorded)
     require_store_or_empty(folder)
     if dtype not in ("float16", "float32"):
@@ -383,10 +383,10 @@ def embed_corpus(
     with writing_to(folder), locked(folder), note_on_interrupt(lambda: kept):
         # Create the store, or check that it is of the same model. Of a store that is there, only
         # the dtype is checked until the encoder is loaded.
-        if isinstance(encoder, Encoder) or not _is_store(folder):
+        recorded = StoreInfo.find(folder)
+        if isinstance(encoder, Encoder) or recorded is None:
             encoder = _load_for_store(folder, encoder, options, needed)
         else:
-            recorded = StoreInfo.load(folder)
             wanted = replace(recorded, dtype=options.dtype)
             recorded.require_same(wanted, own=f"The store {folder}", theirs="the new embeddings")
         writer = StoreWriter(folder, reporter=reporter)
@@ -545,10 +545,6 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
         skipped=len(corpus.skipped),
         failures_in_store=len(store.recorded_failures()),
     )
-
-
-def _is_store(folder: Path) -> bool:
-    return kind_of(folder / INFO_FILE) == "file"
 
 
 def _chunked(texts: ItemTable[TextItem], encoder: Encoder) -> ItemTable[TextItem]:

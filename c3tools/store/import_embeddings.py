@@ -141,7 +141,7 @@ def import_embeddings(
         "split": split_column,
     }
     path = location(store)
-    recorded = StoreInfo.load(path) if kind_of(path / INFO_FILE) == "file" else None
+    recorded = StoreInfo.find(path)
     kept = names_to_keep(keep_columns, recorded)
     tables = {"image": _as_table(meta), "text": _as_table(text_meta)}
     modalities, notes = read_files(

@@ -43,7 +43,7 @@ def notes_on_leaks(store: Store, modalities: Iterable[str], split: str | None) -
                 f"{counted(len(leaked), *were)} made from a file that train has too, for example "
                 f"{leaked[0]!r}. Scores count them; `c3 duplicates` lists these and other copies."
             )
-        copies = [key for key in _copies_of_train(store, modality, split) if key not in leaked]
+        copies = sorted(_copies_of_train(store, modality, split) - set(leaked))
         if copies:
             have = f"{rows[0]} has", f"{rows[1]} have"
             notes.append(
@@ -53,7 +53,7 @@ def notes_on_leaks(store: Store, modalities: Iterable[str], split: str | None) -
     return notes
 
 
-def _copies_of_train(store: Store, modality: str, split: str) -> list[str]:
+def _copies_of_train(store: Store, modality: str, split: str) -> set[str]:
     """Return the keys of a split that duplicates.parquet has in a group with a row of train.
 
     Raises:
@@ -61,7 +61,7 @@ def _copies_of_train(store: Store, modality: str, split: str) -> list[str]:
     """
     path = store.path / DUPLICATES_FILE
     if kind_of(path) is None:
-        return []
+        return set()
     columns = text_columns(read_table(path, StoreError))
     if not {"modality", "group", "key"} <= columns.keys():
         raise StoreError(
@@ -78,11 +78,11 @@ def _copies_of_train(store: Store, modality: str, split: str) -> list[str]:
     # The splits of now: rows may have been left out since
     train_keys = _keys_of_split(store, modality, "train")
     scored_keys = _keys_of_split(store, modality, split)
-    copies: list[str] = []
+    copies: set[str] = set()
     for keys in groups.values():
         if not train_keys.isdisjoint(keys):
-            copies += scored_keys.intersection(keys)
-    return sorted(copies)
+            copies |= scored_keys.intersection(keys)
+    return copies
 
 
 def _keys_of_split(store: Store, modality: str, split: str) -> set[str]:

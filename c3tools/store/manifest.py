@@ -187,11 +187,11 @@ def create_store(path: Path, info: StoreInfo) -> None:
         StoreError: if a store of another model, dimension or dtype is there.
         OutputError: if the folder contains other files.
     """
-    if kind_of(path / INFO_FILE) != "file":
+    present = StoreInfo.find(path)
+    if present is None:
         require_store_or_empty(path)
         write_json_atomically(path / INFO_FILE, info.to_dict())
         return
-    present = StoreInfo.load(path)
     present.require_same(info, own=f"The store {path}", theirs="the new embeddings")
     if present.extra.get("exported") != info.extra.get("exported"):
         raise StoreError(

@@ -166,6 +166,11 @@ class StoreInfo:
         return cls._of_other_program(store)
 
     @classmethod
+    def find(cls, store: Path) -> StoreInfo | None:
+        """Read ``store/store.json``; None if there is none."""
+        return cls.load(store) if kind_of(store / INFO_FILE) == "file" else None
+
+    @classmethod
     def _of_other_program(cls, store: Path) -> StoreInfo:
         """Describe rows in the layout of an export from their first file, and from a pipeline
         beside it.
