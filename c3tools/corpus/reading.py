@@ -604,6 +604,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         row_key = row.key or f"{file.stem}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
         if image_key and options.key_column:
+            # The column names the image, as it does in a list of images
             image_key = row.key
         for number, caption in enumerate(row.captions):
             if image_key:

@@ -187,19 +187,6 @@ def test_a_table_in_another_format_is_refused_with_the_formats(tmp_path: Path) -
                 "split": ["restval", "test"],
             },
         ),
-    ],
-    ids=["COCO", "Karpathy"],
-)
-def test_a_file_of_captions_is_a_table_of_images(
-    tmp_path: Path, content: Any, columns: dict[str, list[str | None]]
-) -> None:
-    (tmp_path / "captions.json").write_text(json.dumps(content))
-    assert text_columns(read_table(tmp_path / "captions.json")) == columns
-
-
-@pytest.mark.parametrize(
-    ("content", "columns"),
-    [
         (["a dog", "a cat"], {"text": ["a dog", "a cat"]}),
         (
             LLAVA,
@@ -207,9 +194,9 @@ def test_a_file_of_captions_is_a_table_of_images(
         ),
         ([], {}),
     ],
-    ids=["texts", "LLaVA", "empty"],
+    ids=["COCO", "Karpathy", "list of texts", "LLaVA", "empty list"],
 )
-def test_a_json_list_is_a_table(
+def test_a_json_file_is_a_table(
     tmp_path: Path, content: Any, columns: dict[str, list[str | None]]
 ) -> None:
     (tmp_path / "t.json").write_text(json.dumps(content))

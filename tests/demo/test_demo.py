@@ -17,7 +17,7 @@ from c3tools.assets.paths import CAPTIONS, PHOTOS
 from c3tools.metrics.captions import score_captions
 from c3tools.store import Store
 from c3tools.transforms.fitting import moments_of
-from tests.conftest import C3, copy_photos, done
+from tests.conftest import C3, done
 from tests.golden import recorded
 from tests.imaging.conftest import MICRO_SIZE
 
@@ -80,19 +80,6 @@ def test_photos_can_be_copied_to_start_with(c3: C3, tmp_path: Path) -> None:
         }
     again = c3("demo", "--photos-to", "empty")
     assert (again.exit_code, "not empty" in again.stderr) == (1, True)
-
-
-@pytest.fixture
-def few_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twenty of the bundled photos and thirty of the captions, as if there were no more."""
-    photos = tmp_path / "bundled"
-    copy_photos(photos / "images", 20)
-    (photos / "images" / "captions.jsonl").rename(photos / "captions.jsonl")
-    few = tmp_path / "few.jsonl"
-    few.write_bytes(b"".join(CAPTIONS.read_bytes().splitlines(keepends=True)[:30]))
-    monkeypatch.setattr("c3tools.demo.run.PHOTOS", photos)
-    monkeypatch.setattr("c3tools.demo.run.CAPTIONS", few)
-    return photos
 
 
 @pytest.mark.timeout(600)
