@@ -8,6 +8,7 @@ the vectors were added to.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..arrays import Matrix
+from ..arrays import Indices, Matrix
 from ..export.formats import ParquetFormat
 from ..store import Store
 from ..store.rows import one_array
@@ -92,6 +93,47 @@ def set_nprobe(index: Any, nprobe: int | None) -> None:
     inverted = load_faiss().try_extract_index_ivf(index)
     if inverted and nprobe:
         inverted.nprobe = nprobe
+
+
+@dataclass(frozen=True)
+class NearestCells:
+    """Queries with the inverted lists that are nearest to each, to search several indexes of the
+    same lists.
+
+    Attributes:
+        queries: after the rotations of the index: float32 (n, d).
+        cells: numbers of the lists, nearest first: int64 (n, count).
+        scores: of these lists: float32 (n, count).
+    """
+
+    queries: Matrix
+    cells: Indices
+    scores: Matrix
+
+    @classmethod
+    def of(cls, trained: Any, queries: Matrix, count: int) -> NearestCells | None:
+        """Find the ``count`` nearest lists of each query; None for an index without lists."""
+        faiss = load_faiss()
+        inverted = faiss.try_extract_index_ivf(trained)
+        if not inverted:
+            return None
+        rotated = queries
+        index = faiss.downcast_index(trained)
+        while isinstance(index, faiss.IndexPreTransform):
+            for place in range(index.chain.size()):
+                rotated = index.chain.at(place).apply(rotated)
+            index = faiss.downcast_index(index.index)
+        scores, cells = faiss.downcast_index(inverted.quantizer).search(rotated, count)
+        return cls(rotated, cells, scores)
+
+    def search(self, index: Any, nprobe: int, k: int) -> tuple[Matrix, Indices]:
+        """Return the scores and numbers (n, k) of the best rows in the ``nprobe`` nearest lists."""
+        inverted = load_faiss().extract_index_ivf(index)
+        inverted.nprobe = nprobe
+        found: tuple[Matrix, Indices] = inverted.search_preassigned(
+            self.queries, k, self.cells[:, :nprobe], self.scores[:, :nprobe]
+        )
+        return found
 
 
 def codes_of(batch: pa.RecordBatch) -> Codes:
