@@ -263,6 +263,9 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
             "--image-column.",
         )
     require_column(present, options.key_column, "--key-column", path)
+    options.note_use("text_column", "key_column")
+    if images:
+        options.note_use("image_column")
     return _Columns(
         texts,
         image=pick(present, "image", wanted=image_column),

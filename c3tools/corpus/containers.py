@@ -95,6 +95,7 @@ def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) 
             raise error_without_download(name)
         key = row.key or _key_of_url(name)
         return ImageItem(key, name, row.split, size=None, source=ImageSource(name, download=True))
+    options.note_use("images_root")
     root = options.images_root
     relative_name = name
     if root is not None and Path(name).is_absolute() and Path(name).is_relative_to(root):

@@ -271,9 +271,11 @@ def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:
             name for name, kind in types.items() if _is_text(kind) or pa.types.is_integer(kind)
         ]
         key = pick(usable, *IMAGE_KEY)
-    return _Columns(
-        image, _has_paths(schema.field(image).type), key or "", texts, options.keep_columns
-    )
+    has_paths = _has_paths(schema.field(image).type)
+    options.note_use("image_column", "text_column", "key_column")
+    if has_paths:
+        options.note_use("images_root")
+    return _Columns(image, has_paths, key or "", texts, options.keep_columns)
 
 
 def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:

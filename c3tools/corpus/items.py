@@ -5,7 +5,7 @@ read with.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from posixpath import splitext
 from typing import Any, NamedTuple, TypeVar
@@ -333,9 +333,13 @@ class Corpus:
         return False
 
 
-class ReadOptions(NamedTuple):
-    """Settings of reading a corpus, which `c3tools.embed` describes; ``audio`` looks for sounds,
-    too.
+@dataclass(frozen=True)
+class ReadOptions:
+    """Settings of reading a corpus, which `c3tools.embed` describes.
+
+    Attributes:
+        audio: look for sounds, too.
+        used: the names of the options that were needed to read a file, see `note_use`.
     """
 
     captions: Path | None = None
@@ -347,6 +351,11 @@ class ReadOptions(NamedTuple):
     download: bool = False
     audio: bool = False
     keep_columns: Sequence[str] = ()
+    used: set[str] = field(default_factory=set)
+
+    def note_use(self, *names: str) -> None:
+        """Note that a file is read with these options, those of them that are given."""
+        self.used.update(name for name in names if getattr(self, name) is not None)
 
 
 def key_of_name(name: str) -> str:

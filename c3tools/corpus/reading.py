@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import pyarrow.compute as pc
 
-from ..errors import CorpusError, MissingExtraError, reason_of
+from ..errors import CorpusError, MissingExtraError, UnusedOptionError, reason_of
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import SILENT, Progress, Reporter, counted
 from .captions import CaptionRow, read_captions
@@ -70,6 +70,14 @@ _CAPTIONS_NAMES = (
 )
 _IMAGES_FOLDER = "images"
 _LOOKED_AT = 100  # lines of a text file, which may be paths
+# options that only some files need, and what leaves them without effect
+_WHY_UNUSED = {
+    "captions": "because no images are read",
+    "text_column": "because no table with such a column is read",
+    "image_column": "because no table or list of images is read",
+    "key_column": "because the keys come from file names here",
+    "images_root": "because no table or list with paths of images is read",
+}
 _PLAIN = (".txt", ".token")  # texts without annotations: test.txt may be just that
 
 
@@ -116,6 +124,7 @@ def read_corpus(
     Raises:
         CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs
             claim a key.
+        UnusedOptionError: if no file is read with one of the options.
         MissingExtraError: if there are videos, and PyAV is not installed.
     """
     options = ReadOptions(
@@ -176,7 +185,19 @@ def read_corpus(
     if corpus.audio and importlib.util.find_spec("soundfile") is None:
         raise MissingExtraError("soundfile", extra="st", purpose="Embedding audio")
     _check(corpus, options.captions)
+    _refuse_unused(options)
     return corpus
+
+
+def _refuse_unused(options: ReadOptions) -> None:
+    """Refuse an option that no file was read with.
+
+    Raises:
+        UnusedOptionError: with the first of them.
+    """
+    for name, reason in _WHY_UNUSED.items():
+        if getattr(options, name) is not None and name not in options.used:
+            raise UnusedOptionError(f"--{name.replace('_', '-')}", reason)
 
 
 def _require_there(missing: Sequence[Path], captions: Path | None) -> None:
@@ -216,6 +237,7 @@ def _add_media(
     if options.captions is not None and any(media.values()):
         sources = _CaptionSources(chain(*media.values()))
         sources.add(str(options.captions), options.captions, options)
+        options.note_use("captions")
         corpus.captions_without_image += sources.unmatched
     with reporter.progress("Looking for captions", sum(map(len, media.values()))) as progress:
         for root, images in media.items():
@@ -450,7 +472,8 @@ class _CaptionSources:
         unmatched: list[str] = []
         folder = Path(_absolute(str(file.parent)))
         paths = set(self._paths)
-        for row in read_captions(file, options):
+        # The file names of rows lead to their images, so no key is read
+        for row in read_captions(file, replace(options, key_column=None)):
             if not row.file_name:
                 raise _no_image(file, row)
             places = [
@@ -701,13 +724,17 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
     """
     is_only_input = len(containers) == 1 and not any((corpus.images, corpus.videos, corpus.texts))
     captions_by_key = _captions_by_key(options)
+    container_options = options
+    if captions_by_key is not None:
+        # The captions in containers are not used
+        container_options = replace(options, text_column=None)
     # the path of the image with a key
     path_by_key = {image.key: image.path for image in chain(corpus.images, corpus.videos)}
     for container in sorted(containers, key=str):
         corpus.containers.append(str(container))
         read_container = containers[container]
         try:
-            for image, captions in read_container(container, options, corpus):
+            for image, captions in read_container(container, container_options, corpus):
                 if image.key in path_by_key:
                     _skip_duplicate(corpus, container, image, path_by_key[image.key])
                     continue
@@ -728,6 +755,8 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                 split = corpus.split_of(field, file_split, folder_split)
                 corpus.add_image(image._replace(split=split, columns=columns), texts)
         except (CorpusError, OSError) as error:
+            # What cannot be read may be what an option was given for
+            options.note_use(*_WHY_UNUSED)
             reason = reason_of(error)
             if not is_only_input:
                 corpus.skip(container.name, str(container), "UnreadableContainer", reason)
@@ -746,6 +775,7 @@ def _captions_by_key(options: ReadOptions) -> dict[str, list[CaptionRow]] | None
     """
     if options.captions is None:
         return None
+    options.note_use("captions")
     rows_by_key: dict[str, list[CaptionRow]] = defaultdict(list)
     for row in read_captions(options.captions, options):
         key = row.key or (key_of_name(row.file_name) if row.file_name else None)

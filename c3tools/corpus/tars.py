@@ -75,6 +75,7 @@ def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Capti
         CorpusError: if ``text_column`` is in none of the samples' ``.json``.
         OSError: if the file cannot be read.
     """
+    options.note_use("text_column")
     samples = _samples(path, corpus)
     _require_text_column(path, options.text_column, samples)
     for key, sample in samples.items():

@@ -145,6 +145,7 @@ def embed(
 
     Raises:
         CorpusError: if a path is missing, or there is nothing to embed.
+        UnusedOptionError: if an option on tables or captions is given, and no path needs it.
         MissingExtraError: if ``faiss`` is asked for and FAISS is not installed.
         EncoderError: if the model cannot be loaded.
         StoreError: if the store has embeddings of another model, or is damaged.

@@ -385,6 +385,16 @@ CASES = {
 }
 """Values to try, by option, or by command or group of commands and option."""
 
+PHOTO = embed("photos/000000000285.jpg")
+OF_OTHER_INPUTS = {
+    "--captions": f"{embed('notes.txt')} --captions mine.jsonl",
+    "--text-column": f"{PHOTO} --text-column other",
+    "--image-column": f"{PHOTO} --image-column image",
+    "--key-column": f"{PHOTO} --key-column name",
+    "--images-root": f"{PHOTO} --images-root photos",
+}
+"""Lines with an option that only other inputs need."""
+
 ARGUMENTS = {
     "embed paths": Argument("few", "photos"),
     "connect apply heads": Argument("", "other-heads"),

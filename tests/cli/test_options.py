@@ -46,6 +46,7 @@ from .option_cases import (
     IN_LONG_CHECKS,
     LINES,
     MANY,
+    OF_OTHER_INPUTS,
     TESTED_BY,
     TRAIN,
     TRAIN_GENERATOR,
@@ -223,6 +224,14 @@ TRIED = [command for command in COMMANDS if options_of(command) and command not 
 @pytest.mark.parametrize("command", TRIED)
 def test_every_option_has_an_effect(run: Run, command: str) -> None:
     assert without_effect(command, run) == []
+
+
+@pytest.mark.parametrize("option", OF_OTHER_INPUTS)
+def test_an_option_of_other_inputs_is_refused(run: Run, option: str) -> None:
+    result, made = run(OF_OTHER_INPUTS[option])
+    assert result.exit_code == 2
+    assert f"{option} has no effect because" in result.stderr
+    assert made["files"] == []
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -21,8 +21,9 @@ from c3tools.corpus.images import read_sound
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import assign_keys, read_corpus
 from c3tools.corpus.splits import describe_rule, kept_splits, split_order, splits_by_hash, splits_of
+from c3tools.errors import UnusedOptionError
 from tests.conftest import Counted, write_jsonl
-from tests.corpus.packing import assert_refused, write_list
+from tests.corpus.packing import assert_refused, write_list, write_tar
 
 
 def image(path: Path) -> Path:
@@ -375,6 +376,72 @@ def test_a_file_of_coco_has_the_columns_of_its_images(tmp_path: Path, option: st
     assert_refused(f"has no column 'alt'; its columns are: {columns}", file, **{option: "alt"})
     (text,) = read_corpus(file, text_column="captions", key_column="image_id").texts
     assert (text.key, text.caption) == ("7#0", "a dog")
+
+
+@pytest.fixture
+def one_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a photo, alone and with captions, and the photo in containers."""
+    monkeypatch.chdir(tmp_path)
+    content = image(Path("photos/a.png")).read_bytes()
+    image(Path("captioned/a.png"))
+    write_jsonl(Path("captioned/captions.jsonl"), {"image": "a.png", "text": "a", "id": "1"})
+    write_tar(Path("x.tar"), [("b.png", content), ("b.json", b'{"alt": "b"}')])
+    write_list(Path("cells.parquet"), [{"id": "c", "jpg": content}])
+    write_list(Path("list.csv"), [{"id": "d", "where": "photos/a.png", "text": "d"}])
+    Path("cut.parquet").write_bytes(b"PAR1")
+    Path("notes.txt").write_text("a dog\n")
+    Path("texts.csv").write_text("caption,id\na cat,1\n")
+    # of another part of the data set
+    image(Path("coco/e.png"))
+    Path("coco/captions.json").write_text(json.dumps({"images": [], "annotations": []}))
+
+
+@pytest.mark.parametrize(
+    ("paths", "option"),
+    [
+        ("photos", {"text_column": "text"}),
+        ("photos", {"key_column": "id"}),
+        ("photos", {"image_column": "where"}),
+        ("photos", {"images_root": "photos"}),
+        ("photos notes.txt x.tar", {"key_column": "id"}),
+        ("captioned", {"image_column": "image"}),
+        ("captioned", {"key_column": "id"}),
+        ("photos", {"captions": "captioned/captions.jsonl", "key_column": "id"}),
+        ("coco", {"text_column": "alt"}),
+        ("x.tar", {"captions": "notes-of.token", "text_column": "alt"}),
+        ("x.tar", {"images_root": "photos"}),
+        ("cells.parquet", {"images_root": "photos"}),
+        ("notes.txt", {"text_column": "text"}),
+        ("notes.txt", {"captions": "captioned/captions.jsonl"}),
+        ("texts.csv", {"captions": "captioned/captions.jsonl"}),
+        ("texts.csv", {"images_root": "photos"}),
+    ],
+)
+@pytest.mark.usefixtures("one_of_each")
+def test_an_option_that_no_file_needs_is_refused(paths: str, option: dict[str, str]) -> None:
+    Path("notes-of.token").write_text("b.png#0\ta dog\n")
+    name = list(option)[-1].replace("_", "-")
+    with pytest.raises(UnusedOptionError, match=f"^--{name} has no effect because "):
+        read_corpus(paths.split(), **option)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("paths", "option"),
+    [
+        ("photos texts.csv", {"text_column": "caption"}),
+        ("photos notes.txt texts.csv", {"key_column": "id"}),
+        ("captioned", {"text_column": "text"}),
+        ("photos x.tar", {"text_column": "alt"}),
+        ("photos cells.parquet", {"key_column": "id"}),
+        ("photos cells.parquet", {"image_column": "jpg"}),
+        ("photos notes.txt", {"captions": "captioned/captions.jsonl"}),
+        ("photos list.csv", {"image_column": "where", "images_root": ".", "key_column": "id"}),
+        ("photos cut.parquet", {"key_column": "id", "image_column": "jpg", "images_root": "."}),
+    ],
+)
+@pytest.mark.usefixtures("one_of_each")
+def test_one_file_that_needs_an_option_is_enough(paths: str, option: dict[str, str]) -> None:
+    assert read_corpus(paths.split(), **option)  # type: ignore[arg-type]
 
 
 def test_two_text_files_with_one_name(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
 
 def test_the_options_are_those_of_a_run_in_every_place() -> None:
     given = {name: each.default for name, each in inspect.signature(embed).parameters.items()}
-    own = asdict(EmbedOptions()) | ReadOptions._field_defaults
+    own = asdict(EmbedOptions()) | asdict(ReadOptions())
     own |= {
         "long_texts": None,
         "keep_columns": None,
