@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,7 @@ from . import __version__, devices
 from .encoders.backend import EncoderBackend
 from .encoders.backends import BACKENDS
 from .metrics.captions import METRICS
+from .tables import Table
 
 _PACKAGES = (
     "torch open_clip_torch openvino nncf numpy pyarrow safetensors faiss-cpu faiss-gpu".split()
@@ -53,6 +55,50 @@ def describe_machine() -> dict[str, Any]:
         "extras": _missing_packages(),
         "metrics": {name: metric.missing() for name, metric in METRICS.items()},
     }
+
+
+def machine_report(description: Mapping[str, Any]) -> list[str | Table]:
+    """Return a description of a machine, see `describe_machine`, as lines and tables to show."""
+    versions = [f"{name} {version}" for name, version in description["packages"].items() if version]
+    return [
+        f"c3tools {description['c3tools']}, Python {description['python']}, "
+        f"{description['platform']}",
+        ", ".join(versions),
+        _device_table(description["devices"]),
+        _backend_table(description["backends"]),
+        _extra_table(description["extras"]),
+        *(
+            f"{metric}: {lacking or 'can be computed'}"
+            for metric, lacking in description["metrics"].items()
+        ),
+    ]
+
+
+def _device_table(descriptions: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for device in descriptions:
+        memory = f"{device['memory'] / 2**30:.1f} GiB" if device["memory"] else ""
+        precisions = ", ".join(device["precisions"])
+        rows.append([device["name"], device["description"], memory, precisions, device["auto"]])
+    columns = ["device", "description", "memory", "precisions", "auto chooses"]
+    return Table(columns, rows, left=columns)
+
+
+def _backend_table(backends: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for backend in backends:
+        command = f'pip install "c3tools[{backend["extra"]}]"'
+        rows.append(
+            [backend["name"], backend["devices"], "yes" if backend["installed"] else command]
+        )
+    return Table(["backend", "runs on", "installed"], rows, left=["runs on", "installed"])
+
+
+def _extra_table(missing_packages: Mapping[str, Sequence[str]]) -> Table:
+    rows = []
+    for extra, missing in missing_packages.items():
+        rows.append([extra, "" if missing else "yes", ", ".join(missing)])
+    return Table(["extra", "installed", "missing"], rows, left=["installed", "missing"])
 
 
 def _missing_packages() -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ code can use it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -52,3 +52,8 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     is noun + s.
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def counted_rows(rows: Mapping[str, int]) -> str:
+    """Return numbers of rows by modality, as messages say them: ``2 image, 4 text rows``."""
+    return ", ".join(f"{count:,} {modality}" for modality, count in rows.items()) + " rows"

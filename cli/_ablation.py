@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from c3tools.tables import Table
-
 from ._console import message, out, print_table
 
 if TYPE_CHECKING:
@@ -16,13 +14,11 @@ if TYPE_CHECKING:
 
 def list_methods(methods: Mapping[str, Method]) -> list[dict[str, str]]:
     """Print methods, and return their rows."""
-    columns = ["method", "learns from", "noise", "description"]
-    rows = []
-    for name, method in methods.items():
-        noise = "sigma" if method.noisy else "none"
-        rows.append([name, method.learns_from, noise, method.summary])
-    print_table(Table(columns, rows, left=columns))
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    from c3tools.ablation.methods import method_table
+
+    table = method_table(methods)
+    print_table(table)
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
 def print_ablation(result: Ablation, output: str) -> list[dict[str, Any]]:

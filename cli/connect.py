@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import c3tools
-from c3tools.reporter import counted
+from c3tools.reporter import counted, counted_rows
 
 from ._console import message, print_table, reporter
 
@@ -35,11 +35,10 @@ def apply(heads: str = "c3-heads", **options: Any) -> Any:
     report = c3tools.apply_heads(heads, _read_features(options), **options, reporter=reporter())
     for note in report.notes:
         message(note)
-    listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
     output = options["output"]
     message(
-        f"Wrote {listing} rows into {output} ({counted(report.pairs, 'pair')}). Next: c3 "
-        f"gap-report {output}"
+        f"Wrote {counted_rows(report.rows)} into {output} ({counted(report.pairs, 'pair')}). Next: "
+        f"c3 gap-report {output}"
     )
     return report.to_dict()
 

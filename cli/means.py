@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import c3tools
+from c3tools.reporter import counted_rows
 
 from ._console import message, out, print_table, reporter
 
@@ -56,8 +57,7 @@ def merge(files: list[str], *, output: Path) -> Any:
 
 def _report_written(file: str | Path, moments: Mapping[str, Moments]) -> dict[str, Any]:
     rows = _rows_of(moments)
-    listing = ", ".join(f"{count:,} {modality}" for modality, count in rows.items())
-    message(f"Wrote {file}: {listing} rows")
+    message(f"Wrote {file}: {counted_rows(rows)}")
     return {"output": str(file), "rows": rows}
 
 

@@ -8,12 +8,8 @@ from typing import Any
 
 import c3tools
 from c3tools.io.files import write_all
-from c3tools.reporter import counted
-from c3tools.tables import Table
 
 from ._console import lines_for_dash, message, out, print_table, reporter
-
-LONGEST_CAPTION = 200  # characters of a hit that are printed
 
 
 def export(*, list_all: bool = False, **options: Any) -> Any:
@@ -22,29 +18,17 @@ def export(*, list_all: bool = False, **options: Any) -> Any:
     Args:
         list_all: List the presets and exit.
     """
-    from c3tools.transforms import PRESETS
+    from c3tools.transforms.presets import PRESETS, preset_table
 
     if list_all:
-        columns = ["preset", "embedding", "source"]
-        print_table(
-            Table(columns, [[name, *about] for name, about in PRESETS.items()], left=columns)
-        )
+        print_table(preset_table())
         return [
             {"name": n, "summary": formula, "source": source}
             for n, (formula, source) in PRESETS.items()
         ]
     report = c3tools.export_store(**options, reporter=reporter())
-    for name, counts in report.rows.items():
-        noise = (
-            f", {counts['training']:,} of them as training inputs" if report.pipeline.noisy else ""
-        )
-        message(f"{name}: {counted(sum(counts.values()), 'row')}{noise}")
-    kept = (
-        f" ({counted(report.kept, 'file was', 'files were')} already finished)"
-        if report.kept
-        else ""
-    )
-    message(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}")
+    for line in report.lines():
+        message(line)
     if isinstance(report.output, Path):
         for name in report.rows if options["format"] == "hf" else ():
             message(f'Read it with: datasets.load_dataset("{report.output}", "{name}")')
@@ -60,34 +44,8 @@ def index(**options: Any) -> Any:
     doubled; a message gives the reason.
     """
     built = c3tools.build_index(**options, reporter=reporter())
-    record = built.record
-    rows = f"{counted(record['rows'], 'row')} as {record['factory']}"
-    if record["added"] < record["rows"]:
-        added = (
-            f"Added {counted(record['added'], 'row')} to"
-            if record["added"]
-            else "There are no new rows for"
-        )
-        message(f"{added} {built.path}: {rows}.")
-        return built.to_dict()
-    message(f"Indexed {rows} in {built.path}.")
-    measured = next(
-        (f"{name} {value:.3f}" for name, value in record.items() if name.startswith("recall@")), ""
-    )
-    probes = f" with nprobe {record['nprobe']}" if record.get("nprobe") else ""
-    message(
-        f"{measured} against exact search{probes} "
-        f"({counted(record['recall_queries'], 'query', 'queries')})."
-    )
-    bias = built.bias or {"before": {}, "after": {}}
-    for name, before in bias["before"].items():
-        message(
-            f"{name} queries: by cosine, the share of {name} rows among the 10 nearest is "
-            f"{before:.2f} before centring and {bias['after'][name]:.2f} after (balanced sample; "
-            f"0.50 means no bias)."
-        )
-    if bias["before"]:
-        message("c3 search ranks by calibrated scores, which have less of this bias.")
+    for line in built.lines():
+        message(line)
     return built.to_dict()
 
 
@@ -131,15 +89,8 @@ def search(
     for result in results:
         out.print(result.query, style="bold")
         for hit in result.hits:
-            label = "  ".join(part for part in (_one_line(hit.caption), hit.path) if part)
-            out.print(f"{hit.score:7.2f}  {hit.modality:5}  {hit.key}  {label}", soft_wrap=True)
+            out.print(hit.line(), soft_wrap=True)
     return [result.to_dict() for result in results]
-
-
-def _one_line(caption: str | None) -> str:
-    """Return the beginning of a caption as one line; `--json` has all of it."""
-    line = " ".join((caption or "").split())
-    return line if len(line) <= LONGEST_CAPTION else f"{line[:LONGEST_CAPTION]}…"
 
 
 def serve(**options: Any) -> None:

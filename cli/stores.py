@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import c3tools
-from c3tools.reporter import counted
 
 from ._console import err, message, out, print_table, reporter
 from ._derive import Outcome
@@ -47,18 +46,8 @@ def import_(source: Path | None = None, **options: Any) -> Any:
     order.
     """
     report = c3tools.import_embeddings(source, **options, reporter=reporter())
-    for note in report.notes:
-        message(note)
-    if report.failures:
-        first = report.failures[0]
-        message(
-            f"{counted(len(report.failures), 'row was', 'rows were')} left out; "
-            f"{report.store}/failures.parquet lists "
-            f"the reasons. The first ({first.path}): {first.message}."
-        )
-    message(
-        f"Imported {_listing(report.rows)} into {report.store} ({counted(report.pairs, 'pair')})."
-    )
+    for line in report.lines():
+        message(line)
     return report.to_dict()
 
 
@@ -78,22 +67,13 @@ def verify(
         store: The store, as in other commands; the same as [STORE].
     """
     result = c3tools.verify_store(store or path or "c3-store", **options, reporter=reporter())
-    for name, shards in result.shards.items():
-        out.print(
-            f"{name}: {counted(result.rows.get(name, 0), 'row')} in {counted(shards, 'shard')}"
-        )
+    for line in result.counts():
+        out.print(line)
     for finding in result.findings if not out.quiet else ():
-        err.print(f"{finding.level} ({finding.check})", style="bold", end=" ")
-        message(f"{result.store / finding.file}: {finding.problem}\n  {finding.remedy}")
-    for line in result.repaired:
-        out.print(f"Repaired: {line}.")
-    state = f"has {counted(result.open, 'defect')}"
-    if result.whole:
-        state = f"is {'now ' if result.repaired else ''}complete and undamaged"
-        state += (
-            f"; see the {counted(len(result.findings), 'finding')} above" if result.findings else ""
-        )
-    out.print(f"{result.store} {state}.")
+        err.print(finding.heading, style="bold", end=" ")
+        message(result.explain(finding))
+    for line in result.verdict():
+        out.print(line)
     return Outcome(result.to_dict(), 0 if result.whole else NOT_WHOLE)
 
 
@@ -103,9 +83,7 @@ def merge(stores: list[Path], **options: Any) -> Any:
     If stores share keys, nothing is written unless --keep or --prefix is given.
     """
     report = c3tools.merge_stores(stores, **options, reporter=reporter())
-    dropped = f"; {report.dropped:,} duplicates were left out" if report.dropped else ""
-    rows = {name: sum(counts.values()) for name, counts in report.rows.items()}
-    message(f"{report.store}: {_listing(rows)}{dropped}.")
+    message(report.line())
     return report.to_dict()
 
 
@@ -117,11 +95,8 @@ def split(**options: Any) -> Any:
     """
     report = c3tools.split_store(**options, reporter=reporter())
     print_table(report.table())
-    if report.unnamed:
-        message(
-            f"The table does not name {counted(report.unnamed, 'row')}; these stay in the split "
-            f"they were in."
-        )
+    for note in report.notes():
+        message(note)
     return report.to_dict()
 
 
@@ -136,7 +111,3 @@ def left_out(**options: Any) -> Any:
     else:
         out.print(f"No rows of {left_out.store} are left out.")
     return left_out.to_dict()
-
-
-def _listing(rows: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows"

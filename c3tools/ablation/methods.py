@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from ..tables import Table
 from ..transforms import preset
 
 
@@ -139,3 +140,13 @@ PUBLISHED_IMAGES = (
     ("C2_2", "19.8", "25.5"),
     ("C3", "19.6", "26.0"),
 )
+
+
+def method_table(methods: Mapping[str, Method]) -> Table:
+    """Return methods as a table, one row each."""
+    columns = ["method", "learns from", "noise", "description"]
+    rows = []
+    for name, method in methods.items():
+        noise = "sigma" if method.noisy else "none"
+        rows.append([name, method.learns_from, noise, method.summary])
+    return Table(columns, rows, left=columns)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from ..assets.paths import C3_MINI
 from ..errors import C3Error, EncoderError, reason_of
 from ..io.hub import HUB, is_reachable
+from ..tables import Table
 from .encoder import ModelFacts
 from .plugins import find_plugin
 from .preprocessing import ImagePreprocessor
@@ -359,6 +360,16 @@ def list_models(containing: str = "", *, here: bool = False) -> list[dict[str, A
             "the hub is hf-hub:ORG/NAME.",
         )
     return selected
+
+
+def model_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the models of `list_models` as a table, one row each."""
+    rows = []
+    for model in models:
+        image = f"{model['image_size']} px"
+        text = f"{model['context_length']} tokens"
+        rows.append([model["name"], str(model["dim"]), image, text, "yes" if model["here"] else ""])
+    return Table(["model", "d", "image", "text", "here"], rows)
 
 
 def _listed_model(

@@ -24,6 +24,7 @@ from PIL import Image
 from ..arrays import Floats, Indices, Mask, Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
+from ..tables import Table
 from .encoder import ON_CPU, Encoder, Modality, ModelFacts
 from .preprocessing import ImagePreprocessor
 
@@ -107,6 +108,12 @@ def model_kinds() -> list[ModelKind]:
         if entry is not _SENTENCE_TRANSFORMERS:
             kinds.append(ModelKind(f"{name}:…", f"of {entry.dist.name}" if entry.dist else ""))
     return kinds
+
+
+def kind_table() -> Table:
+    """Return the kinds of `model_kinds` as a table, one row each."""
+    rows = [[kind.form, kind.about, kind.install or "yes"] for kind in model_kinds()]
+    return Table(["also", "of", "installed"], rows, left=["of", "installed"])
 
 
 class PluginBackend:

@@ -74,6 +74,19 @@ class ExportReport:
         values = {name: value for name, value in vars(self).items() if name != "pipeline"}
         return values | {"output": str(self.output)}
 
+    def lines(self) -> list[str]:
+        """Return the rows of each modality and what was written, a line each."""
+        lines = []
+        for modality, counts in self.rows.items():
+            line = f"{modality}: {counted(sum(counts.values()), 'row')}"
+            if self.pipeline.noisy:
+                line += f", {counts['training']:,} of them as training inputs"
+            lines.append(line)
+        written = f"Wrote {self.bytes / 1e6:,.1f} MB to {self.output}"
+        if self.kept:
+            written += f" ({counted(self.kept, 'file was', 'files were')} already finished)"
+        return [*lines, written]
+
 
 def export_store(
     store: Store | str | Path = "c3-store",

@@ -57,6 +57,7 @@ from .pairs import fit_on_pairs
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
+LONGEST_CAPTION = 200  # characters of a hit that are printed
 TRAINED_FILE = "trained.faiss"
 _OWN = Path("c3-index")  # where c3 index writes to
 _ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("modality", *HIT_COLUMNS)])
@@ -96,6 +97,14 @@ class Hit:
     def to_dict(self) -> dict[str, Any]:
         """Return the hit as JSON values, without what it lacks."""
         return {name: value for name, value in asdict(self).items() if value not in (None, {})}
+
+    def line(self) -> str:
+        """Return the score, the key, the beginning of the caption and the path in one line."""
+        caption = " ".join((self.caption or "").split())
+        if len(caption) > LONGEST_CAPTION:
+            caption = f"{caption[:LONGEST_CAPTION]}…"
+        label = "  ".join(part for part in (caption, self.path) if part)
+        return f"{self.score:7.2f}  {self.modality:5}  {self.key}  {label}"
 
 
 @dataclass(frozen=True)
@@ -270,6 +279,37 @@ class Index:
         """
         measured = {name: value for name, value in self.record.items() if name not in _PROVENANCE}
         return {"output": str(self.path), **measured, "bias@10": self.bias}
+
+    def lines(self) -> list[str]:
+        """Return what a run of `build_index` wrote, and how well the index finds rows, in
+        sentences.
+        """
+        record = self.record
+        rows = f"{counted(record['rows'], 'row')} as {record['factory']}"
+        if record["added"] < record["rows"]:
+            added = "There are no new rows for"
+            if record["added"]:
+                added = f"Added {counted(record['added'], 'row')} to"
+            return [f"{added} {self.path}: {rows}."]
+        recall_name = next((name for name in record if name.startswith("recall@")), None)
+        recall = f"{recall_name} {record[recall_name]:.3f}" if recall_name else ""
+        probes = f" with nprobe {record['nprobe']}" if record.get("nprobe") else ""
+        queries = counted(record["recall_queries"], "query", "queries")
+        lines = [
+            f"Indexed {rows} in {self.path}.",
+            f"{recall} against exact search{probes} ({queries}).",
+        ]
+        if not self.bias:
+            return lines
+        for name, before in self.bias["before"].items():
+            lines.append(
+                f"{name} queries: by cosine, the share of {name} rows among the 10 nearest is "
+                f"{before:.2f} before centring and {self.bias['after'][name]:.2f} after (balanced "
+                f"sample; 0.50 means no bias)."
+            )
+        if self.bias["before"]:
+            lines.append("c3 search ranks by calibrated scores, which have less of this bias.")
+        return lines
 
     @property
     def store_path(self) -> Path:

@@ -30,7 +30,7 @@ from ..corpus.tables import IMAGE_KEY, pick, pick_all, read_table, text_columns
 from ..errors import StoreError
 from ..io.artifact import digest_of
 from ..io.files import MALFORMED, read_json, write_json_atomically
-from ..reporter import SILENT, Reporter, counted
+from ..reporter import SILENT, Reporter, counted, counted_rows
 from ..tables import Table
 from .dataset import copy_store, with_column
 from .ids import ids_in
@@ -70,6 +70,19 @@ class CopyReport:
             for modality, counts in self.rows.items()
         ]
         return Table(["", *splits], cells, str(self.store))
+
+    def notes(self) -> list[str]:
+        """Return a sentence on rows that a split file does not name."""
+        if not self.unnamed:
+            return []
+        rows = counted(self.unnamed, "row")
+        return [f"The table does not name {rows}; these stay in the split they were in."]
+
+    def line(self) -> str:
+        """Return the rows of a merge, and how many were left out, in one line."""
+        rows = {modality: sum(counts.values()) for modality, counts in self.rows.items()}
+        dropped = f"; {self.dropped:,} duplicates were left out" if self.dropped else ""
+        return f"{self.store}: {counted_rows(rows)}{dropped}."
 
 
 def merge_stores(

@@ -21,7 +21,7 @@ from ..io.artifact import digest_of
 from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
-from ..reporter import SILENT, Progress, Reporter
+from ..reporter import SILENT, Progress, Reporter, counted, counted_rows
 from .carried import carried_types, names_to_keep
 from .manifest import StoreWriter, create_store
 from .pairing import read_files, share_column
@@ -66,6 +66,21 @@ class ImportReport:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict, with failures as a count."""
         return {**vars(self), "store": str(self.store), "failures": len(self.failures)}
+
+    def lines(self) -> list[str]:
+        """Return what was noticed, left out and imported, in sentences."""
+        lines = [*self.notes]
+        if self.failures:
+            first = self.failures[0]
+            rows = counted(len(self.failures), "row was", "rows were")
+            lines.append(
+                f"{rows} left out; {self.store}/failures.parquet lists the reasons. The first "
+                f"({first.path}): {first.message}."
+            )
+        lines.append(
+            f"Imported {counted_rows(self.rows)} into {self.store} ({counted(self.pairs, 'pair')})."
+        )
+        return lines
 
 
 def import_embeddings(

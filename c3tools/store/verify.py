@@ -76,6 +76,11 @@ class Finding:
     problem: str
     remedy: str
 
+    @property
+    def heading(self) -> str:
+        """The level and the check, as the terminal shows them."""
+        return f"{self.level} ({self.check})"
+
 
 @dataclass
 class Verification:
@@ -110,6 +115,27 @@ class Verification:
     def add_defect(self, check: str, file: str, problem: str, remedy: str) -> None:
         """Add a defect; see `Finding`."""
         self.findings.append(Finding("defect", check, file, problem, remedy))
+
+    def counts(self) -> list[str]:
+        """Return the rows and shards of each modality, a line each."""
+        return [
+            f"{modality}: {counted(self.rows[modality], 'row')} in {counted(shards, 'shard')}"
+            for modality, shards in self.shards.items()
+        ]
+
+    def explain(self, finding: Finding) -> str:
+        """Return the file, the problem and the remedy of a finding."""
+        return f"{self.store / finding.file}: {finding.problem}\n  {finding.remedy}"
+
+    def verdict(self) -> list[str]:
+        """Return what was repaired, and whether the store is whole, a sentence each."""
+        state = f"has {counted(self.open, 'defect')}"
+        if self.whole:
+            state = f"is {'now ' if self.repaired else ''}complete and undamaged"
+            if self.findings:
+                state += f"; see the {counted(len(self.findings), 'finding')} above"
+        repairs = [f"Repaired: {repair}." for repair in self.repaired]
+        return [*repairs, f"{self.store} {state}."]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""

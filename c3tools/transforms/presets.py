@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import TransformError
 from ..io.hub import local_folder
 from ..reporter import SILENT, Reporter
+from ..tables import Table
 from .fitting import load_command
 from .pipeline import Pipeline
 from .sigma import AUTO, PAIRS, PUBLISHED_SIGMA, Side, Sigma, parse_sigma, sigma_by_rule
@@ -164,6 +165,12 @@ PRESETS = {
     for name, row in _table(PUBLISHED_SIGMA, "image", "text").items()
 }
 """Name → the formula of the pipeline, and where it was published."""
+
+
+def preset_table() -> Table:
+    """Return the presets as a table, one row each."""
+    columns = ["preset", "embedding", "source"]
+    return Table(columns, [[name, *about] for name, about in PRESETS.items()], left=columns)
 
 
 def preset(
