@@ -353,7 +353,11 @@ def apply_heads(
         digests[rows.modality] = digest_of(rows.embeddings)
     model = ModelIdentity(name="connected-heads", weights_sha256=heads.sha256)
     info = StoreInfo(
-        model=model, dim=heads.record["dim"], dtype=dtype, extra={"connected": digests}
+        model=model,
+        dim=heads.record["dim"],
+        dtype=dtype,
+        columns=dict(features.columns),
+        extra={"connected": digests},
     )
     result = write_modalities(Path(output), info, modalities, reporter=reporter)
     return replace(result, pairs=len(features), notes=list(features.notes))

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -256,10 +256,12 @@ class PairedFeatures(Pairs):
     Attributes:
         notes: how rows were paired, and what else the user should know, a sentence each.
         models: the models that made the features, by modality, as far as they are known.
+        columns: the types of the columns that rows of stores carry, by name, see `StoreInfo`.
     """
 
     notes: Sequence[str]
     models: Mapping[str, ModelIdentity]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def inputs(self) -> PairInputs:
         """Return all pairs as training draws from them."""
@@ -312,10 +314,12 @@ def read_features(
         reporter: Gets a message if a store is unfinished.
 
     Raises:
-        ConnectError: if there are not exactly two modalities.
+        ConnectError: if there are not exactly two modalities, or two stores keep a column with
+            other types.
         StoreError: if a file or store cannot be read, or rows cannot be paired.
     """
     models: dict[str, ModelIdentity] = {}
+    columns: dict[str, str] = {}
     notes: list[str] = []
     files = {"image": image, "text": text, **(other or {})}
     if any(files.values()):
@@ -334,6 +338,13 @@ def read_features(
             unique_name = f"{name}_2" if name in models else name
             models[unique_name] = opened.info.model
             sides.append(_read_side(opened, name, unique_name))
+            for column, kind in opened.info.columns.items():
+                if columns.setdefault(column, kind) != kind:
+                    raise ConnectError(
+                        f"One store keeps the column {column!r} as {columns[column]}, the other as "
+                        f"{kind}.",
+                        remedy="Embed or import one of them again, with the same type.",
+                    )
     if len(names) != 2:
         raise ConnectError(
             f"Two modalities are needed, not {len(names)} ({', '.join(names)}).",
@@ -366,7 +377,7 @@ def read_features(
             )
     has_bad_partner = (item_index >= 0) & first_is_bad[item_index]
     item_index = np.where(second_is_bad | has_bad_partner, -1, item_index)
-    return PairedFeatures(first, second, item_index, notes, models)
+    return PairedFeatures(first, second, item_index, notes, models, columns)
 
 
 def _modalities_of(first: Store, second: Store, modalities: Sequence[str] | None) -> list[str]:

@@ -10,7 +10,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import isnan
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..io.files import MALFORMED, read_json, require_lines
 from ..io.limits import limited_lines, refusing_excess
 from ..io.locations import open_binary
 from ..io.parquet import UNREADABLE, open_parquet
+from ..reporter import counted
 from .items import ReadOptions, as_storable
 from .tables import (
     ROLES,
@@ -205,10 +206,10 @@ def _read_json(path: Path, pick_columns: _Pick) -> _Rows:
         for record in records:
             yield record, columns
     if images:
-        columns = pick_columns(vars(images[0]))
+        columns = pick_columns(images[0].values)
     for number, image in enumerate(images, start=1):
         if image.file_name is not None:
-            yield Record(number, vars(image)), columns
+            yield Record(number, image.values), columns
 
 
 def _read_lines(path: Path, pick_columns: _Pick) -> _Rows:
@@ -323,6 +324,16 @@ def captions_of(record: Mapping[str, Any], columns: Iterable[str], where: str) -
             )
         captions += texts
     return captions
+
+
+def note_of_ambiguous(keys: Collection[str]) -> str:
+    """Return the sentence about items of which several rows have different values of the columns
+    to keep.
+    """
+    return (
+        f"The rows of {counted(len(keys), 'item')}, for example {min(keys)}, differ in the columns "
+        f"to keep: all rows of an item get the values of its first one."
+    )
 
 
 def kept_values(record: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -78,6 +78,7 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
         first, captions = images.setdefault(image.key, (image, []))
         if first.path == image.path:
             captions.extend(row.captions)
+            corpus.columns_of(image.key, [first.columns, row.columns])
         else:
             message = (
                 f"{first.path} has the same key {image.key}; choose another column of keys "

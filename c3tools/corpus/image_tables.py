@@ -114,8 +114,9 @@ def read_image_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterat
         image = ImageItem(
             key, f"{path}#{row.number}", row.split, None, row.cell, columns=row.columns
         )
-        _, captions = images.setdefault(key, (image, []))
+        first, captions = images.setdefault(key, (image, []))
         captions.extend(row.captions)
+        corpus.columns_of(key, [first.columns, row.columns])
     yield from images.values()
     if renamed:
         corpus.notes.append(

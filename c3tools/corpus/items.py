@@ -241,6 +241,8 @@ class Corpus:
         captions: the captions file that was given; None where captions were detected.
         folder_splits: the splits of files that are in folders named after splits, by path.
         split_origins: where splits come from, with the splits that are named there.
+        ambiguous_keys: keys of images of which rows have other values of the columns to keep than
+            the first one.
     """
 
     def __init__(self) -> None:
@@ -258,6 +260,7 @@ class Corpus:
         self.captions: str | None = None
         self.folder_splits: dict[str, str] = {}
         self.split_origins: dict[str, set[str]] = {}
+        self.ambiguous_keys: set[str] = set()
 
     def by_modality(self) -> dict[str, ItemTable[Any]]:
         """Return the items by the names of their modalities."""
@@ -277,6 +280,15 @@ class Corpus:
         if split.name:
             names.add(split.name)
         return split.name
+
+    def columns_of(self, key: str, rows: Iterable[str | None]) -> str | None:
+        """Return the values of the columns to keep of the first of the rows of an image that has
+        some; note the key if another row has others.
+        """
+        values = [columns for columns in rows if columns is not None]
+        if len(set(values)) > 1:
+            self.ambiguous_keys.add(key)
+        return values[0] if values else None
 
     def media(self) -> list[ItemTable[ImageItem]]:
         """Return the images, the videos and the sounds."""

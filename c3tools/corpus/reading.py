@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from ..errors import CorpusError, MissingExtraError, UnusedOptionError, reason_of
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import SILENT, Progress, Reporter, counted
-from .captions import CaptionRow, read_captions
+from .captions import CaptionRow, note_of_ambiguous, read_captions
 from .containers import Reader, reader_of, split_of_container
 from .items import (
     AUDIO_SUFFIXES,
@@ -186,6 +186,8 @@ def read_corpus(
         raise MissingExtraError("soundfile", extra="st", purpose="Embedding audio")
     _check(corpus, options.captions)
     _refuse_unused(options)
+    if corpus.ambiguous_keys:
+        corpus.notes.append(note_of_ambiguous(corpus.ambiguous_keys))
     return corpus
 
 
@@ -276,7 +278,8 @@ def _add_images(
         folder_split = corpus.folder_splits.get(image.path)
         split = corpus.split_of(matched.split, matched.file_split, folder_split)
         image_key = corpus.prefixes[str(root)] + key
-        joined = image._replace(key=image_key, split=split, columns=matched.columns)
+        columns = corpus.columns_of(image_key, matched.columns)
+        joined = image._replace(key=image_key, split=split, columns=columns)
         corpus.add_image(joined, matched.captions)
         progress.advance()
 
@@ -408,7 +411,7 @@ class _Matched:
         captions: of the image.
         split: that its rows name.
         file_split: that it is named after.
-        columns: the values of columns to keep, see `ImageItem`.
+        columns: the values of columns to keep in each row, see `ImageItem`.
     """
 
     by_name: bool = False
@@ -416,7 +419,7 @@ class _Matched:
     captions: Sequence[str] = ()
     split: str | None = None
     file_split: str | None = None
-    columns: str | None = None
+    columns: Sequence[str | None] = ()
 
 
 class _CaptionSources:
@@ -449,7 +452,7 @@ class _CaptionSources:
             first,
             split=next((row.split for row in rows if row.split), None),
             file_split=next((row.file_split for row in rows if row.file_split), None),
-            columns=next((row.columns for row in rows if row.columns), None),
+            columns=next((row.columns for row in rows if any(row.columns)), ()),
         )
 
     def add(self, source: str, file: Path, options: ReadOptions) -> int:
@@ -501,8 +504,9 @@ class _CaptionSources:
         for by_name, rows_of_images in ((False, rows_by_path), (True, rows_by_name)):
             for path, rows in rows_of_images.items():
                 captions, split = _join_rows(rows)
+                columns = [row.columns for row in rows]
                 self._matched[path].append(
-                    _Matched(by_name, source, captions, split, file_split, rows[0].columns)
+                    _Matched(by_name, source, captions, split, file_split, columns)
                 )
                 matched += len(rows)
         # COCO files are often of another part of the same data set
@@ -748,7 +752,8 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                     texts, row_split = _join_rows(rows)
                     field = row_split or field
                     if rows:
-                        columns = rows[0].columns or columns
+                        columns_of_rows = [row.columns for row in rows]
+                        columns = corpus.columns_of(image.key, columns_of_rows) or columns
                         file_split = split_in_name(Path(str(options.captions)).stem) or file_split
                 folder_splits = corpus.folder_splits
                 folder_split = folder_splits.get(image.path) or folder_splits.get(str(container))

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -109,12 +109,25 @@ class AnnotatedImage:
         file_name: None if the file only has captions for its id.
         captions: in the order of the file.
         split: as the file names it; None if it names none.
+        fields: all that the file says of it, such as license and coco_url.
     """
 
     image_id: Any
     file_name: str | None
     captions: list[str]
     split: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The image as a row of a table: in columns of the usual names, then its other fields."""
+        columns = {
+            "image_id": self.image_id,
+            "file_name": self.file_name,
+            "captions": self.captions,
+            "split": self.split,
+        }
+        return columns | {**self.fields, **columns}
 
 
 def pick(columns: Iterable[str], *roles: Role, wanted: str | None = None) -> str | None:
@@ -218,7 +231,7 @@ def annotated_images(content: Any) -> list[AnnotatedImage]:
     for image in content.get("images", ()):
         captions = captions_by_id.pop(image["id"], [])
         file_name = str(image.get("file_name", image["id"]))
-        images.append(AnnotatedImage(image["id"], file_name, captions))
+        images.append(AnnotatedImage(image["id"], file_name, captions, fields=image))
     for image_id, captions in captions_by_id.items():
         images.append(AnnotatedImage(image_id, None, captions))
     return images
@@ -226,7 +239,9 @@ def annotated_images(content: Any) -> list[AnnotatedImage]:
 
 def _karpathy_image(image: Mapping[str, Any]) -> AnnotatedImage:
     captions = [str(sentence["raw"]) for sentence in image["sentences"]]
-    return AnnotatedImage(image.get("imgid"), str(image["filename"]), captions, image.get("split"))
+    return AnnotatedImage(
+        image.get("imgid"), str(image["filename"]), captions, image.get("split"), fields=image
+    )
 
 
 def read_table(
@@ -257,7 +272,7 @@ def read_table(
             content = read_json(path)
             if isinstance(content, list):
                 return _table_of_json_lines(records_in_list(path, content, error), keep)
-            return _table_of_images(content)
+            return _table_of_images(content, keep)
         if suffix in _JSON_LINES:
             return _table_of_json_lines(read_records(path, error), keep)
         if suffix in _CSV:
@@ -415,7 +430,7 @@ def _json_cell(value: Any) -> Any:
     return value if type(value) in (str, list, type(None)) else str(value)
 
 
-def _table_of_images(content: Any) -> pa.Table:
+def _table_of_images(content: Any, keep: Collection[str]) -> pa.Table:
     images = annotated_images(content)
     columns = {
         "image_id": [_json_cell(image.image_id) for image in images],
@@ -423,4 +438,7 @@ def _table_of_images(content: Any) -> pa.Table:
         "captions": [image.captions for image in images],
         "split": [image.split for image in images],
     }
+    for name in keep:
+        if any(name in image.fields for image in images):
+            columns[name] = [image.fields.get(name) for image in images]
     return pa.table(columns)

@@ -28,7 +28,7 @@ from ..io.locations import location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
-from ..store.carried import carried_types, names_to_keep
+from ..store.carried import KeptRow, carried_types, names_to_keep
 from ..store.manifest import require_store_or_empty
 from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import ShardName, ShardRecord, shards_in
@@ -201,7 +201,7 @@ def embed(
         keep_columns=kept,
         reporter=reporter,
     )
-    options = replace(options, columns=carried_types(kept, _schemas_of_kept(corpus), recorded))
+    options = replace(options, columns=carried_types(kept, _kept_rows(corpus), recorded))
     _report_inputs(corpus, reporter)
 
     # Choose the encoder; it is loaded when it is needed
@@ -265,12 +265,13 @@ def embed(
     return opened
 
 
-def _schemas_of_kept(corpus: Corpus) -> Iterator[pa.Schema]:
-    """Yield the schema of the kept columns of each block of inputs."""
+def _kept_rows(corpus: Corpus) -> Iterator[KeptRow]:
+    """Yield the inputs that have values in the columns to keep."""
     for items in corpus.by_modality().values():
-        for batch in items.table.select(["columns"]).to_batches(_BLOCK):
-            values: list[Any] = batch.column("columns").drop_null().to_pylist()
-            yield pa.Table.from_pylist([json.loads(value) for value in values]).schema
+        for batch in items.table.select(["key", "columns"]).to_batches(_BLOCK):
+            for row in batch.to_pylist():
+                if row["columns"] is not None:
+                    yield KeptRow(row["key"], json.loads(row["columns"]))
 
 
 def _names_new_model(

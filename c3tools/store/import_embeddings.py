@@ -5,7 +5,7 @@ makes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ..arrays import Floats
 from ..choices import NumberFormat
+from ..corpus.captions import note_of_ambiguous
 from ..errors import StoreError, note_on_interrupt
 from ..identity import UNKNOWN_MODEL, ModelIdentity
 from ..io.artifact import digest_of
@@ -22,9 +23,9 @@ from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Progress, Reporter, counted, counted_rows
-from .carried import carried_types, names_to_keep
+from .carried import KeptRow, carried_types, names_to_keep
 from .manifest import StoreWriter, create_store
-from .pairing import read_files, share_column
+from .pairing import ambiguous_in, read_files, share_column
 from .reader import Store
 from .rows import Rows, match_items
 from .shard_indexes import keep_indexes
@@ -167,10 +168,13 @@ def import_embeddings(
         source=source,
         keep=kept,
     )
-    schemas = [rows.table.select(kept).schema for rows in modalities]
-    columns = carried_types(kept, schemas, recorded)
+    columns = carried_types(kept, _kept_rows(modalities, kept), recorded)
+    ambiguous_items: set[str] = set()
     for name, kind in columns.items():
+        ambiguous_items |= ambiguous_in(modalities, name)
         modalities = share_column(modalities, name, CARRIED_TYPES[kind], {})
+    if ambiguous_items:
+        notes.append(note_of_ambiguous(ambiguous_items))
     dims = {rows.modality: rows.embeddings.shape[1] for rows in modalities}
     if len(set(dims.values())) > 1:
         raise StoreError(
@@ -215,6 +219,14 @@ def import_embeddings(
     report = write_modalities(path, info, modalities, reporter=reporter)
     report.notes = [*notes, *report.notes]
     return report
+
+
+def _kept_rows(modalities: Sequence[Rows], kept: Sequence[str]) -> Iterator[KeptRow]:
+    """Yield the rows with their values in the columns to keep."""
+    for rows in modalities:
+        for batch in rows.table.select(["key", *kept]).to_batches():
+            for values in batch.to_pylist():
+                yield KeptRow(values["key"], values)
 
 
 def _subfolder(folder: str | Path, name: str) -> Path | None:

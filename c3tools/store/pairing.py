@@ -148,6 +148,17 @@ def share_column(
     return shared
 
 
+def ambiguous_in(modalities: Sequence[Rows], name: str) -> set[str]:
+    """Return the items whose rows have several values of a column."""
+    first_values: dict[str, Any] = {}
+    ambiguous = set()
+    for rows in modalities:
+        for item, value in zip(rows.items, rows.column(name), strict=True):
+            if value not in (None, "") and first_values.setdefault(item, value) != value:
+                ambiguous.add(item)
+    return ambiguous
+
+
 class _Modality:
     """The rows of one modality while they are paired.
 

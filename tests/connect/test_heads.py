@@ -16,6 +16,7 @@ from c3tools.connect.pairs import PairedFeatures
 from c3tools.connect.training import TrainingSettings
 from c3tools.errors import ConnectError, OutputError
 from c3tools.store import Pairs, Store
+from c3tools.store.import_embeddings import import_embeddings
 from tests.conftest import Messages, make_store
 from tests.golden import assert_interface, recorded
 from tests.stores import one_byte_changed, unit
@@ -246,6 +247,30 @@ def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Conn
     with pytest.raises(ConnectError, match=r"one.*other"):
         apply_heads(heads, other, "refused")
     assert not Path("refused").exists()
+
+
+def test_applying_heads_carries_the_columns_of_the_stores(connect: Connect) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 8))
+    labels = list(range(40))
+    columns: dict[str, Any] = {"key": [f"k{i}" for i in labels], "label": labels}
+    import_embeddings(store="s", image=rows, text=-rows, meta=columns, keep_columns=["label"])
+    features = read_features(store="s")
+    connect(of=features, epochs=1)
+    apply_heads("heads", features, "connected")
+    store = Store.open("connected")
+    assert store.info.columns == {"label": "int64"}
+    assert store.load("text").column("label") == labels
+
+
+def test_stores_that_keep_a_column_with_other_types_are_not_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("one", 1), ("two", "1")):
+        meta: dict[str, Any] = {"key": ["a"], "label": [value]}
+        import_embeddings(store=name, image=np.ones((1, 4)), meta=meta, keep_columns=["label"])
+    with pytest.raises(ConnectError, match=r"'label' as int64, the other as string"):
+        read_features(store="one", second_store="two")
 
 
 def test_wrong_settings_are_one_message(connect: Connect) -> None:

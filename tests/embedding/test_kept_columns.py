@@ -19,7 +19,7 @@ from c3tools.index import Index, build_index
 from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.dataset import load_data_set, save_data_set
 from c3tools.store.verify import verify_store
-from tests.conftest import contents, write_jsonl
+from tests.conftest import Messages, contents, write_jsonl
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_list, write_tar
 from tests.stores import colour_corpus, colour_encoder
 
@@ -103,6 +103,66 @@ def test_images_and_their_texts_keep_the_columns_of_their_table(kind: str) -> No
     assert {key: texts[key] for key in kept(store, "text")} == kept(store, "text")
 
 
+@pytest.mark.parametrize("kind", ["captions", "captions apart", "list", "table"])
+def test_a_line_names_the_images_of_which_rows_differ(kind: str) -> None:
+    rows = [
+        {"image": "red.png", "text": "a", "label": 1},
+        {"image": "red.png", "text": "b", "label": 2},
+        {"image": "red.png", "text": "c", "label": 3},
+        {"image": "blue.png", "text": "d", "label": 4},
+        {"image": "blue.png", "text": "e", "label": 4},
+    ]
+    photos = photos_of(Path("photos"))
+    write_jsonl(Path("photos/captions.jsonl"), *rows)
+    path = "photos"
+    options: dict[str, Any] = {}
+    match kind:
+        case "captions apart":
+            path = str(write_tar(Path("a.tar"), webdataset(photos)))
+            options = {"captions": "photos/captions.jsonl"}
+        case "list":
+            path = "photos/captions.jsonl"
+            options = {"image_column": "image"}
+        case "table":
+            of_name = {photo.name: photo for photo in photos}
+            repeated = [of_name[str(row["image"])] for row in rows]
+            labels = [row["label"] for row in rows]
+            path = str(write_hf_parquet(Path("a.parquet"), repeated, label=labels))
+    messages = Messages()
+    store = run(path, keep_columns=["label"], reporter=messages, **options)
+    (note,) = [text for text in messages.texts if "differ in the columns to keep" in text]
+    assert note.startswith("The rows of 1 item, for example red, differ")
+    labels_of_red = set()
+    for row in store.load("text").table.select(["key", "label"]).to_pylist():
+        if row["key"].startswith("red"):
+            labels_of_red.add(row["label"])
+    assert labels_of_red == {1}
+
+
+FIELDS = {"license": 4, "coco_url": "http://c/red"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {
+            "images": [{"id": 7, "file_name": "red.png", **FIELDS}],
+            "annotations": [{"image_id": 7, "caption": "a red square"}],
+        },
+        {"images": [{"filename": "red.png", "sentences": [{"raw": "a red square"}], **FIELDS}]},
+    ],
+    ids=["coco", "karpathy"],
+)
+def test_fields_of_images_in_files_of_coco_and_karpathy_are_kept(content: Any) -> None:
+    Path("photos/captions.jsonl").unlink()
+    Path("photos/captions.json").write_text(json.dumps(content))
+    rows = run(keep_columns=list(FIELDS)).load("text")
+    assert {name: rows.column(name) for name in FIELDS} == {
+        "license": [4],
+        "coco_url": ["http://c/red"],
+    }
+
+
 def test_texts_without_images_keep_the_columns_of_their_rows() -> None:
     write_jsonl(Path("t.jsonl"), *({"text": name, **values} for name, values in KEPT.items()))
     assert list(kept(run("t.jsonl"), "text").values()) == list(KEPT.values())
@@ -151,9 +211,10 @@ def test_a_row_is_unchanged_where_no_table_has_its_columns() -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ([1], "not of one type"),
-        ("three", "not of one type"),
-        (2**70, "not of one type"),
+        ([1], r"'label' of red contains '\[1\]' \(list\), which cannot be kept"),
+        ("three", r"of red contains 'three' \(str\), while earlier rows are double"),
+        (True, r"of red contains 'True' \(bool\), while earlier rows are double"),
+        (2**70, r"of red contains '\d+' \(int\), which cannot be kept"),
     ],
 )
 def test_values_of_another_kind_are_refused(value: Any, problem: str) -> None:
@@ -165,7 +226,7 @@ def test_values_of_another_kind_are_refused(value: Any, problem: str) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("ulr", "'ulr' cannot be kept: its values are null, not texts, numbers or booleans"),
+        ("ulr", "No row has a value in the column 'ulr'"),
         ("caption", "Of caption, stores have a column of their own"),
     ],
 )
@@ -178,7 +239,8 @@ def test_a_later_run_with_values_of_another_type_is_refused() -> None:
     write_captions({"red": {"label": 1}})
     run(keep_columns=["label"])
     write_captions({"red": {"label": 1.5}})
-    with pytest.raises(C3Error, match="its values are double, not int64"):
+    problem = r"'label' of red contains '1.5' \(float\), but the store keeps it as int64"
+    with pytest.raises(C3Error, match=problem):
         run(keep_columns=None)
 
 

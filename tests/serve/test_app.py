@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from c3tools.index import Index, build_index
+from c3tools.index import Hit, Index, build_index
 from c3tools.store import Rows
 from tests.bombs import png
 from tests.conftest import C3, build_store, done, unit_rows
@@ -249,6 +249,16 @@ def test_the_page_answers_the_query_in_its_address_without_scripts(client: Any) 
     captions = re.findall("<blockquote>(.*?)</blockquote>", page.text)
     hits = client.get("/search?q=b 0&in=text&k=30").json()["hits"]
     assert captions == [hit["caption"] for hit in hits]
+
+
+def test_the_page_shows_the_columns_that_rows_carry(
+    client: Any, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hit = Hit(2.3, 0.3, 0, "a", "text", caption="a dog", columns={"label": 0, "nsfw": None})
+    monkeypatch.setattr(Index, "rank", lambda *_, **__: [[hit]])
+    page = client.get("/?q=dog").text
+    assert "<span>label: 0</span></figcaption>" in page
+    assert "nsfw" not in page
 
 
 def test_the_page_says_what_is_wrong_with_its_address(client: Any) -> None:

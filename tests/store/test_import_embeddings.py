@@ -707,8 +707,32 @@ def test_a_later_import_keeps_the_same_columns() -> None:
     assert loaded("text").column("label") == [2]
 
 
-@pytest.mark.parametrize("column", ["lists", "nothing"])
-def test_columns_that_cannot_be_kept_are_refused(column: str) -> None:
+def test_a_note_names_the_items_of_which_rows_differ() -> None:
+    image = write("image.parquet", vectors(2), {"id": ["a", "b"], "label": [1, 2]})
+    texts: dict[str, Ids] = {"image_key": ["a", "b", "c", "c"], "label": [1, 3, 5, 6]}
+    text = write("text.parquet", vectors(4), texts)
+    report = import_embeddings(image=image, text=text, keep_columns=["label"])
+    assert loaded("text").column("label") == [1, 2, 5, 5]
+    (note,) = [note for note in report.notes if "differ in the columns to keep" in note]
+    assert note.startswith("The rows of 2 items, for example b, differ")
+
+
+def test_fields_of_images_in_a_coco_file_are_kept() -> None:
+    np.save("a.npy", vectors(1))
+    image = {"id": 7, "file_name": "a.jpg", "license": 4}
+    write_jsonl(Path("coco.json"), {"images": [image], "annotations": []})
+    import_embeddings(image="a.npy", meta="coco.json", keep_columns=["license"])
+    assert loaded("image").column("license") == [4]
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        ("lists", r"'lists' of 00000000 contains .* \(list\), which cannot be kept"),
+        ("nothing", "No row has a value in the column 'nothing'"),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_refused(column: str, problem: str) -> None:
     path = write("text.parquet", vectors(2), {"caption": ["a", "b"], "lists": [["a"], ["b"]]})
-    with pytest.raises(StoreError, match=f"{column}' cannot be kept"):
+    with pytest.raises(StoreError, match=problem):
         import_embeddings(text=path, keep_columns=[column])
