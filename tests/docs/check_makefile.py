@@ -53,14 +53,11 @@ def test_make_runs_the_steps_whose_inputs_have_other_content(tmp_path: Path) -> 
     assert make(tmp_path) == ["embed", "export", "train-decoder", "evaluate"]
     assert make(tmp_path) == []
 
-    # The run into the store sees that a touched photo has the same content
-    before = shard_times(tmp_path)
     photo.touch()
-    assert make(tmp_path) == ["embed"]
     assert make(tmp_path) == []
-    assert shard_times(tmp_path) == before
 
     # One of the three shards of 40 captions has another one
+    before = shard_times(tmp_path)
     text = captions.read_text(encoding="utf-8")
     first = text.partition('"captions": ["')[2].partition('"')[0]
     captions.write_text(text.replace(first, "another caption"), encoding="utf-8")
@@ -70,3 +67,6 @@ def test_make_runs_the_steps_whose_inputs_have_other_content(tmp_path: Path) -> 
 
     assert make(tmp_path, SEED="1") == ["train-decoder", "evaluate"]
     assert make(tmp_path, SEED="1") == []
+
+    photo.unlink()
+    assert make(tmp_path, SEED="1") == ["embed", "export", "train-decoder", "evaluate"]
