@@ -70,7 +70,7 @@ def packed(kind: str) -> tuple[Path, dict[str, Any]]:
             return Path("photos"), {}
         case "captions apart":
             path = Path("photos/captions.jsonl").rename("mine.jsonl")
-            return Path("photos"), {"captions": path, "images_root": "photos"}
+            return Path("photos"), {"captions": path}
         case "tar":
             extra = [(f"{name}.json", json.dumps(values).encode()) for name, values in KEPT.items()]
             members = [member for member in webdataset(photos) if not member[0].endswith("json")]
