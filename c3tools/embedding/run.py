@@ -179,7 +179,7 @@ def embed(
             remedy="Leave --query-prompt out, and give it to `c3 search`.",
         )
     if faiss:
-        load_faiss()  # or the error comes before the work
+        load_faiss()  # so that a missing FAISS is reported before the work
 
     # Read the corpus
     model_name = model or (recorded.model.name if recorded else "")
@@ -210,10 +210,11 @@ def embed(
     else:
         devices = pick_devices(device)
     # With the model of the store, auto is what it stood for when the store was begun
+    chosen_backend = backend
     chosen_precision: str = precision
     if recorded and model in (None, recorded.model.name):
         if backend == "auto":
-            backend = recorded.backend or backend
+            chosen_backend = recorded.backend or backend
         if precision == "auto":
             chosen_precision = recorded.precision or precision
 
@@ -225,7 +226,7 @@ def embed(
             device=devices[0],
             truncate_dim=truncate_dim,
             query_prompt=query_prompt,
-            backend=backend,
+            backend=chosen_backend,
             precision=chosen_precision,
             reporter=reporter,
         )
@@ -234,20 +235,14 @@ def embed(
         encoder = encoder or load()
         corpus.texts = _chunked(corpus.texts, encoder)
     names_new_model = _names_new_model(recorded, model, random_init) or truncate_dim is not None
-    if encoder is None and names_new_model and (recorded is not None or not dry_run):
-        # Another model than the store's is refused even if there is nothing to embed; a dry run
-        # without a store has no model to compare with
+    is_planned_without_store = dry_run and recorded is None
+    if encoder is None and names_new_model and not is_planned_without_store:
+        # A model that does not exist, or is not the store's, is refused even if there is nothing
+        # to embed
         encoder = load()
 
     if dry_run:
-        if recorded is not None:
-            wanted = _info_of(encoder, options) if encoder else replace(recorded, dtype=dtype)
-            recorded.require_same(wanted, own=f"The store {folder}", theirs="the new embeddings")
-            planned = Store(folder, recorded)
-        else:
-            # The store does not exist yet; its dimension is a placeholder that nothing reads
-            identity = ModelIdentity(name=model or "c3-mini")
-            planned = Store(folder, StoreInfo(identity, dim=1))
+        planned = _store_to_plan_for(folder, recorded, encoder, model, options)
         planned.summary = _dry_run(planned, corpus, options, reporter)
         return planned
     with open_executor(
@@ -366,8 +361,8 @@ def embed_corpus(
     Args:
         corpus: images, videos and texts.
         store: the folder or URL of the store; created if it does not exist.
-        encoder: the contrastive model, or a function that loads it, called only if there is
-            something to embed.
+        encoder: the contrastive model, or a function that loads it, called only if the store is new
+            or there is something to embed.
         options: of the run; by default those of `embed`.
         executor: the executor that makes the shards; None for this process, with the encoder given.
         reporter: shows the progress.
@@ -392,15 +387,15 @@ def embed_corpus(
             wanted = replace(recorded, dtype=options.dtype)
             recorded.require_same(wanted, own=f"The store {folder}", theirs="the new embeddings")
         writer = StoreWriter(folder, reporter=reporter)
-        # Keep the whole shards of an interrupted run; the digest tells that its settings were these
+        lost_shards = writer.lost
+        # Keep the whole shards of an interrupted run; refuse those of a run with other settings
         writer.adopt(digest_of(writer.info))
-        missing_shards = writer.lost
 
         # Compare the corpus with the store
         opened = Store.open(folder, incomplete=True)
         stored = StoredInputs.read(opened)
         corpus = with_stored_keys(corpus, stored, reporter)
-        plans = plan_corpus(opened, stored, corpus, options, missing_shards)
+        plans = plan_corpus(opened, stored, corpus, options, lost_shards)
         # Record new inputs before the first shard, so that an interrupted run knows the files
         # behind its rows. Inputs tried or embedded again are recorded after the shards are made.
         record_inputs(opened, stored, _media_to_record(plans, finished=False), overwrite=False)
@@ -410,8 +405,8 @@ def embed_corpus(
         for modality, plan in plans.items():
             # Shards with changed inputs get their other edits together with the new rows
             edits_with_new_rows: dict[int, ShardEdit] = {}
-            for part, _ in plan.changed:
-                edits_with_new_rows[part] = plan.edits.pop(part, ShardEdit())
+            for shard_number, _ in plan.changed:
+                edits_with_new_rows[shard_number] = plan.edits.pop(shard_number, ShardEdit())
             tasks = plan.new + plan.changed
             if tasks:
                 encoder = _load_for_store(folder, encoder, options, needed)
@@ -421,24 +416,22 @@ def embed_corpus(
                 _make_shards(work, tasks, plan.summary, executor, reporter)
             # Texts are not recorded as inputs, since no file of their own is behind them
             if modality in MEDIA:
-                made_media_shards += [(modality, part) for part, _ in tasks]
-            for part, edit in plan.edits.items():
-                writer.replace_shard(modality, part, *rewritten_shard(opened, modality, part, edit))
+                made_media_shards += [(modality, shard_number) for shard_number, _ in tasks]
+            for shard_number, edit in plan.edits.items():
+                rows, failures = rewritten_shard(opened, modality, shard_number, edit)
+                writer.replace_shard(modality, shard_number, rows, failures)
             plan.summary.removed = len(plan.summary.gone) if options.prune else 0
             plan.summary.relocated = len(plan.summary.moved) if options.update else 0
 
         # List the shards in the manifest, and the failures of files that were only listed
-        replacing_lost = [
-            (modality, part) for modality in plans for part in plans[modality].replacing_lost
-        ]
-        # writer.before is the manifest that the run began with; it says whether there were indexes
+        replaced_shards = _replaced_shards(plans)
+        # The manifest that the run began with says whether shards had FAISS indexes
         store_before = Store(folder, writer.info, writer.before)
         has_indexes = options.faiss or store_before.indexed
-        failures_of_listing = _failures_of_listing(opened, corpus)
-        writer.finish(failures_of_listing, forget=replacing_lost)
+        writer.finish(_failures_of_listing(opened, corpus), forget=replaced_shards)
         opened = Store.open(folder, incomplete=True)
         media = _media_to_record(plans, finished=True)
-        record_inputs(opened, stored, media, made_media_shards, overwrite=True)
+        record_inputs(opened, stored, media, made=made_media_shards, overwrite=True)
         if has_indexes:
             keep_indexes(folder, reporter)
 
@@ -447,17 +440,25 @@ def embed_corpus(
         run_summary.precision = encoder.compute.precision
         run_summary.backend = encoder.backend.name
     run_summary.all_failed = _all_failed(Store.open(folder, incomplete=True), plans)
-    run_summary.lost = _lost_shards(missing_shards, {*replacing_lost, *shards_in(folder)})
+    run_summary.lost = _lost_shards(lost_shards, {*replaced_shards, *shards_in(folder)})
     return run_summary
 
 
+def _replaced_shards(plans: Mapping[str, Plan]) -> list[ShardName]:
+    """Return the lost shards whose inputs were embedded again."""
+    shards: list[ShardName] = []
+    for modality, plan in plans.items():
+        shards += [(modality, number) for number in plan.replacing_lost]
+    return shards
+
+
 def _lost_shards(
-    missing: Mapping[ShardName, ShardRecord], made_again: Collection[ShardName]
+    lost: Mapping[ShardName, ShardRecord], made_again: Collection[ShardName]
 ) -> list[str]:
-    """Return in words the missing shards whose inputs were not embedded again."""
+    """Return in words the lost shards whose inputs were not embedded again."""
     return [
         f"{modality} shard {part} ({counted(record.rows, 'row')})"
-        for (modality, part), record in missing.items()
+        for (modality, part), record in lost.items()
         if (modality, part) not in made_again
     ]
 
@@ -491,6 +492,27 @@ def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Ta
         table: Any = plan.items.table
         tables += [table.take(pa.array(some, pa.int64())) for some in positions]
     return tables
+
+
+def _store_to_plan_for(
+    folder: Path,
+    recorded: StoreInfo | None,
+    encoder: Encoder | None,
+    model: str | None,
+    options: EmbedOptions,
+) -> Store:
+    """Return the store that a dry run plans for, which may not exist yet.
+
+    Raises:
+        StoreError: if the store has embeddings of another model or dtype.
+    """
+    if recorded is None:
+        # The table shows the name of the model; the dimension is a placeholder that nothing reads
+        identity = encoder.identity if encoder else ModelIdentity(name=model or "c3-mini")
+        return Store(folder, StoreInfo(identity, dim=1))
+    wanted = _info_of(encoder, options) if encoder else replace(recorded, dtype=options.dtype)
+    recorded.require_same(wanted, own=f"The store {folder}", theirs="the new embeddings")
+    return Store(folder, recorded)
 
 
 def _dry_run(

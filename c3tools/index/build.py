@@ -70,7 +70,7 @@ def build_index(
     processes: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Index:
-    """Index the transformed embeddings of a store, as inference inputs without noise.
+    """Index the transformed embeddings of a store. No noise is added to them.
 
     If ``output`` has an index with the same settings, the rows of new and changed shards are added,
     and those of removed shards are removed; ``record["added"]`` is the number of rows that were
@@ -85,7 +85,7 @@ def build_index(
         modality: Index only these modalities. By default all, in one index.
         split: See `gap_report`.
         preset: The preset that transforms vectors and queries; c1 leaves them unchanged, as gr-clip
-            does in a store of one modality.
+            does in a store without texts, or of texts alone.
         pipeline: Your own pipeline instead of a preset.
         recall: The recall@10 that the search is tuned to reach.
         seed: Seed for all random numbers.
@@ -96,8 +96,8 @@ def build_index(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is nothing to index, FAISS refuses the factory, or its kind of index
-            has no codes of single rows.
+        StoreError: if there is nothing to index, FAISS refuses the factory, or it is of a kind of
+            index that cannot add rows by their codes.
         OutputError: if ``output`` contains other files, or another run is writing to it.
         TransformError: if the pipeline does not fit the store.
         MissingExtraError: if faiss is not installed.
@@ -108,9 +108,13 @@ def build_index(
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
-    known = {*store.modalities, *store.external_moments()[0]}
-    is_centred = pipeline is not None or preset != "gr-clip" or ("text" in known and len(known) > 1)
-    wanted = open_pipeline(pipeline, preset if is_centred else "c1")
+    # gr-clip subtracts the means of texts and of other rows. Where either is missing, nothing is
+    # subtracted
+    loaded_moments, _ = store.external_moments()
+    modalities_with_means = {*store.modalities, *loaded_moments}
+    has_both_means = "text" in modalities_with_means and len(modalities_with_means) > 1
+    is_uncentred = pipeline is None and preset == "gr-clip" and not has_both_means
+    unfitted_pipeline = open_pipeline(pipeline, "c1" if is_uncentred else preset)
     options = {
         "factory": factory,
         "modality": list(modality) if modality else None,
@@ -118,21 +122,23 @@ def build_index(
         "recall": recall,
         "seed": seed,
     }
-    asked = Request.of(store, wanted, options)
+    request = Request.of(store, unfitted_pipeline, options)
     kept = "What is finished was kept; run the same command again to make the rest."
     with locked(output), note_on_interrupt(lambda: kept):
         # Use the fit that is there, or make a new one
-        there = open_export(output, is_index=True, files=_FILES, reporter=reporter)
-        begun = None
-        if there is not None and not rebuild:
-            begun = _fit_there(there, store, asked, modalities, reporter)
-        if begun is None:
-            if not is_centred:
-                reporter.message(_say_uncentred(store, known))
-            begun = _fit_to(store, wanted, modalities, asked, there, output, reporter)
-        writer = begun.writer
-        fit = begun.fit
-        recipe = Recipe(store, fit.pipeline, fit.format, begun.record.settings)
+        existing = open_export(output, is_index=True, files=_FILES, reporter=reporter)
+        build = None
+        if existing is not None and not rebuild:
+            build = _reuse_fit(existing, store, request, modalities, reporter)
+        if build is None:
+            if is_uncentred:
+                reporter.message(_say_uncentred(store, modalities_with_means))
+            build = _make_fit(
+                store, unfitted_pipeline, modalities, request, existing, output, reporter
+            )
+        writer = build.writer
+        fit = build.fit
+        recipe = Recipe(store, fit.pipeline, fit.format, build.record.settings)
 
         # Write the parts that are new or changed
         plan = plan_parts(recipe, writer, modalities, keeps_others=False)
@@ -149,13 +155,18 @@ def build_index(
         )
 
         # Complete store.json, and put everything in place
-        described = recipe.described(_complete(begun.record, recipe, writer, modalities))
-        if begun.is_new or described != writer.info:
-            write_json_atomically(writer.place(INFO_FILE), described.to_dict())
-        manifest = writer.finish([f for f in store.recorded_failures() if f.stage == "list"])
+        index_info = recipe.described(_complete(build.record, recipe, writer, modalities))
+        if build.is_new or index_info != writer.info:
+            write_json_atomically(writer.place(INFO_FILE), index_info.to_dict())
+        # The other failures of the store are in the parts of their shards
+        failures_of_listing = [
+            failure for failure in store.recorded_failures() if failure.stage == "list"
+        ]
+        manifest = writer.finish(failures_of_listing)
 
+    # Tell what was added; of a new index also how it ranks
     index = Index.describe(output)
-    if not begun.is_new:
+    if not build.is_new:
         parts = [(part.modality, part.number) for part in plan.todo]
         index.record["added"] = sum(manifest.shards[part].rows for part in parts)
         return index
@@ -168,7 +179,7 @@ def build_index(
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _Build:
     """An index that is being written.
 
     Attributes:
@@ -184,10 +195,10 @@ class _Begun:
     is_new: bool
 
 
-def _say_uncentred(store: Store, known: set[str]) -> str:
-    others = "texts" if known == {"image"} else "images"
+def _say_uncentred(store: Store, modalities: set[str]) -> str:
+    others = "images" if "text" in modalities else "texts"
     return (
-        f"Nothing is centred: the store has only {' and '.join(sorted(known))} rows. That "
+        f"Nothing is centred: the store has only {' and '.join(sorted(modalities))} rows. That "
         f"is fine unless you search with {others}; then load their moments: "
         f"{load_command(store)}."
     )
@@ -207,19 +218,19 @@ def _settings(fit: _Fit, split: str) -> Settings:
     )
 
 
-def _fit_there(
+def _reuse_fit(
     writer: StoreWriter,
     store: Store,
-    asked: Request,
+    request: Request,
     modalities: Sequence[str],
     reporter: Reporter,
-) -> _Begun | None:
+) -> _Build | None:
     """Return the index that is there with its fit, and say how old it is; None if the fit cannot be
     used, after a message with the reason.
     """
     is_first = writer.before is None  # a first run that was killed
     record = ExportRecord.of(writer.info)
-    reason = _reason_to_rebuild(writer, record, asked, store, modalities)
+    reason = _reason_to_rebuild(writer, record, request, store, modalities)
     if reason is not None and not is_first:
         reporter.message(f"Rebuilding {writer.path}: {reason}.")
     if reason is not None or record is None:
@@ -230,20 +241,20 @@ def _fit_there(
     age = record.age(store)
     if age is not None and not is_first:
         reporter.message(f"{age} --rebuild fits it anew.")
-    return _Begun(writer, record, fit, is_new=is_first)
+    return _Build(writer, record, fit, is_new=is_first)
 
 
 def _reason_to_rebuild(
     writer: StoreWriter,
     former: ExportRecord | None,
-    asked: Request,
+    request: Request,
     store: Store,
     modalities: Sequence[str],
 ) -> str | None:
     """Return why the fit of an index that is there cannot be used; None if it can."""
     if former is None:
         return f"its {INFO_FILE} does not say what it was made from"
-    differences = former.asked.differences(asked)
+    differences = former.asked.differences(request)
     if differences:
         return "; ".join(differences)
     listed = {} if writer.before is None else writer.before.files
@@ -278,22 +289,22 @@ def _read_fit(writer: StoreWriter) -> _Fit | None:
     return None if pipeline is None else _Fit(pipeline, coder, moments)
 
 
-def _fit_to(
+def _make_fit(
     store: Store,
     pipeline: Pipeline,
     modalities: Sequence[str],
-    asked: Request,
-    writer: StoreWriter | None,
+    request: Request,
+    existing: StoreWriter | None,
     output: Path,
     reporter: Reporter,
-) -> _Begun:
-    """Fit the pipeline, train the FAISS index, and write both.
+) -> _Build:
+    """Fit the pipeline, train the FAISS index, and write both, in place of an index that is there.
 
     Raises:
         StoreError: if there are no rows, or FAISS cannot make the index.
         TransformError: if the pipeline does not fit the store.
     """
-    split = asked.options["split"]
+    split = request.options["split"]
     if not pipeline.fitted:
         pipeline.fit(store)
         reporter.message(pipeline.describe_fit(store))
@@ -304,11 +315,11 @@ def _fit_to(
             f"The store {store.path} has no rows in the split {split!r} to index. Its splits are "
             f"{store.list_splits()}."
         )
-    factory = asked.options["factory"]
+    factory = request.options["factory"]
     if factory == "auto":
         factory = choose_factory(rows, store.info.dim)
     source = TransformedRows(store, pipeline, modalities, split)
-    coder = train_coder(source, rows, factory, asked.options["seed"])
+    coder = train_coder(source, rows, factory, request.options["seed"])
     try:
         moments = Calibration.fit(store, pipeline=pipeline).moments
     except TransformError:  # a memory, whose effect only rows show
@@ -318,12 +329,12 @@ def _fit_to(
     # Write them
     settings = _settings(fit, split)
     built = {"factory": factory, "built_from": rows}
-    record = ExportRecord(asked, fitted_shards(store), settings, built)
+    record = ExportRecord(request, fitted_shards(store), settings, built)
     recipe = Recipe(store, pipeline, coder, settings)
-    writer = describe(output, writer, recipe, record, files=_FILES)
+    writer = describe(output, existing, recipe, record, files=_FILES)
     write_atomically(writer.place(MOMENTS_FILE), lambda path: save_moments(path, moments, {}))
     write_atomically(writer.place(TRAINED_FILE), lambda path: path.write_bytes(coder.content))
-    return _Begun(writer, record, fit, is_new=True)
+    return _Build(writer, record, fit, is_new=True)
 
 
 def _complete(

@@ -661,26 +661,30 @@ def _row_table(source: Store) -> pa.Table:
 
     A text has the path of its image, video or sound.
     """
+    # Read the columns. `row_splits` needs pair_key, which is dropped below
     tables = [_ROW_SCHEMA.empty_table()]
     for modality in source.modalities:
         schema = shard_schema(modality, source.info)
-        shown_names = {*HIT_COLUMNS, "pair_key", *source.info.columns}
-        columns = [name for name in schema.names if name in shown_names]
+        read_names = {*HIT_COLUMNS, "pair_key", *source.info.columns}
+        columns = [name for name in schema.names if name in read_names]
         for batch in source.batches(modality, columns):
             shown: dict[str, Any] = {name: batch.column(name) for name in columns}
             shown["modality"] = pa.array([modality] * len(batch), pa.string())
-            if not source.info.code_size:
+            is_index = bool(source.info.code_size)
+            if not is_index:
+                # An index has the splits that rows had when it was built; a store may have kept
+                # other ones than its rows name
                 shown["split"] = pa.array(row_splits(batch, source.kept_splits), pa.string())
             tables.append(pa.table(shown))
     names = [*_ROW_SCHEMA.names, *sorted(source.info.columns)]
     rows = pa.concat_tables(tables, promote_options="permissive").select(names)
+    # Give texts the paths of the rows that their image_key names
     files = rows.filter(pc.not_equal(rows.column("modality"), pa.scalar("text")))
-    places = pc.index_in(
+    file_rows = pc.index_in(
         one_array(rows.column("image_key")), value_set=one_array(files.column("key"))
     )
-    paths = pc.coalesce(
-        one_array(rows.column("path")), one_array(files.column("path")).take(places)
-    )
+    paths_of_images = one_array(files.column("path")).take(file_rows)
+    paths = pc.coalesce(one_array(rows.column("path")), paths_of_images)
     return rows.set_column(_ROW_SCHEMA.get_field_index("path"), "path", paths)
 
 

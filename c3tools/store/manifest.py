@@ -323,8 +323,8 @@ class StoreWriter:
     def finish(
         self, listed: Iterable[Failure] | None = None, *, forget: Collection[ShardName] = ()
     ) -> Manifest:
-        """Put rewritten shards in place, and write failures.parquet, the moments and, last, the
-        manifest.
+        """Put rewritten files in place, and write failures.parquet, the moments and, last, the
+        manifest. An export has no moments and no failures of its own.
 
         Lost shards stay in the manifest until there are shards of their numbers again.
 
@@ -362,10 +362,10 @@ class StoreWriter:
         # continued; else all shards are folded again
         keeps_all_records = len(records) == len(previous.shards)
         is_appended = keeps_all_records and _come_last(new_shards, previous.shards)
-        groups, new_records = self._fold_moments(
+        moments, new_records = self._moments_and_records(
             shards_on_disk, new_shards, previous if is_appended else None
         )
-        failures = self._gathered(shards_on_disk, listed)
+        failures = self._gather_failures(shards_on_disk, listed)
         if Manifest.load(self.path) != self.before:
             raise OutputError(
                 f"Another run wrote to {self.path} while this one did: its {MANIFEST_FILE} has "
@@ -374,26 +374,30 @@ class StoreWriter:
                 f"{self.path}`.",
             )
 
-        # Write the other files, and last the manifest. It lists anew the files that were rewritten,
-        # and those that it does not list yet: parts of exports, store.json, loaded moments, and
-        # the files that this writer placed or was told of.
+        # Write the other files
         written = {name for name in rewritten_files if shard_named(name) is None}
-        written |= set(previous.compare(self.path).unlisted_files)
-        written |= {INFO_FILE, EXTERNAL_FILE, *self._files} - previous.files.keys()
         if self.info.export_format is None:
             write_atomically(
-                self.path / MOMENTS_FILE, lambda temporary: save_moments(temporary, groups, {})
+                self.path / MOMENTS_FILE, lambda temporary: save_moments(temporary, moments, {})
             )
             write_failures(self.path, failures)
             written |= {FAILURES_FILE, MOMENTS_FILE}
+
+        # Write the manifest last. It lists these files anew, and those that are there and not
+        # listed yet: parts of exports, store.json, loaded moments, and the files that this writer
+        # placed or was told of
+        may_be_unlisted = {INFO_FILE, EXTERNAL_FILE, *self._files}
+        unlisted = may_be_unlisted - previous.files.keys()
+        unlisted.update(previous.compare(self.path).unlisted_files)
         stale_indexes = {index_name(*shard) for shard in stale_shards}
         manifest = Manifest(records | new_records, previous.files)
-        self.before = manifest.with_files(self.path, written, stale_indexes)
-        write_text_atomically(self.path / MANIFEST_FILE, self.before.text())
+        manifest = manifest.with_files(self.path, written | unlisted, gone=stale_indexes)
+        write_text_atomically(self.path / MANIFEST_FILE, manifest.text())
         self.rewriting.discard()
-        return self.before
+        self.before = manifest  # a second call continues from here
+        return manifest
 
-    def _fold_moments(
+    def _moments_and_records(
         self,
         shards_on_disk: Sequence[ShardName],
         new_shards: Collection[ShardName],
@@ -446,7 +450,7 @@ class StoreWriter:
             record = ShardRecord(rows, sha256_of(file), size_of(file)) if is_new else None
             return groups, record
 
-    def _gathered(
+    def _gather_failures(
         self, shards: Iterable[ShardName], listed: Iterable[Failure] | None
     ) -> list[Failure]:
         """Return the failures of listing and of all shards, without the inputs that are embedded

@@ -28,7 +28,7 @@ from tests.connect.photos import save_tiny_clip
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_list, write_tar
 from tests.golden import recorded
 from tests.servers import Faults, web_server
-from tests.stores import colour_corpus, embed_colours
+from tests.stores import colour_corpus, colour_encoder, embed_colours
 
 
 def write_odd_images(folder: Path) -> None:
@@ -194,6 +194,17 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, other: dict
     for dry_run in (True, False):
         with pytest.raises(StoreError, match="but the new embeddings"):
             embed(tmp_path / "t.txt", tmp_path / "s", dry_run=dry_run, **other)
+
+
+def test_a_dry_run_shows_the_model_of_a_loaded_encoder(tmp_path: Path) -> None:
+    folder = colour_corpus(tmp_path / "photos", {"red": "red"})
+    planned = embed(folder, tmp_path / "s", encoder=colour_encoder(), dry_run=True)
+    assert planned.summary is not None
+    assert planned.summary.table().title.split() == [
+        f"{tmp_path}/s",
+        "colours,",
+        *"dry run: nothing was written".split(),
+    ]
 
 
 def test_a_summary_in_numbers_and_words() -> None:

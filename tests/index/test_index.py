@@ -475,6 +475,21 @@ def test_one_caption_beside_many_photos_is_found(tmp_path: Path) -> None:
         assert best.key == "caption 0" and best.score == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("modality", "missing"), [("audio", "texts"), ("image", "texts"), ("text", "images")]
+)
+def test_what_is_missing_to_centre_an_index_is_said(
+    tmp_path: Path, modality: str, missing: str
+) -> None:
+    vectors, _ = make_vectors(60)
+    keys = [f"{row}" for row in range(60)]
+    rows = Rows.of(modality, keys, vectors, split=["train"] * 60, caption=keys)
+    messages = Messages()
+    build_index(build_store(tmp_path / "store", rows), tmp_path / "index", reporter=messages)
+    said = f"has only {modality} rows. That is fine unless you search with {missing}"
+    assert said in " ".join(messages.texts)
+
+
 def test_an_index_is_centred_as_soon_as_there_are_rows_enough(tmp_path: Path) -> None:
     build_index(few_texts(tmp_path / "store", 19), tmp_path / "index")
     shutil.rmtree(tmp_path / "store")
