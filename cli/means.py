@@ -22,8 +22,8 @@ def show(**options: Any) -> Any:
     if store.split_note:
         message(store.split_note)
     print_table(means.table())
-    if means.gap_length is not None:
-        out.print(f"Length of the modality gap: {means.gap_length:.4f}")
+    for note in means.notes():
+        out.print(note)
     return means.to_dict()
 
 

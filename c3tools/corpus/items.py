@@ -69,7 +69,8 @@ class ImageItem(NamedTuple):
         path: the location to show to people: a file, ``x.tar#member``, ``x.parquet#row``, or a URL.
         split: as the corpus names it, or None.
         size: bytes, to notice an image that changed; None if they are not known before it is read.
-        source: the tar or table that contains it; None for the whole file at ``path``.
+        source: the tar or table that contains it, or the URL to download; None for the whole file
+            at ``path``.
         mtime: of a file on this machine, the time of its last modification in nanoseconds.
         columns: the values of the columns to keep, as JSON; None where no table has them.
     """

@@ -76,7 +76,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
 
     Args:
         store: the store to write to, which already exists.
-        modality: ``image``, ``video`` or ``text``.
+        modality: ``image``, ``video``, ``audio`` or ``text``.
         items: the inputs that the positions in tasks are of.
         encoder: is used in this process; others load the same model, once each.
         options: see there.

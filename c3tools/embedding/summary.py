@@ -122,7 +122,7 @@ class EmbedSummary:
         model: identity of the encoder.
         precision, backend: of the encoder; None if the store does not record them and nothing was
             embedded.
-        modalities: by name, ``image`` and ``text``.
+        modalities: by name, such as ``image`` and ``text``.
         images_without_caption, captions_without_image: images and captions without a partner.
         skipped: inputs refused before encoding (empty captions, links out of the corpus).
         failures_in_store: rows of failures.parquet.

@@ -52,7 +52,8 @@ class Network:
         model: open_clip's module.
         tokenizer: from texts to token ids.
         preprocess: from an image to pixels.
-        identity: ``name``, ``architecture``, ``pretrained``, ``random_init``.
+        identity: ``name``, ``architecture``, ``pretrained``, ``random_init``; of a model in a
+            folder with a relative path also ``folder``.
     """
 
     model: nn.Module

@@ -222,7 +222,8 @@ def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
         axes.set_aspect("equal", adjustable="datalim")
         close_up(axes, ticks=False)
     panels[0][0].legend(loc="upper left", markerscale=1.6)
-    return figure, f"{' and '.join(report.modalities)} in two dimensions, before and after Collapse"
+    spaces = "before and after Collapse" if len(report.transformed) > 1 else "before Collapse"
+    return figure, f"{' and '.join(report.modalities)} in two dimensions, {spaces}"
 
 
 def _draw_points(working: Sample) -> tuple[Indices, Indices]:

@@ -150,7 +150,7 @@ def import_embeddings(
             "Give either files of vectors, or one .pkl file or folder of clip-retrieval.",
             remedy="For example: c3 import --image FILE --text FILE",
         )
-    names = {
+    wanted_columns = {
         "key": key_column,
         "image_key": image_key_column,
         "caption": caption_column,
@@ -164,7 +164,7 @@ def import_embeddings(
         vectors,
         tables=tables,
         arrays={"image": image_array, "text": text_array},
-        names=names,
+        wanted_columns=wanted_columns,
         source=source,
         keep=kept,
     )
@@ -206,7 +206,7 @@ def import_embeddings(
         "rows": {rows.modality: len(rows) for rows in modalities},
         "files": recorded_files,
         "arrays": [image_array, text_array],
-        "columns": names,
+        "columns": wanted_columns,
     }
     info = StoreInfo(
         ModelIdentity(name=model or UNKNOWN_MODEL),

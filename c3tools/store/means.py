@@ -56,6 +56,12 @@ class Means:
         columns = ["modality", "split", "rows", "norm of mean", "± standard error", "from"]
         return Table(columns, cells, f"Means of {self.store}", left=("split", "from"))
 
+    def notes(self) -> list[str]:
+        """Return a line on the length of the gap, if there are two modalities."""
+        if self.gap_length is None:
+            return []
+        return [f"Length of the modality gap: {self.gap_length:.4f}"]
+
 
 def compute_means(store: Store | str | Path = "c3-store") -> Means:
     """Return the means of every modality and split that has rows, from the moments of the store.

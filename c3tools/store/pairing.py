@@ -47,7 +47,7 @@ def read_files(
     files: _Files,
     tables: _Tables,
     arrays: _Names,
-    names: _Names,
+    wanted_columns: _Names,
     source: str | Path | None = None,
     keep: Collection[str] = (),
 ) -> tuple[list[Rows], list[str]]:
@@ -67,8 +67,8 @@ def read_files(
         tables: of their ids, captions and splits, or files of these, by modality; without a file of
             images, the table of the images describes the texts.
         arrays: the array, tensor or column of vectors in a file, by modality, if there are several.
-        names: the columns to use for ``key``, ``image_key``, ``caption`` and ``split``, where the
-            usual names do not fit.
+        wanted_columns: the columns to use for ``key``, ``image_key``, ``caption`` and ``split``,
+            where the usual names do not fit.
         source: a pickle of the scripts of C3, ClipCap or CapDec in place of the files.
         keep: further columns of the rows.
 
@@ -89,36 +89,37 @@ def read_files(
     if source is not None:
         vector_files |= read_pickle(Path(source))
     has_image_file = files.get("image") is not None
-    descriptions = _read_descriptions(tables, has_image_file, vector_files, names, keep)
-    _require_columns(vector_files, descriptions, names)
+    descriptions = _read_descriptions(tables, has_image_file, vector_files, wanted_columns, keep)
+    _require_columns(vector_files, descriptions, wanted_columns)
     notes: list[str] = []
     if source is not None and "text" not in vector_files:
         notes.append("The captions in the file have no vectors, so only the images were imported.")
 
-    # Give each row a key and an item, one modality after the other, and note how they were found
-    sides: list[_Modality] = []
+    # Give each row a key and an item, one modality after the other. Each step adds to the notes how
+    # they were found
+    paired: list[_Modality] = []
     for modality, file in vector_files.items():
-        columns = _describe(modality, file, descriptions.get(modality, {}), names, notes)
-        side = _Modality(modality, file.vectors, columns, names)
+        columns = _describe(modality, file, descriptions.get(modality, {}), wanted_columns, notes)
+        current = _Modality(modality, file.vectors, columns, wanted_columns)
         # Pair with the first modality that has ids; if none has, with the first one by order
-        partner = sides[0] if sides else None
-        for earlier in sides:
+        partner = paired[0] if paired else None
+        for earlier in paired:
             if earlier.has_ids:
                 partner = earlier
                 break
-        side.find_items(partner, notes)
-        if not side.keys and modality == "text":
-            side.keys = numbered_keys(side.items)
-        elif not side.keys:
+        current.find_items(partner, notes)
+        if not current.keys and modality == "text":
+            current.keys = numbered_keys(current.items)
+        elif not current.keys:
             # A row that names no item gets its number as its key
-            side.keys = numbered_keys([None] * len(side))
-        is_first_of_several = not sides and len(vector_files) > 1
+            current.keys = numbered_keys([None] * len(current))
+        is_first_of_several = not paired and len(vector_files) > 1
         if modality == "text" and is_first_of_several:
             # Without images, a text that names no item is one itself, to pair others with
-            side.items = side.own_items
-        _require_unique_keys(side)
-        sides.append(side)
-    rows = [side.rows(names, keep) for side in sides]
+            current.items = current.own_items
+        _require_unique_keys(current)
+        paired.append(current)
+    rows = [current.rows(wanted_columns, keep) for current in paired]
     # No splits of items are known but those that rows name
     return share_column(rows, "split", pa.string(), item_values={}), notes
 
@@ -174,14 +175,14 @@ class _Modality:
     """
 
     def __init__(
-        self, name: str, vectors: npt.NDArray[Any], columns: TextColumns, names: _Names
+        self, name: str, vectors: npt.NDArray[Any], columns: TextColumns, wanted_columns: _Names
     ) -> None:
         self.name = name
         self.vectors = vectors
         self.columns = columns
-        self.key_column = pick(columns, *_key_roles(name), wanted=names.get("key"))
+        self.key_column = pick(columns, *_key_roles(name), wanted=wanted_columns.get("key"))
         self.keys = [row_id or "" for row_id in ids_in(columns, self.key_column)]
-        self.item_columns = _item_columns(columns, names.get("image_key"))
+        self.item_columns = _item_columns(columns, wanted_columns.get("image_key"))
         self.has_ids = bool(self.key_column or self.item_columns)
         self.items: Ids = [None] * len(vectors)
 
@@ -282,17 +283,17 @@ class _Modality:
             f"the others; their columns are {', '.join(map(repr, self.columns))}."
         )
 
-    def rows(self, names: _Names, keep: Collection[str]) -> Rows:
+    def rows(self, wanted_columns: _Names, keep: Collection[str]) -> Rows:
         """Return the rows with the columns that a store has."""
         columns: dict[str, Sequence[str | None]] = {"key": self.keys}
         if self.name == "image":
             columns["path"] = self._column(None, "path", "image", "url")
         elif self.name == "text":
-            columns["caption"] = self._column(names.get("caption"), "caption")
+            columns["caption"] = self._column(wanted_columns.get("caption"), "caption")
             columns["image_key"] = self.items
         else:
             columns["pair_key"] = self.items
-        columns["split"] = self._column(names.get("split"), "split")
+        columns["split"] = self._column(wanted_columns.get("split"), "split")
         table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
         for name in keep:
             values = pa.array(self.columns.get(name, [None] * len(self)), from_pandas=True)
@@ -319,7 +320,7 @@ def _read_descriptions(
     tables: _Tables,
     has_image_file: bool,
     vector_files: Mapping[str, VectorFile],
-    names: _Names,
+    wanted_columns: _Names,
     keep: Collection[str],
 ) -> dict[str, TextColumns]:
     """Return the columns of the tables that describe rows, by modality."""
@@ -336,11 +337,15 @@ def _read_descriptions(
     has_text_rows = "text_rows" in descriptions.get("image", {})
     if has_text_rows and "text" in vector_files and "text" not in descriptions:
         n = len(vector_files["text"].vectors)
-        descriptions["text"] = _listed_texts(read["image"], descriptions["image"], names, n)
+        descriptions["text"] = _listed_texts(
+            read["image"], descriptions["image"], wanted_columns, n
+        )
     return descriptions
 
 
-def _listed_texts(table: pa.Table, columns: TextColumns, names: _Names, n: int) -> TextColumns:
+def _listed_texts(
+    table: pa.Table, columns: TextColumns, wanted_columns: _Names, n: int
+) -> TextColumns:
     """Return the columns of n texts that a table of images describes: its column ``text_rows``
     lists the rows of the texts of each image, its column of captions the texts.
 
@@ -349,8 +354,8 @@ def _listed_texts(table: pa.Table, columns: TextColumns, names: _Names, n: int) 
     """
     image_keys: Ids = [None] * n
     captions: Ids = [None] * n
-    key_column = pick(columns, *ROW_KEY, wanted=names.get("key"))
-    caption_column = pick(columns, "caption", wanted=names.get("caption"))
+    key_column = pick(columns, *ROW_KEY, wanted=wanted_columns.get("key"))
+    caption_column = pick(columns, "caption", wanted=wanted_columns.get("caption"))
     nothing = [None] * len(table)
     keys_of_images = ids_in(columns, key_column) or nothing
     captions_of_images = table.column(caption_column).to_pylist() if caption_column else nothing
@@ -374,7 +379,7 @@ def _listed_texts(table: pa.Table, columns: TextColumns, names: _Names, n: int) 
 def _require_columns(
     vector_files: Mapping[str, VectorFile],
     descriptions: Mapping[str, TextColumns],
-    names: _Names,
+    wanted_columns: _Names,
 ) -> None:
     """Refuse names of columns that no file has.
 
@@ -384,7 +389,7 @@ def _require_columns(
     present: set[str] = set()
     for columns in (*descriptions.values(), *(file.columns for file in vector_files.values())):
         present.update(columns)
-    for name in names.values():
+    for name in wanted_columns.values():
         if name and name not in present:
             raise StoreError(
                 f"There is no column {name!r}. The columns are "
@@ -403,7 +408,7 @@ def _require_unique_keys(side: _Modality) -> None:
 
 
 def _describe(
-    modality: str, file: VectorFile, table: TextColumns, names: _Names, notes: list[str]
+    modality: str, file: VectorFile, table: TextColumns, wanted_columns: _Names, notes: list[str]
 ) -> TextColumns:
     """Return the columns beside vectors and those of their table, joined by id if both have ids,
     else by order.
@@ -412,8 +417,8 @@ def _describe(
         StoreError: if the ids differ, or the numbers of rows.
     """
     n = len(file.vectors)
-    key_column = pick(file.columns, *_key_roles(modality), wanted=names.get("key"))
-    table_key_column = pick(table, *_key_roles(modality), wanted=names.get("key"))
+    key_column = pick(file.columns, *_key_roles(modality), wanted=wanted_columns.get("key"))
+    table_key_column = pick(table, *_key_roles(modality), wanted=wanted_columns.get("key"))
     row_ids = ids_in(file.columns, key_column)
     table_ids = ids_in(table, table_key_column)
     if key_column and table_key_column and row_ids != table_ids:
@@ -435,7 +440,7 @@ def _describe(
         described = {
             column: [None if row is None else values[row] for row in rows]
             for column, values in table.items()
-            if column != table_key_column or column == names.get("key")
+            if column != table_key_column or column == wanted_columns.get("key")
         }
         return file.columns | described
     table_rows = len(next(iter(table.values()), []))
