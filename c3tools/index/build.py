@@ -158,11 +158,7 @@ def build_index(
         index_info = recipe.described(_complete(build.record, recipe, writer, modalities))
         if build.is_new or index_info != writer.info:
             write_json_atomically(writer.place(INFO_FILE), index_info.to_dict())
-        # The other failures of the store are in the parts of their shards
-        failures_of_listing = [
-            failure for failure in store.recorded_failures() if failure.stage == "list"
-        ]
-        manifest = writer.finish(failures_of_listing)
+        manifest = writer.finish()
 
     # Tell what was added; of a new index also how it ranks
     index = Index.describe(output)

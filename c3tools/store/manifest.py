@@ -324,7 +324,8 @@ class StoreWriter:
         self, listed: Iterable[Failure] | None = None, *, forget: Collection[ShardName] = ()
     ) -> Manifest:
         """Put rewritten files in place, and write failures.parquet, the moments and, last, the
-        manifest. An export has no moments and no failures of its own.
+        manifest. For an index, and an export to another format than Parquet, only the manifest is
+        written.
 
         Lost shards stay in the manifest until there are shards of their numbers again.
 
@@ -365,7 +366,8 @@ class StoreWriter:
         moments, new_records = self._moments_and_records(
             shards_on_disk, new_shards, previous if is_appended else None
         )
-        failures = self._gather_failures(shards_on_disk, listed)
+        is_store = self.info.export_format is None
+        failures = self._gather_failures(shards_on_disk, listed) if is_store else []
         if Manifest.load(self.path) != self.before:
             raise OutputError(
                 f"Another run wrote to {self.path} while this one did: its {MANIFEST_FILE} has "
@@ -376,7 +378,7 @@ class StoreWriter:
 
         # Write the other files
         written = {name for name in rewritten_files if shard_named(name) is None}
-        if self.info.export_format is None:
+        if is_store:
             write_atomically(
                 self.path / MOMENTS_FILE, lambda temporary: save_moments(temporary, moments, {})
             )

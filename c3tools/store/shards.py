@@ -215,7 +215,9 @@ class StoreInfo:
 
     @property
     def export_format(self) -> str | None:
-        """The format of an export, `CODE_FORMAT` for an index; None for a store of embeddings."""
+        """The format of an export, `CODE_FORMAT` for an index; None for a store of embeddings,
+        which an export to Parquet is too.
+        """
         form: str = self.exported.get("settings", {}).get("format", "parquet")
         return None if form == "parquet" else form
 
