@@ -116,9 +116,7 @@ def demo(*, photos_to: Path | None = None, **options: Any) -> Any:
         photos_to: Only copy the bundled photos to this folder.
     """
     if photos_to is not None:
-        message(
-            f"Copied {c3tools.copy_photos(Path(photos_to))} photos with captions to {photos_to}."
-        )
+        message(f"Copied {c3tools.copy_photos(photos_to)} photos with captions to {photos_to}.")
         return None
     result = c3tools.run_demo(**options, reporter=reporter())
     print_table(result.table())

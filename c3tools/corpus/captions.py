@@ -198,7 +198,7 @@ def _read_json(path: Path, pick_columns: _Pick) -> _Rows:
             f"{path} is neither a JSON list nor a COCO captions file: it is not JSON, or something "
             f"is missing ({error!r}).",
             remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
-            '"caption"}]}.',
+            '"caption"}]}. A file with an object on each line is called .jsonl.',
         ) from error
     if records:
         names = dict.fromkeys(name for record in records for name in record.values)

@@ -16,10 +16,19 @@ from posixpath import splitext
 from ..errors import CorpusError, reason_of
 from ..io.locations import is_url, location
 from ..io.parquet import UNREADABLE
+from ..reporter import counted
 from .captions import CaptionRow, read_captions
 from .image_tables import has_images, image_rows, read_image_table, split_of_data_set
 from .images import ImageReader, error_without_download, resolve_inside
-from .items import Captioned, Corpus, ImageItem, ImageSource, ReadOptions, key_of_name
+from .items import (
+    Captioned,
+    Corpus,
+    ImageItem,
+    ImageSource,
+    ReadOptions,
+    TextItem,
+    key_of_name,
+)
 from .splits import split_in_name
 from .tars import read_tar
 
@@ -61,11 +70,17 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
     """
     images: dict[str, Captioned] = {}
     paths: dict[str, str] = {}
+    rows_of_texts = 0
     for row in read_captions(path, options, images=True):
         name = f"{path.name}#{row.line}"
         place = f"{path}#{row.line}"
         if row.file_name is None:
-            corpus.skip(name, place, "NullImage", "the row does not name an image")
+            # As the rows of text alone among those of LLaVA
+            if row.captions and options.captions is None:
+                _add_texts_alone(corpus, path, row)
+                rows_of_texts += 1
+            else:
+                corpus.skip(name, place, "NullImage", "the row does not name an image")
             continue
         try:
             image = _listed_image(path, row, row.file_name, options)
@@ -87,6 +102,19 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
             corpus.skip(name, place, "DuplicateKey", message)
     corpus.note_folders(paths)
     yield from images.values()
+    if rows_of_texts:
+        corpus.notes.append(
+            f"{counted(rows_of_texts, 'row')} of {path} without an image: their texts are embedded."
+        )
+
+
+def _add_texts_alone(corpus: Corpus, path: Path, row: CaptionRow) -> None:
+    """Add the texts of a row of a list that names no image."""
+    key = row.key or f"{path.stem}:{row.line}"
+    split = corpus.split_of(row.split, split_in_name(path.stem), None)
+    for number, caption in enumerate(row.captions):
+        text_key = f"{key}#{number}" if len(row.captions) > 1 else key
+        corpus.add_text(TextItem(text_key, caption, None, split, row.columns), str(path))
 
 
 def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) -> ImageItem:

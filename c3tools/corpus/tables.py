@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -187,8 +187,8 @@ def records_in_list(
         error: the class of the error.
 
     Raises:
-        C3Error: of the class ``error``, if an element is neither.
-        KeyError, TypeError: if a conversation has another layout, see `MALFORMED`.
+        C3Error: of the class ``error``, if an element is neither, or a conversation has another
+            layout.
     """
     records = []
     for number, element in enumerate(content, start=1):
@@ -198,8 +198,8 @@ def records_in_list(
         elif isinstance(element, dict):
             values = dict(element)
             if isinstance(values.get("conversations"), list):
-                turns = values.pop("conversations")
-                values["captions"] = [turn["value"] for turn in turns if turn["from"] == "gpt"]
+                place = f"{path}, element {number}"
+                values["captions"] = _answers(values.pop("conversations"), place, error)
         else:
             raise error(
                 f"{path}, element {number} is neither a JSON object nor a text, but "
@@ -208,6 +208,25 @@ def records_in_list(
             )
         records.append(Record(number, values))
     return records
+
+
+def _answers(turns: Sequence[Any], place: str, error: type[C3Error]) -> list[str]:
+    """Return what the model says in a conversation as LLaVA has them.
+
+    Raises:
+        C3Error: of the class ``error``, if it has another layout.
+    """
+    answers = []
+    for turn in turns:
+        is_turn = isinstance(turn, dict) and isinstance(turn.get("value"), str)
+        if not is_turn or "from" not in turn:
+            raise error(
+                f"{place}: a turn of its conversations is not as LLaVA writes it.",
+                remedy='Use {"from": "human" or "gpt", "value": TEXT}.',
+            )
+        if turn["from"] == "gpt":
+            answers.append(turn["value"])
+    return answers
 
 
 def annotated_images(content: Any) -> list[AnnotatedImage]:

@@ -375,17 +375,18 @@ def _first_of_each_split(texts: ItemTable[TextItem], count: int) -> ItemTable[Te
     return ItemTable(texts.kind, texts.table.take(pa.array(rows)))
 
 
-def copy_photos(destination: Path) -> int:
+def copy_photos(destination: str | Path) -> int:
     """Copy the bundled photos, with captions and attribution, into a folder; return the number of
     photos.
 
     Raises:
         CorpusError: if the folder exists and is not empty.
     """
-    if destination.exists() and any(destination.iterdir()):
-        raise CorpusError(f"{destination} is not empty.", remedy="Choose a new folder.")
-    destination.mkdir(parents=True, exist_ok=True)
+    folder = Path(destination)
+    if folder.exists() and any(folder.iterdir()):
+        raise CorpusError(f"{folder} is not empty.", remedy="Choose a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
     photos = sorted((PHOTOS / "images").iterdir())
     for path in [*photos, PHOTOS / "captions.jsonl", PHOTOS / "ATTRIBUTION.md"]:
-        shutil.copyfile(path, destination / path.name)
+        shutil.copyfile(path, folder / path.name)
     return len(photos)

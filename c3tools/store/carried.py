@@ -30,7 +30,7 @@ def names_to_keep(asked: Collection[str] | None, recorded: StoreInfo | None) -> 
     Raises:
         StoreError: if other columns are asked for than the store has, or one that all stores have.
     """
-    names = sorted(set(asked or ()))
+    names = sorted({asked} if isinstance(asked, str) else set(asked or ()))
     if not OWN_COLUMNS.isdisjoint(names):
         raise StoreError(
             f"Of {', '.join(names)}, stores have a column of their own.", remedy=_REMEDY

@@ -142,6 +142,7 @@ def import_embeddings(
         image = _subfolder(source, "img_emb")
         text = _subfolder(source, "text_emb")
         meta = meta or _subfolder(source, "metadata")
+        _require_same_parts([image, text, meta])
         source = None
     vectors = {"image": image, "text": text, **(other or {})}
     has_vectors = any(vectors_of is not None for vectors_of in vectors.values())
@@ -234,6 +235,30 @@ def _subfolder(folder: str | Path, name: str) -> Path | None:
     return path if path.is_dir() else None
 
 
+def _require_same_parts(folders: Sequence[Any]) -> None:
+    """Refuse folders of clip-retrieval that do not have the same numbered parts in one order: rows
+    would belong to other ones.
+
+    Raises:
+        StoreError: names two folders with their parts.
+    """
+    numbers_by_folder = {}
+    for folder in folders:
+        if isinstance(folder, Path):
+            numbers = [path.stem.rpartition("_")[2] for path in part_files(folder)]
+            if all(map(str.isdecimal, numbers)):
+                numbers_by_folder[folder] = numbers
+    for folder, numbers in numbers_by_folder.items():
+        first_folder = next(iter(numbers_by_folder))
+        if numbers != numbers_by_folder[first_folder]:
+            first_numbers = ", ".join(numbers_by_folder[first_folder])
+            raise StoreError(
+                f"{first_folder} has the parts {first_numbers}, but {folder} {', '.join(numbers)}.",
+                remedy="Copy the missing parts, or give the files by name: c3 import --image FILE "
+                "--text FILE --meta FILE",
+            )
+
+
 def _as_table(
     table: str | Path | Mapping[str, Sequence[Any]] | None,
 ) -> str | Path | pa.Table | None:
@@ -246,10 +271,11 @@ def _as_table(
         return table
     try:
         return pa.table(dict(table))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, TypeError, ValueError) as error:
         raise StoreError(
-            f"The columns {', '.join(table)} are no table ({error}).",
-            remedy="Give lists of the same length, each of texts or of numbers.",
+            f"The columns are no table ({error}).",
+            remedy="Give a dictionary of lists of the same length, each of texts or of numbers; of "
+            "an Arrow table its to_pydict().",
         ) from error
 
 
@@ -389,6 +415,8 @@ def _count_pairs(store: Store, imported: Sequence[str]) -> int:
     """Return the number of rows, texts if there are any, whose item is among the rows of the first
     modality.
     """
+    if not store.modalities:
+        return 0  # no vector could be stored
     first, *others = store.modalities
     others = [name for name in imported if name != first] or others
     if not others:

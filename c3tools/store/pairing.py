@@ -402,7 +402,8 @@ def _require_unique_keys(side: _Modality) -> None:
     for key, n in times.items():
         if not key or n > 1:
             raise StoreError(
-                f"Keys of {side.name} rows must be unique, but {key!r} occurs {n} times.",
+                f"Keys of {side.name} rows must be unique, but "
+                + (f"{key!r} occurs {n} times." if key else "one is empty."),
                 remedy="Choose another column with --key-column.",
             )
 

@@ -29,7 +29,7 @@ from ..corpus.tables import (
     read_table,
     text_columns,
 )
-from ..errors import StoreError
+from ..errors import StoreError, reason_of
 from ..io.files import reading
 from ..io.limits import TooLargeError, check_unpacked
 from ..io.locations import expand
@@ -90,9 +90,16 @@ def read_vector_file(
         StoreError: as `read_vectors`.
     """
     if isinstance(source, str | Path):
-        file = _joined([_read_file(path, name, keep) for path in part_files(source)])
+        paths = part_files(source)
+        file = _joined(paths, [_read_file(path, name, keep) for path in paths])
     else:
-        file = VectorFile(np.asarray(source), {})
+        try:
+            file = VectorFile(np.asarray(source), {})
+        except (TypeError, RuntimeError, ValueError) as error:  # of torch and others
+            raise StoreError(
+                f"The vectors are no array of NumPy, and cannot become one ({reason_of(error)}).",
+                remedy="Of a tensor of torch, give tensor.detach().float().cpu().numpy().",
+            ) from error
         source = "The array"
     _require_matrix(source, file.vectors)
     return file
@@ -120,10 +127,21 @@ def part_files(source: str | Path) -> list[Path]:
     return files
 
 
-def _joined(parts: Sequence[VectorFile]) -> VectorFile:
-    """Return the rows of several files as those of one; None where a file lacks a column."""
+def _joined(paths: Sequence[Path], parts: Sequence[VectorFile]) -> VectorFile:
+    """Return the rows of several files as those of one; None where a file lacks a column.
+
+    Raises:
+        StoreError: if their vectors differ in dimension.
+    """
     if len(parts) == 1:
         return parts[0]
+    for path, part in zip(paths, parts, strict=True):
+        if part.vectors.shape[1:] != parts[0].vectors.shape[1:]:
+            raise StoreError(
+                f"{path} has vectors of the shape {part.vectors.shape[1:]}, {paths[0]} of "
+                f"{parts[0].vectors.shape[1:]}.",
+                remedy="Import vectors of one model, or those of each into another store.",
+            )
     columns: TextColumns = {}
     for name in dict.fromkeys(name for part in parts for name in part.columns):
         columns[name] = []

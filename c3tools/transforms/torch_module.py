@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arrays import Indices
+from ..errors import TransformError
 from .operations import Affine, MemoryAttention, Noise, Operation, Unit
 from .pipeline import Pipeline
 from .steps import Step
@@ -69,6 +70,8 @@ class TransformModule(nn.Module):
     ) -> Tensor:
         """Return transformed embeddings, float32 (n, d), differentiable in ``x`` (n, d).
 
+        A row of zeros, which the numpy path refuses, becomes NaN.
+
         Args:
             x: embeddings.
             keys: one per row: noise is then drawn from (seed, epoch, key), the same as in the numpy
@@ -77,8 +80,13 @@ class TransformModule(nn.Module):
             items: of the rows; in training, captions of the same item are not retrieved.
 
         Raises:
-            TransformError: if the dimension is another, or items are missing.
+            TransformError: if the shape or dimension is another, or items are missing.
         """
+        if x.dim() != 2:
+            raise TransformError(
+                f"The embeddings have the shape {tuple(x.shape)}, not (n, d).",
+                remedy="Pass x.flatten(0, -2), and unflatten the result.",
+            )
         self.pipeline.check_dim(x.shape[-1])
         x = x.float()
         draws = 0

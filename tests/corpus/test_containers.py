@@ -453,14 +453,15 @@ def test_what_cannot_be_used_of_a_list_is_listed(photos: Path, tmp_path: Path) -
         "",
     ]
     rows = [{"image": n, "text": "t", "key": None} for n in [*names, name.replace(".jpg", ".png")]]
+    rows.append({"image": None, "text": None, "key": None})
     path = write_list(photos / "l.jsonl", [*rows, {"image": name, "text": "t", "key": "\ud800"}])
     corpus = read_corpus(path, image_column="image")
     assert [i.path for i in corpus.images] == [str(photos / name)]
     expected = [
         "FileNotFoundError",
         *["PermissionError"] * 4,
-        "NullImage",
         "DuplicateKey",
+        "NullImage",
         "UnicodeError",
     ]
     assert [s.error for s in corpus.skipped] == expected
@@ -468,6 +469,22 @@ def test_what_cannot_be_used_of_a_list_is_listed(photos: Path, tmp_path: Path) -
     followed = read_corpus(path, image_column="image", follow_symlinks=True)
     assert keys(followed)[1:] == ["../out", "link", "out"]
     assert keys(read_corpus(path, image_column="image", download=True))[1] == "x.org/a"
+
+
+def test_rows_of_a_list_without_an_image_are_texts(photos: Path, tmp_path: Path) -> None:
+    name = photos_of(photos)[0].name
+    rows: list[dict[str, Any]] = [
+        {"key": None, "image": name, "captions": ["a dog"]},
+        {"captions": ["red", "blue"], "split": "val"},
+        {"key": "k", "captions": ["green"]},
+    ]
+    path = write_list(photos / "l.jsonl", rows)
+    corpus = read_corpus(path, image_column="image")
+    texts = [(text.key, text.caption, text.image_key, text.split) for text in corpus.texts]
+    assert ("l:2#1", "blue", None, "val") in texts
+    assert ("k", "green", None, None) in texts
+    assert f"2 rows of {path} without an image: their texts are embedded." in corpus.notes
+    assert not corpus.skipped
 
 
 def test_absolute_paths_below_the_root_that_is_given(photos: Path, tmp_path: Path) -> None:

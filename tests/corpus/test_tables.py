@@ -207,7 +207,8 @@ def test_a_json_file_is_a_table(
     ("content", "problem"),
     [
         (["a dog", 7], "element 2 is neither a JSON object nor a text, but int"),
-        ([{"conversations": [{"text": "a dog"}]}], r"t\.json cannot be read"),
+        ([{"conversations": [{"text": "a dog"}]}], "element 1: a turn of its conversations"),
+        ([{"conversations": [{"from": "gpt", "value": None}]}], "a turn of its conversations"),
     ],
 )
 def test_a_json_list_of_something_else_is_refused(

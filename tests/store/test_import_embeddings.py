@@ -596,7 +596,7 @@ def test_other_arrays_are_another_import() -> None:
     ("given", "problem"),
     [
         ({"image": np.zeros(3)}, r"The array contains float64 values of shape \(3,\)"),
-        ({"image": np.eye(3), "meta": {"key": ["a"], "split": ["x", "y"]}}, "key, split are no"),
+        ({"image": np.eye(3), "meta": {"key": ["a"], "split": ["x", "y"]}}, "are no table"),
         ({"image": np.eye(3), "meta": {"key": ["a", "b"]}}, "3"),
         ({"meta": {"key": ["a", "b"]}}, "Give either"),
     ],
@@ -736,3 +736,65 @@ def test_columns_that_cannot_be_kept_are_refused(column: str, problem: str) -> N
     path = write("text.parquet", vectors(2), {"caption": ["a", "b"], "lists": [["a"], ["b"]]})
     with pytest.raises(StoreError, match=problem):
         import_embeddings(text=path, keep_columns=[column])
+
+
+def test_one_name_of_a_column_to_keep_may_be_a_text() -> None:
+    import_embeddings(image=vectors(2), meta={"label": [1, 2]}, keep_columns="label")
+    assert loaded("image").column("label") == [1, 2]
+
+
+def test_columns_that_are_no_table_are_refused_with_the_remedy() -> None:
+    meta: Any = pa.table({"key": ["a", "b"]})
+    with pytest.raises(StoreError, match=r"no table .*\n.* to_pydict\(\)"):
+        import_embeddings(image=vectors(2), meta=meta)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(2, 8, dtype=torch.bfloat16), torch.ones(2, 8, requires_grad=True)],
+    ids=["bfloat16", "grad"],
+)
+def test_tensors_that_are_no_arrays_are_refused_with_the_remedy(tensor: Any) -> None:
+    with pytest.raises(StoreError, match=r"tensor\.detach\(\)\.float\(\)"):
+        import_embeddings(image=tensor)
+
+
+def test_vectors_that_are_all_unusable_are_failures() -> None:
+    report = import_embeddings(image=np.full((3, 8), np.nan))
+    assert report.rows == {"image": 0}
+    assert len(report.failures) == 3
+
+
+def test_an_empty_key_is_refused() -> None:
+    with pytest.raises(StoreError, match="must be unique, but one is empty"):
+        import_embeddings(image=vectors(2), meta={"key": ["a", ""]})
+
+
+def parts(folder: str, *numbers: str, dim: int = 2) -> None:
+    Path("clip", folder).mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        np.save(Path("clip", folder, f"{folder}_{number}.npy"), np.ones((2, dim)))
+
+
+def test_parts_with_vectors_of_another_dimension_are_refused() -> None:
+    parts("img_emb", "0")
+    parts("img_emb", "1", dim=4)
+    with pytest.raises(StoreError, match=r"img_emb_1\.npy has vectors of the shape \(4,\)"):
+        import_embeddings("clip")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "problem"),
+    [
+        (["00", "02"], "img_emb has the parts 00, 01, 02, but clip/text_emb 00, 02"),
+        # In lexical order 10 would come before 2
+        (["0", "1", "2"], "img_emb has the parts 00, 01, 02, but clip/text_emb 0, 1, 2"),
+    ],
+)
+def test_folders_of_clip_retrieval_with_other_parts_are_refused(
+    numbers: list[str], problem: str
+) -> None:
+    parts("img_emb", "00", "01", "02")
+    parts("text_emb", *numbers)
+    with pytest.raises(StoreError, match=problem):
+        import_embeddings("clip")

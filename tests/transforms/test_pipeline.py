@@ -354,6 +354,8 @@ def test_module_refusals() -> None:
         (lambda: TransformModule(pipeline, "image"), "'image'"),
         (lambda: TransformModule(preset("c3").fit(MOMENTS)), "modality='image'"),
         (lambda: module(torch.zeros(2, 3)), "24 .* 3"),
+        (lambda: module(torch.zeros(1, 2, 24)), r"shape \(1, 2, 24\), not \(n, d\)"),
+        (lambda: module(torch.zeros(24)), r"shape \(24,\), not \(n, d\)"),
     ):
         with pytest.raises(TransformError, match=words):
             refused()
