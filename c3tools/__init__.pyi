@@ -20,6 +20,7 @@ from .curation.pairs import check_pairs as check_pairs
 from .demo.run import copy_photos as copy_photos
 from .demo.run import run_demo as run_demo
 from .embedding.run import embed as embed
+from .encoders.encoder import Encoder as Encoder
 from .encoders.loading import load_encoder as load_encoder
 from .encoders.networks import list_models as list_models
 from .errors import C3Error as C3Error
@@ -37,6 +38,7 @@ from .imaging.generation import generate as generate
 from .imaging.generator import Generator as Generator
 from .imaging.train import train_generator as train_generator
 from .index.build import build_index as build_index
+from .index.index import Hit as Hit
 from .index.index import Index as Index
 from .machine import describe_machine as describe_machine
 from .moments import Moments as Moments

@@ -1,4 +1,4 @@
-"""A typed program on the public interface, without errors under `mypy --strict` and pyright.
+"""A typed step of a pipeline, without errors under `mypy --strict` and pyright.
 
 python examples/typed_client.py images c3-client "two people on bicycles"
 """
@@ -6,56 +6,55 @@ python examples/typed_client.py images c3-client "two people on bicycles"
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 import c3tools
 
 Vectors = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A row that a query found."""
-
-    key: str
-    modality: str
-    score: float
-
-
-def collapsed(store: c3tools.Store, pipeline: c3tools.Pipeline, modality: str) -> Vectors:
-    """Return the rows (n, d) of one modality without the gap."""
-    rows: c3tools.Rows = store.load(modality)
-    return pipeline.transform(rows.embeddings, modality=modality)
+def embedded(images: Path, folder: Path, encoder: c3tools.Encoder) -> c3tools.Store:
+    """Embed photos, and print which pairs and copies to look at before training."""
+    store = c3tools.embed(images, folder / "store", encoder=encoder)
+    worst = c3tools.check_pairs(store).pairs[0]
+    copies = c3tools.find_duplicates(store).groups
+    print(f"{worst.image_key} fits its caption least; {len(copies)} groups of copies")
+    return store
 
 
-def answers(index: c3tools.Index, query: str) -> list[Answer]:
+def collapsed(pipeline: c3tools.Pipeline, rows: c3tools.Rows) -> Vectors:
+    """Return rows (n, d) without the gap; torch and scikit-learn compute the same."""
+    vectors = pipeline.transform(rows.embeddings, modality=rows.modality)
+    module = c3tools.TransformModule(pipeline, rows.modality).eval()
+    by_torch: torch.Tensor = module(torch.as_tensor(rows.embeddings).float())
+    estimator = c3tools.EmbeddingTransformer("c2-collapse", modality=rows.modality)
+    by_sklearn: Vectors = estimator.fit(rows.embeddings).transform(rows.embeddings)
+    assert by_torch.shape == by_sklearn.shape == vectors.shape
+    return vectors
+
+
+def best(index: c3tools.Index, encoder: c3tools.Encoder, query: str) -> list[c3tools.Hit]:
     """Return the best three rows of both modalities."""
-    (result,) = index.search(query, k=3)
-    return [Answer(hit.key, hit.modality, hit.score) for hit in result.hits]
+    (result,) = index.search(vector=encoder.encode_queries([query]), k=3)
+    return result.hits
 
 
-def main(images: Path, folder: Path, query: str) -> int:
-    """Embed, measure, transform and search."""
-    try:
-        store = c3tools.embed(images, folder / "store")
-    except c3tools.C3Error as error:
-        print(error, error.remedy or "", file=sys.stderr)
-        return 1
-    report = c3tools.gap_report(store)
-    if report.gap is not None:
-        print(f"gap of {report.gap.length.value:.2f}")
-    pipeline = c3tools.preset("c2-collapse").fit(store)
-    means = {name: collapsed(store, pipeline, name).mean(axis=0) for name in ("image", "text")}
-    print(f"{np.linalg.norm(means['image'] - means['text']):.2f} after Collapse")
-    index = c3tools.build_index(store, folder / "index")
-    for answer in answers(index, query):
-        print(f"{answer.score:5.2f} {answer.modality:5} {answer.key}")
-    return 0
+def main(images: Path, folder: Path, query: str) -> None:
+    """Embed, measure, collapse, save, and search."""
+    encoder = c3tools.load_encoder("c3-mini")
+    store = embedded(images, folder, encoder)
+    gap = c3tools.gap_report(store).gap
+    pipeline = c3tools.Pipeline.load(c3tools.preset("c2-collapse").fit(store).save(folder / "p"))
+    means = [collapsed(pipeline, store.load(name)).mean(axis=0) for name in ("image", "text")]
+    before = gap.length.value if gap else float("nan")
+    print(f"the gap was {before:.2f} and is {np.linalg.norm(means[0] - means[1]):.2f}")
+    for hit in best(c3tools.build_index(store, folder / "index"), encoder, query):
+        print(f"{hit.score:5.2f} {hit.modality:5} {hit.key}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -148,7 +148,7 @@ def test_the_typed_client_runs_and_a_stranger_to_our_settings_finds_no_error_in_
 
     # In a folder without our configuration of mypy, which looks at these files alone
     shutil.copy(CLIENT, tmp_path)
-    wrong = CLIENT.read_text(encoding="utf-8").replace("hit.score)", "hit.points)")
+    wrong = CLIENT.read_text(encoding="utf-8").replace("hit.score:", "hit.points:")
     (tmp_path / "wrong.py").write_text(wrong, encoding="utf-8")
     types = subprocess.run(
         [*MYPY, CLIENT.name, "wrong.py"],
