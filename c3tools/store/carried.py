@@ -31,9 +31,11 @@ def names_to_keep(asked: Collection[str] | None, recorded: StoreInfo | None) -> 
         StoreError: if other columns are asked for than the store has, or one that all stores have.
     """
     names = sorted({asked} if isinstance(asked, str) else set(asked or ()))
-    if not OWN_COLUMNS.isdisjoint(names):
+    taken = OWN_COLUMNS.intersection(names)
+    if taken:
         raise StoreError(
-            f"Of {', '.join(names)}, stores have a column of their own.", remedy=_REMEDY
+            f"Stores have columns of their own with the name {', '.join(sorted(taken))}.",
+            remedy=_REMEDY,
         )
     stored_names = names if recorded is None else sorted(recorded.columns)
     if asked is not None and names != stored_names:

@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
+from c3tools import copy_photos
 from c3tools.assets.paths import CAPTIONS, PHOTOS
 from c3tools.metrics.captions import score_captions
 from c3tools.store import Store
@@ -80,6 +81,13 @@ def test_photos_can_be_copied_to_start_with(c3: C3, tmp_path: Path) -> None:
         }
     again = c3("demo", "--photos-to", "empty")
     assert (again.exit_code, "not empty" in again.stderr) == (1, True)
+
+
+def test_the_folder_of_the_copies_may_be_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert copy_photos("images") == len(list(Path("images").glob("*.jpg")))
 
 
 @pytest.mark.timeout(600)
