@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..arrays import Matrix, Pixels
+from ..arrays import Indices, Mask, Matrix, Pixels
 from ..corpus.containers import PhotoFinder
 from ..corpus.items import ImageItem
 from ..corpus.splits import LEFT_OUT, split_order
@@ -28,7 +28,7 @@ from .groups import Copy, DuplicateGroup, Tier
 
 _NEAREST = 10  # rows of the same modality whose content is compared with that of a row
 _EXACT_SEARCH = 50_000  # rows beyond which the nearest are looked for in some of the cells alone
-_PROBES = 32
+_PROBES = 8  # cells
 _TRAINED_PER_CELL = 64  # rows
 _BATCH = 32
 _SEARCHED_AT_A_TIME = 1_024
@@ -45,6 +45,31 @@ class _Link:
     second: int
     cosine: float
     agreement: float | None
+
+
+@dataclass(frozen=True)
+class _NearPairs:
+    """Pairs of different rows of which one is among the nearest of the other.
+
+    Attributes:
+        first: numbers of rows: int64 (n,).
+        second: numbers of the other rows, each larger than that in ``first``.
+        cosines: of the pairs: float32 (n,).
+    """
+
+    first: Indices
+    second: Indices
+    cosines: Matrix
+
+    def take(self, chosen: Indices | Mask) -> _NearPairs:
+        """Return some of the pairs."""
+        return _NearPairs(self.first[chosen], self.second[chosen], self.cosines[chosen])
+
+    def __iter__(self) -> Iterator[_Link]:
+        """Yield the pairs, in the order of their rows."""
+        columns = (self.first.tolist(), self.second.tolist(), self.cosines.tolist())
+        for first, second, cosine in zip(*columns, strict=True):
+            yield _Link(first, second, cosine, None)
 
 
 class CopySearch:
@@ -65,7 +90,7 @@ class CopySearch:
         self._links: dict[int, _Link] = {}  # of each copy to the row that is kept
         self._copies = defaultdict[int, list[int]](list)  # of each kept row
         self._tier: dict[int, Tier] = {}  # of the group of a kept row
-        self._candidates: list[_Link] | None = None
+        self._candidates: _NearPairs | None = None
 
     def _order_of_keeping(self) -> list[int]:
         """Return the numbers of the rows, those that would be kept first."""
@@ -126,23 +151,26 @@ class CopySearch:
         self._tier.pop(row, None)
         self._tier[kept] = tier
 
-    def _nearest(self, reporter: Reporter) -> list[_Link]:
+    def _nearest(self, reporter: Reporter) -> _NearPairs:
         """Return the pairs of different rows that are among the nearest of one of them."""
         if self._candidates is None:
             different = [row for row in range(len(self._rows)) if row not in self._links]
-            self._candidates = _nearest_pairs(self._unit[different], different, reporter)
+            numbers = np.array(different, dtype=np.int64)
+            self._candidates = _nearest_pairs(self._unit, numbers, reporter)
         return self._candidates
 
     def compare_photos(self, image_timeout: float, workers: int, reporter: Reporter) -> int:
         """Group photos that show the same, and return how many pairs of photos were compared."""
-        links = self._nearest(reporter)
-        wanted = sorted({row for link in links for row in (link.first, link.second)})
-        thumbnails = self._thumbnails(wanted, image_timeout, workers, reporter)
-        links = [link for link in links if {link.first, link.second} <= thumbnails.keys()]
+        pairs = self._nearest(reporter)
+        wanted = np.union1d(pairs.first, pairs.second)
+        thumbnails = self._thumbnails(wanted.tolist(), image_timeout, workers, reporter)
+        is_read = np.zeros(len(self._rows), dtype=bool)
+        is_read[list(thumbnails)] = True
+        pairs = pairs.take(is_read[pairs.first] & is_read[pairs.second])
         agreed = []
         photos: dict[int, Photo] = {}
-        with reporter.progress("Comparing photos", len(links)) as progress:
-            for link in links:
+        with reporter.progress("Comparing photos", len(pairs.first)) as progress:
+            for link in pairs:
                 if len(photos) > _PHOTOS_IN_MEMORY:
                     photos.clear()
                 for row in (link.first, link.second):
@@ -150,16 +178,16 @@ class CopySearch:
                         photos[row] = Photo(thumbnails[row])
                 value = agreement(photos[link.first], photos[link.second])
                 if value >= SAME_SCENE:
-                    agreed.append(_Link(link.first, link.second, link.cosine, round(value, 3)))
+                    agreed.append(replace(link, agreement=round(value, 3)))
                 progress.advance()
         self._add_stars([link for link in agreed if (link.agreement or 0) >= COPY], "copy")
         self._add_stars(agreed, "same scene")
-        return len(links)
+        return len(pairs.first)
 
     def find_alike(self, cosine: float, reporter: Reporter) -> None:
         """Group rows whose embeddings have at least this cosine."""
-        links = [link for link in self._nearest(reporter) if link.cosine >= cosine]
-        self._add_stars(links, "alike")
+        pairs = self._nearest(reporter)
+        self._add_stars(pairs.take(pairs.cosines >= cosine), "alike")
 
     def _add_stars(self, links: Iterable[_Link], tier: Tier) -> None:
         """Group rows around one that is kept: a copy of a copy is no copy of the kept row.
@@ -258,37 +286,45 @@ def _words_of(text: str) -> str:
     return " ".join(words) or text
 
 
-def _nearest_pairs(unit: Matrix, numbers: Sequence[int], reporter: Reporter) -> list[_Link]:
+def _nearest_pairs(unit: Matrix, numbers: Indices, reporter: Reporter) -> _NearPairs:
     """Return the pairs of rows of which one is among the nearest of the other.
 
     Args:
         unit: rows of length 1, float32 (n, d).
-        numbers: of the rows in the result.
+        numbers: of the rows to look at, ascending.
         reporter: shows the progress.
     """
     faiss = load_faiss()
-    count, dim = unit.shape
-    if count < 2:
-        return []
+    count = len(numbers)
+    dim = unit.shape[1]
     index = faiss.IndexFlatIP(dim)
     if count > _EXACT_SEARCH:
         factory = choose_factory(count, dim)
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         set_nprobe(index, _PROBES)
-        index.train(unit[:: max(1, count // (_TRAINED_PER_CELL * cell_count(index)))])
-    index.add(unit)
-    links: dict[tuple[int, int], float] = {}
-    with reporter.progress("Looking for the nearest rows", count) as progress:
-        for start in range(0, count, _SEARCHED_AT_A_TIME):
-            block = unit[start : start + _SEARCHED_AT_A_TIME]
-            cosines, nearest = index.search(block, min(_NEAREST + 1, count))
-            for row, (near_rows, near_cosines) in enumerate(zip(nearest, cosines, strict=True)):
-                own = start + row
-                for other, cosine in zip(near_rows.tolist(), near_cosines.tolist(), strict=True):
-                    if other not in (own, -1):
-                        links[min(own, other), max(own, other)] = cosine
-            progress.advance(len(block))
-    return [
-        _Link(numbers[first], numbers[second], cosine, None)
-        for (first, second), cosine in sorted(links.items())
+        step = max(1, count // (_TRAINED_PER_CELL * cell_count(index)))
+        index.train(unit[numbers[::step]])
+    blocks = [
+        slice(start, start + _SEARCHED_AT_A_TIME) for start in range(0, count, _SEARCHED_AT_A_TIME)
     ]
+    for block in blocks:
+        index.add(unit[numbers[block]])
+
+    # Look for the nearest of each row, and note each pair as a number, so that it can be found
+    # again from its other row
+    pair_numbers = [np.empty(0, np.int64)]
+    pair_cosines = [np.empty(0, np.float32)]
+    with reporter.progress("Looking for the nearest rows", count) as progress:
+        for block in blocks:
+            places = np.arange(count)[block, None]
+            cosines, nearest = index.search(unit[numbers[block]], min(_NEAREST + 1, count))
+            is_pair = (nearest != places) & (nearest >= 0)
+            low = np.minimum(nearest, places)
+            high = np.maximum(nearest, places)
+            pair_numbers.append((low * count + high)[is_pair])
+            pair_cosines.append(cosines[is_pair])
+            progress.advance(len(places))
+    pairs, rows_of_pairs = np.unique(np.concatenate(pair_numbers), return_index=True)
+    first, second = np.divmod(pairs, max(count, 1))
+    cosines = np.concatenate(pair_cosines)[rows_of_pairs]
+    return _NearPairs(numbers[first], numbers[second], cosines)
