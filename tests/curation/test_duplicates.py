@@ -194,6 +194,18 @@ def test_rows_are_alike_by_embedding_only_where_a_cosine_is_given(tmp_path: Path
     assert [copy.split for copy in groups[0].copies] == ["train"]
 
 
+def test_rows_are_alike_in_a_store_too_large_for_exact_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = unit_rows(2000, DIM)
+    rows[1500] = rows[7] + 0.001 * rows[8]
+    store = image_store(tmp_path / "s", rows)
+    monkeypatch.setattr("c3tools.curation.copies._EXACT_SEARCH", 1000)
+    monkeypatch.setattr("c3tools.curation.copies.choose_factory", lambda n, dim: "IVF16,SQfp16")
+    (group,) = find_duplicates(store, cosine=0.99).groups
+    assert (group.kept, [copy.key for copy in group.copies]) == ("image1500", ["image7"])
+
+
 def test_a_copy_of_a_copy_is_in_no_chain(tmp_path: Path) -> None:
     """Rows on an arc, each near the next one alone."""
     angles = np.arange(5) * np.arccos(0.95)
