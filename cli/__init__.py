@@ -1,8 +1,10 @@
-"""The command `c3`: one file per command, which parses options, calls c3tools and prints the
-result.
+"""The command `c3`. Each file without an underscore has the commands of one topic.
 
-Command modules import typer and nothing heavy; c3tools is imported inside the commands, so that
-`c3 --help` is fast.
+A command is a function that calls a public function and prints the result. ``**options`` are the
+parameters of that public function with the values from the command line: `_derive` reads them from
+its signature. What a command returns is what `--json` writes.
+
+The public functions import their rooms when they are called, so that `c3 --help` is fast.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """`c3 train-decoder`, `caption`, `evaluate`, `ablate` and `demo`: captions from embeddings, and
 their scores.
+
+For ``**options`` and what is returned, see __init__.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""`c3 connect heads`, `apply`, `lit` and `full`: contrastive training from pairs."""
+"""`c3 connect heads`, `apply`, `lit` and `full`: contrastive training from pairs.
+
+For ``**options`` and what is returned, see __init__.py.
+"""
 
 from __future__ import annotations
 

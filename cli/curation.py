@@ -1,4 +1,7 @@
-"""`c3 pairs` and `duplicates`: what to look at before training."""
+"""`c3 pairs` and `duplicates`: what to look at before training.
+
+For ``**options`` and what is returned, see __init__.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`c3 gap-report` and `simulate`: the geometry of a store, and simulations of its theory."""
+"""`c3 gap-report` and `simulate`: the geometry of a store, and simulations of its theory.
+
+For ``**options`` and what is returned, see __init__.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Train generators of images, generate and score images, and compare methods."""
+"""Train generators of images, generate and score images, and compare methods.
+
+For ``**options`` and what is returned, see __init__.py.
+"""
 
 from __future__ import annotations
 

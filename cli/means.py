@@ -1,4 +1,7 @@
-"""`c3 means`: the mean and covariance of each modality."""
+"""`c3 means`: the mean and covariance of each modality.
+
+For ``**options`` and what is returned, see __init__.py.
+"""
 
 from __future__ import annotations
 

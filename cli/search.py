@@ -1,4 +1,7 @@
-"""`c3 export`, `index` and `search`: embeddings for other programs, and search in them."""
+"""`c3 export`, `index` and `search`: embeddings for other programs, and search in them.
+
+For ``**options`` and what is returned, see __init__.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`c3 embed`, `import`, `verify`, `merge` and `split`: stores of embeddings."""
+"""`c3 embed`, `import`, `verify`, `merge` and `split`: stores of embeddings.
+
+For ``**options`` and what is returned, see __init__.py.
+"""
 
 from __future__ import annotations
 
