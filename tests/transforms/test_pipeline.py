@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +392,16 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, tmp_path: Path) 
     with pytest.raises(TransformError, match="not fitted"):
         preset("c3").save(tmp_path / "unfitted")
     assert not (tmp_path / "unfitted").exists()
+
+
+def test_a_pipeline_with_a_field_of_a_later_version_is_read(saved: Path) -> None:
+    path = saved / "transform.json"
+    record = json.loads(path.read_text("utf-8")) | {"later": 1}
+    del record["checksum"]
+    content = json.dumps(record, sort_keys=True)
+    record["checksum"] = sha256(content.encode()).hexdigest()
+    path.write_text(json.dumps(record), "utf-8")
+    assert Pipeline.load(saved).fitted
 
 
 def test_damage_is_found(saved: Path) -> None:
