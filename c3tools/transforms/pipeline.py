@@ -631,8 +631,9 @@ def _missing_error(
     return TransformError(
         f"The step {step.kind} needs the {needed} of {modality!r}, but only those of "
         f"{', '.join(present) or 'none'} were given.",
-        remedy=f"Pass rows={{{modality!r}: array}} to fit(), fit on a store with such "
-        "rows in its train split, or load their moments with `c3 means load`.",
+        remedy=f"Pass rows={{{modality!r}: array}} to fit() (an EmbeddingTransformer takes them as "
+        "y), fit on a store with such rows in its train split, or load their moments with `c3 "
+        "means load`.",
     )
 
 
