@@ -20,6 +20,7 @@ from .reporter import Progress, Reporter
 
 # C0, DEL and C1 but tabs and line ends: ESC, for example, begins a command to the terminal
 _CONTROL_CHARACTERS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10})
+_SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 
 
 class SafeConsole(Console):
@@ -55,7 +56,7 @@ class TerminalReporter(Reporter):
         """Draw a bar in a terminal; elsewhere print a line every 30 seconds, and one at the end if
         any was printed.
         """
-        line_seconds = math.inf if self.console.is_terminal else 30
+        line_seconds = math.inf if self.console.is_terminal else _SECONDS_BETWEEN_LINES
         work = _Work(self, label, total, line_seconds)
         if not self.console.is_terminal:
             yield work

@@ -7,6 +7,7 @@ case
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -70,6 +71,8 @@ def test_commands_say_what_they_made(
 ) -> None:
     for console in (out, err):
         monkeypatch.setattr(console, "width", 110)
+    # A busy machine prints the progress of what takes a moment elsewhere
+    monkeypatch.setattr("c3tools.terminal._SECONDS_BETWEEN_LINES", math.inf)
     monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: "it needs Java")
     monkeypatch.setattr(
         machine, "describe_machine", lambda: json.loads((FOLDER / "machine.json").read_text())
