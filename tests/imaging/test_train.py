@@ -93,6 +93,12 @@ def test_the_loss_of_a_step_is_that_of_the_velocity(monkeypatch: pytest.MonkeyPa
     assert 0.15 < withheld / (8 * len(TRAIN)) < 0.35
 
 
+@pytest.mark.parametrize(("steps", "rise"), [(4000, 300), (2000, 200), (5, 1)])
+def test_the_learning_rate_rises_over_at_most_a_tenth_of_the_steps(steps: int, rise: int) -> None:
+    task = make_task(replace(QUICK, steps=steps, warmup=300))
+    assert task.plan.rise == rise
+
+
 def test_the_validation_loss_is_the_same_each_time_and_that_of_the_velocity() -> None:
     task = make_task(sigma=0.2)
     clean = task.pipeline.transform(VAL.rows.embeddings, modality="image", training=False)
