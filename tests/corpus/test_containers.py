@@ -431,11 +431,11 @@ def test_damaged_lengths_of_an_arrow_file_are_noticed(tmp_path: Path) -> None:
     with pa.ipc.new_stream(str(tmp_path / "x.arrow"), pa.schema({"image": pa.binary()})) as writer:
         for column in (pa.array([b"1"]), cells):
             writer.write_batch(pa.record_batch([column], ["image"]))
-    corpus = read_corpus(tmp_path / "x.arrow")
-    assert ([*contents(corpus).values()], [s.error for s in corpus.skipped]) == (
-        [b"1"],
-        ["DamagedTable"],
-    )
+    path = tmp_path / "x.arrow"
+    corpus = read_corpus(path)
+    assert [*contents(corpus).values()] == [b"1"]
+    (damaged,) = corpus.skipped
+    assert (damaged.error, damaged.key, damaged.path) == ("DamagedTable", "x.arrow", str(path))
 
 
 def test_what_cannot_be_used_of_a_list_is_listed(photos: Path, tmp_path: Path) -> None:
@@ -466,6 +466,8 @@ def test_what_cannot_be_used_of_a_list_is_listed(photos: Path, tmp_path: Path) -
     ]
     assert [s.error for s in corpus.skipped] == expected
     assert corpus.skipped[0].key == "l.jsonl#2"
+    duplicate = corpus.skipped[5]
+    assert (duplicate.key, duplicate.path) == ("l.jsonl#8", f"{path}#8")
     followed = read_corpus(path, image_column="image", follow_symlinks=True)
     assert keys(followed)[1:] == ["../out", "link", "out"]
     assert keys(read_corpus(path, image_column="image", download=True))[1] == "x.org/a"
