@@ -69,10 +69,9 @@ def test_functions_say_what_they_do_with_a_verb() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
                 first = (ast.get_docstring(node) or "-").split()[0]
-                assert first not in {"What", "Where", "Whether", "How", "Which", "Why", "When"}, (
-                    file,
-                    node,
-                )
+                questions = {"What", "Where", "Whether", "How", "Which", "Why", "When"}
+                place = f"{file}:{getattr(node, 'lineno', 1)}"
+                assert first not in questions, f"{place}: a docstring begins with {first}"
 
 
 def test_the_packages_of_the_distribution_are_those_of_the_tree() -> None:

@@ -35,7 +35,8 @@ class EncoderBackend(ABC):
     """A library that runs models of open_clip; an instance runs one model.
 
     A new backend is a subclass in a file of its own and a row in `c3tools.encoders.backends`. It
-    also fulfils `c3tools.encoders.encoder.Backend`.
+    also fulfils `c3tools.encoders.encoder.Backend`. It computes the embeddings that torch computes
+    (cosine at least ``AGREEMENT``), since a store may have rows of several backends.
 
     Attributes:
         name: the value of ``--backend``.

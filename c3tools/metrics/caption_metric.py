@@ -73,7 +73,11 @@ class Score(ABC):
 
     @abstractmethod
     def resampled(self, rows: Indices) -> float:
-        """Return the score over ``rows``, counting repeated rows repeatedly."""
+        """Return the score over ``rows``, counting repeated rows repeatedly.
+
+        Where repeated captions change the score in itself, as that of diversity, use `MeanScore`
+        with jackknife values.
+        """
 
     @abstractmethod
     def image_values(self) -> Array:
