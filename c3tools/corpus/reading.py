@@ -76,7 +76,10 @@ _WHY_UNUSED = {
     "text_column": "because no table with such a column is read",
     "image_column": "because no table or list of images is read",
     "key_column": "because the keys come from file names here",
-    "images_root": "because no table or list with paths of images is read",
+    "images_root": (
+        "because no table or list with paths of images is read; with --image-column, a list of "
+        "texts is a list of images"
+    ),
 }
 _PLAIN = (".txt", ".token")  # texts without annotations: test.txt may be just that
 
