@@ -97,6 +97,8 @@ def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyP
     alone."""
     monkeypatch.setattr("c3tools.demo.run._IMAGE_STEPS", 2)
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
+    # Processes would train decoders of the real sizes
+    monkeypatch.setattr("c3tools.demo.run.cores", lambda: 1)
     result = done(c3("demo", "--images", "--json", "runs.json"))
     parts = (
         " method steps CIDEr 95 %.* C3 Connect, Collapse, Corrupt .* C2_1 − C1: .* real photos .* "
