@@ -625,13 +625,14 @@ def _captions_files(root: Path, follow_symlinks: bool) -> list[Path]:
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     """Add the rows of a text file as texts without images."""
-    file_split = split_in_name(file.stem)
+    stem = file.stem
+    file_split = split_in_name(stem)
     if file.suffix.lower() in _PLAIN:
         file_split = None
         _refuse_list_of_paths(file)
     texts_of_image = Counter[str]()
     for row in read_captions(file, options):
-        row_key = row.key or f"{file.stem}:{row.line}"
+        row_key = row.key or f"{stem}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
         if image_key and options.key_column:
             # The column names the image, as it does in a list of images
