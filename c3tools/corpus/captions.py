@@ -326,6 +326,14 @@ def captions_of(record: Mapping[str, Any], columns: Iterable[str], where: str) -
     return captions
 
 
+def keys_of_texts(row: CaptionRow, stem: str) -> list[str]:
+    """Return the keys of the texts of a row that names no image, in a file of the name ``stem``."""
+    key = row.key or f"{stem}:{row.line}"
+    if len(row.captions) == 1:
+        return [key]
+    return [f"{key}#{number}" for number in range(len(row.captions))]
+
+
 def note_of_ambiguous(keys: Collection[str]) -> str:
     """Return the sentence about items of which several rows have different values of the columns
     to keep.

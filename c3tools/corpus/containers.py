@@ -17,7 +17,7 @@ from ..errors import CorpusError, reason_of
 from ..io.locations import is_url, location
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
-from .captions import CaptionRow, read_captions
+from .captions import CaptionRow, keys_of_texts, read_captions
 from .image_tables import has_images, image_rows, read_image_table, split_of_data_set
 from .images import ImageReader, error_without_download, resolve_inside
 from .items import (
@@ -110,11 +110,9 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
 
 def _add_texts_alone(corpus: Corpus, path: Path, row: CaptionRow) -> None:
     """Add the texts of a row of a list that names no image."""
-    key = row.key or f"{path.stem}:{row.line}"
     split = corpus.split_of(row.split, split_in_name(path.stem), None)
-    for number, caption in enumerate(row.captions):
-        text_key = f"{key}#{number}" if len(row.captions) > 1 else key
-        corpus.add_text(TextItem(text_key, caption, None, split, row.columns), str(path))
+    for key, caption in zip(keys_of_texts(row, path.stem), row.captions, strict=True):
+        corpus.add_text(TextItem(key, caption, None, split, row.columns), str(path))
 
 
 def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) -> ImageItem:

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from ..errors import CorpusError, MissingExtraError, UnusedOptionError, reason_of
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import SILENT, Progress, Reporter, counted
-from .captions import CaptionRow, note_of_ambiguous, read_captions
+from .captions import CaptionRow, keys_of_texts, note_of_ambiguous, read_captions
 from .containers import Reader, reader_of, split_of_container
 from .items import (
     AUDIO_SUFFIXES,
@@ -632,19 +632,15 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         _refuse_list_of_paths(file)
     texts_of_image = Counter[str]()
     for row in read_captions(file, options):
-        row_key = row.key or f"{stem}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
         if image_key and options.key_column:
             # The column names the image, as it does in a list of images
             image_key = row.key
-        for number, caption in enumerate(row.captions):
+        for own_key, caption in zip(keys_of_texts(row, stem), row.captions, strict=True):
+            key = own_key
             if image_key:
                 key = f"{image_key}#{texts_of_image[image_key]}"
                 texts_of_image[image_key] += 1
-            elif len(row.captions) > 1:
-                key = f"{row_key}#{number}"
-            else:
-                key = row_key
             split = corpus.split_of(row.split, file_split, None)
             corpus.add_text(TextItem(key, caption, image_key, split, row.columns), str(file))
     if texts_of_image:
