@@ -60,7 +60,7 @@ class CodeFormat(ParquetFormat):
 def has_codes(index: Any) -> bool:
     """Return whether FAISS can take the rows of an index apart, each as a code of its own."""
     faiss = load_faiss()
-    inner = _without_transforms(index)
+    _, inner = _taken_apart(index)
     if isinstance(inner, faiss.IndexIVFFastScan):
         return False
     return isinstance(inner, (faiss.IndexFlatCodes, faiss.IndexIVF))
@@ -68,18 +68,20 @@ def has_codes(index: Any) -> bool:
 
 def add_codes(index: Any, codes: Codes) -> None:
     """Add rows to a FAISS index, given their codes: uint8 (n, bytes of a code)."""
-    inner = _without_transforms(index)
+    _, inner = _taken_apart(index)
     inner.add_sa_codes(np.ascontiguousarray(codes))
     index.ntotal = inner.ntotal
 
 
-def _without_transforms(index: Any) -> Any:
-    """Return the FAISS index behind the rotations that rows go through first."""
+def _taken_apart(index: Any) -> tuple[list[Any], Any]:
+    """Return the rotations that rows go through first, and the FAISS index behind them."""
     faiss = load_faiss()
+    transforms = []
     index = faiss.downcast_index(index)
     while isinstance(index, faiss.IndexPreTransform):
+        transforms += [index.chain.at(place) for place in range(index.chain.size())]
         index = faiss.downcast_index(index.index)
-    return index
+    return transforms, index
 
 
 def cell_count(index: Any) -> int:
@@ -114,16 +116,13 @@ class NearestCells:
     def of(cls, trained: Any, queries: Matrix, count: int) -> NearestCells | None:
         """Find the ``count`` nearest lists of each query; None for an index without lists."""
         faiss = load_faiss()
-        inverted = faiss.try_extract_index_ivf(trained)
-        if not inverted:
+        transforms, inner = _taken_apart(trained)
+        if not isinstance(inner, faiss.IndexIVF):
             return None
         rotated = queries
-        index = faiss.downcast_index(trained)
-        while isinstance(index, faiss.IndexPreTransform):
-            for place in range(index.chain.size()):
-                rotated = index.chain.at(place).apply(rotated)
-            index = faiss.downcast_index(index.index)
-        scores, cells = faiss.downcast_index(inverted.quantizer).search(rotated, count)
+        for transform in transforms:
+            rotated = transform.apply(rotated)
+        scores, cells = faiss.downcast_index(inner.quantizer).search(rotated, count)
         return cls(rotated, cells, scores)
 
     def search(self, index: Any, nprobe: int, k: int) -> tuple[Matrix, Indices]:
