@@ -312,18 +312,18 @@ def _nearest_pairs(unit: Matrix, numbers: Indices, reporter: Reporter) -> _NearP
 
     # Look for the nearest of each row, and note each pair as a number, so that it can be found
     # again from its other row
+    places = np.arange(count)[:, None]
     pair_numbers = [np.empty(0, np.int64)]
     pair_cosines = [np.empty(0, np.float32)]
     with reporter.progress("Looking for the nearest rows", count) as progress:
         for block in blocks:
-            places = np.arange(count)[block, None]
             cosines, nearest = index.search(unit[numbers[block]], min(_NEAREST + 1, count))
-            is_pair = (nearest != places) & (nearest >= 0)
-            low = np.minimum(nearest, places)
-            high = np.maximum(nearest, places)
+            is_pair = (nearest != places[block]) & (nearest >= 0)
+            low = np.minimum(nearest, places[block])
+            high = np.maximum(nearest, places[block])
             pair_numbers.append((low * count + high)[is_pair])
             pair_cosines.append(cosines[is_pair])
-            progress.advance(len(places))
+            progress.advance(len(nearest))
     pairs, rows_of_pairs = np.unique(np.concatenate(pair_numbers), return_index=True)
     first, second = np.divmod(pairs, max(count, 1))
     cosines = np.concatenate(pair_cosines)[rows_of_pairs]

@@ -662,6 +662,7 @@ def _row_table(source: Store) -> pa.Table:
     A text has the path of its image, video or sound.
     """
     # Read the columns. `row_splits` needs pair_key, which is dropped below
+    is_index = bool(source.info.code_size)
     tables = [_ROW_SCHEMA.empty_table()]
     for modality in source.modalities:
         schema = shard_schema(modality, source.info)
@@ -670,7 +671,6 @@ def _row_table(source: Store) -> pa.Table:
         for batch in source.batches(modality, columns):
             shown: dict[str, Any] = {name: batch.column(name) for name in columns}
             shown["modality"] = pa.array([modality] * len(batch), pa.string())
-            is_index = bool(source.info.code_size)
             if not is_index:
                 # An index has the splits that rows had when it was built; a store may have kept
                 # other ones than its rows name
