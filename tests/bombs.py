@@ -69,6 +69,17 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
+def slow_jpeg() -> bytes:
+    """A photo of 3 MB that takes many minutes to decode: its last scan is said 50,000 times over.
+
+    libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or
+    a thread would wait.
+    """
+    content = saved(Image.new("L", (3000, 3000), 128), "JPEG", progressive=True)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * 50_000 + content[-2:]
+
+
 def tiff_of_one_strip(width: int, height: int) -> bytes:
     """Return a black TIFF in RGB, deflated in one piece."""
     content = zeros(width * height * 3)

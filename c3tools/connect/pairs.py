@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +30,7 @@ from ..corpus.images import ImageReader
 from ..corpus.items import ImageItem
 from ..corpus.splits import STANDARD, describe_rule, kept_splits, splits_of
 from ..encoders import UNREADABLE, ImagePreprocessor, open_image
-from ..errors import ConnectError
+from ..errors import ConnectError, reason_of
 from ..identity import ModelIdentity
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
@@ -58,10 +57,11 @@ class ArrayInputs:
 
 
 class PhotoInputs:
-    """Photos as pixels, read and decoded whenever their rows are.
+    """Photos as pixels, read and decoded again whenever a batch has them.
 
     Args:
-        photos: of a corpus; augmentation is drawn from (seed, epoch, key).
+        photos: of a corpus. Each has been decoded once by `decoded_batches`, within its time limit;
+            here is none. Augmentation is drawn from (seed, epoch, key).
         preprocess: brings an image to the size that the model takes.
         seed: of the augmentation; None for none.
     """
@@ -81,39 +81,37 @@ class PhotoInputs:
         """Return pixels, uint8 (n, height, width, 3), augmented in an epoch.
 
         Raises:
-            ConnectError: if a photo cannot be read or decoded.
-        """
-        pixels = self.decode(numbers, epoch)
-        for number, photo in zip(numbers.tolist(), pixels, strict=True):
-            if photo is None:
-                raise ConnectError(f"{self._photos[number].path} could not be decoded again.")
-        return torch.from_numpy(np.stack(pixels))  # type: ignore[arg-type]
-
-    def decode(self, numbers: Indices, epoch: int | None = None) -> list[Pixels | None]:
-        """Return the pixels (height, width, 3) of photos, None for one that cannot be read or
-        decoded.
+            ConnectError: if a photo can no longer be read or decoded.
         """
         order = np.argsort(numbers, kind="stable")  # a group of a table can only be read forwards
         photos = [self._photos[row] for row in numbers[order].tolist()]
         files: list[BinaryIO] = []
         with self._lock:
             for photo in photos:
-                files.append(io.BytesIO())
-                with suppress(OSError, ValueError):
-                    files[-1] = io.BytesIO(self._reader.read(photo))
-        epochs = [epoch] * len(photos)
-        pixels = list(self._pool.map(self._pixels, photos, files, epochs))
-        return [pixels[place] for place in np.argsort(order).tolist()]
+                try:
+                    files.append(io.BytesIO(self._reader.read(photo)))
+                except (OSError, ValueError) as error:
+                    raise _error_of_change(photo, error) from error
+        pixels = list(self._pool.map(self._pixels, photos, files, [epoch] * len(photos)))
+        return torch.from_numpy(np.stack([pixels[place] for place in np.argsort(order).tolist()]))
 
-    def _pixels(self, photo: ImageItem, file: BinaryIO, epoch: int | None) -> Pixels | None:
+    def _pixels(self, photo: ImageItem, file: BinaryIO, epoch: int | None) -> Pixels:
         size = self._preprocess.size
         try:
             image, _, _ = open_image(file, size)
-        except UNREADABLE:
-            return None
+        except UNREADABLE as error:
+            raise _error_of_change(photo, error) from error
         if epoch is None or self._seed is None:
             return self._preprocess(image)
         return augment(image, size, generator(self._seed, "augment", epoch, photo.key))
+
+
+def _error_of_change(photo: ImageItem, error: Exception) -> ConnectError:
+    """Return the error of a photo that could be decoded before the training, and no longer can."""
+    return ConnectError(
+        f"{photo.path} can no longer be read ({reason_of(error)}).",
+        remedy="Restore the file, then run the same command again.",
+    )
 
 
 Inputs = ArrayInputs | PhotoInputs  # the rows of one side, as its tower takes them

@@ -17,13 +17,16 @@ from ..corpus.items import Corpus
 from ..corpus.reading import read_corpus
 from ..corpus.splits import splits_of
 from ..devices import pick
+from ..embedding.decoding import IMAGE_SECONDS, decoded_batches
 from ..encoders import DEFAULT_MODEL, Network, load_network
 from ..encoders.networks import weights_sha256
 from ..encoders.towers import ImageTower, TextTower, can_trim, end_positions
 from ..errors import ConnectError
+from ..executors import cores
 from ..io.artifact import ArtifactType, reading, reserve_output
 from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
+from ..store import Failure
 from ..tables import Table
 from .pairs import ArrayInputs, Inputs, PairInputs, PhotoInputs
 from .training import (
@@ -273,25 +276,29 @@ def _photo_pairs(
     """Pair photos with their captions; with a seed, photos are augmented. Return how many cannot be
     decoded, too.
 
-    Every photo is decoded once, so that no training ends at a broken one after hours.
+    Every photo is decoded once within a limit of time, so that no training ends at a broken one
+    after hours.
     """
     captioned = {text.image_key for text in corpus.texts}
     photos = [image for image in corpus.images if image.key in captioned]
-    all_photos = PhotoInputs(photos, network.preprocess)
-    broken: set[int] = set()
+    failures: list[Failure] = []
     with reporter.progress("Decoding", len(photos)) as progress:
-        for start in range(0, len(photos), _ENCODED):
-            block = np.arange(start, min(start + _ENCODED, len(photos)))
-            for row, pixels in zip(block.tolist(), all_photos.decode(block), strict=True):
-                if pixels is None:
-                    broken.add(row)
-            progress.advance(len(block))
-    if broken:
+        for batch, _ in decoded_batches(
+            [(0, photos)],
+            network.preprocess,
+            batch_size=_ENCODED,
+            workers=cores(),
+            time_limit=IMAGE_SECONDS,
+        ):
+            failures += batch.failures
+            progress.advance(len(batch.rows) + len(batch.failures))
+    if failures:
         reporter.message(
-            f"{len(broken):,} of {len(photos):,} photos cannot be decoded and are left out, for "
-            f"example {photos[min(broken)].path}."
+            f"{len(failures):,} of {len(photos):,} photos cannot be decoded and are left out, for "
+            f"example {failures[0].path} ({failures[0].message})."
         )
-    photos = [photo for row, photo in enumerate(photos) if row not in broken]
+    broken = {failure.key for failure in failures}
+    photos = [photo for photo in photos if photo.key not in broken]
     row_of = {photo.key: row for row, photo in enumerate(photos)}
     texts = [text for text in corpus.texts if text.image_key in row_of]
     items = [str(text.image_key) for text in texts]
@@ -300,4 +307,4 @@ def _photo_pairs(
     rows = np.array([[row_of[item] for item in items], range(len(texts))], dtype=np.int64)
     inputs = (PhotoInputs(photos, network.preprocess, seed), tokens)
     splits = splits_of(items, [text.split for text in texts])
-    return PairInputs.of(inputs, rows, captions, items, splits), len(broken)
+    return PairInputs.of(inputs, rows, captions, items, splits), len(failures)

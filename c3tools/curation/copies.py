@@ -12,11 +12,8 @@ import numpy as np
 
 from ..arrays import Indices, Mask, Matrix, Pixels
 from ..corpus.containers import PhotoFinder
-from ..corpus.items import ImageItem
 from ..corpus.splits import LEFT_OUT, split_order
-from ..embedding.decoding import decoded_batches
-from ..encoders import UNREADABLE
-from ..errors import reason_of
+from ..embedding.decoding import decode_photos
 from ..index.codes import cell_count, set_nprobe
 from ..index.training import choose_factory
 from ..moments import unit_rows
@@ -30,7 +27,6 @@ _NEAREST = 10  # rows of the same modality whose content is compared with that o
 _EXACT_SEARCH = 50_000  # rows beyond which the nearest are looked for in some of the cells alone
 _PROBES = 8  # cells
 _TRAINED_PER_CELL = 64  # rows
-_BATCH = 32
 _SEARCHED_AT_A_TIME = 1_024
 _PHOTOS_IN_MEMORY = 1_000
 _NO_WORD = re.compile(r"[^\w]+")
@@ -215,28 +211,25 @@ class CopySearch:
     ) -> dict[int, Pixels]:
         """Return small grey versions of the photos that are still there, by row."""
         paths = self._rows.column("path")
-        items: list[ImageItem] = []
-        problems: list[str] = []
-        with PhotoFinder(self._store.path) as finder:
-            for row in rows:
-                try:
-                    items.append(finder.find(paths[row])._replace(key=str(row)))
-                except UNREADABLE as error:
-                    problems.append(f"{self._rows.keys[row]}: {reason_of(error)}")
         thumbnails: dict[int, Pixels] = {}
-        batches = decoded_batches(
-            [(0, items)] if items else [],
-            THUMBNAILS,
-            batch_size=_BATCH,
-            workers=workers,
-            time_limit=image_timeout or None,
-        )
-        with reporter.progress("Reading photos", len(items)) as progress:
-            for batch, pixels in batches:
-                for decoded, thumbnail in zip(batch.rows, pixels, strict=True):
-                    thumbnails[int(decoded["key"])] = thumbnail
-                problems += [f"{failure.path}: {failure.message}" for failure in batch.failures]
-                progress.advance(len(batch.rows) + len(batch.failures))
+        problems: list[str] = []
+        with (
+            PhotoFinder(self._store.path) as finder,
+            reporter.progress("Reading photos", len(rows)) as progress,
+        ):
+            for position, photo in decode_photos(
+                finder,
+                [paths[row] for row in rows],
+                THUMBNAILS,
+                workers=workers,
+                time_limit=image_timeout or None,
+            ):
+                row = rows[position]
+                if isinstance(photo, str):
+                    problems.append(f"{self._rows.keys[row]}: {photo}")
+                else:
+                    thumbnails[row] = photo
+                progress.advance()
         if problems:
             self.notes.append(
                 f"{counted(len(problems), 'photo')} of {len(rows):,} cannot be read, so their "

@@ -28,15 +28,18 @@ from typing import Any, Self
 import numpy as np
 
 from ..arrays import Pixels
+from ..corpus.containers import PhotoFinder
 from ..corpus.images import ImageReader
 from ..corpus.items import ImageItem
-from ..encoders import ImagePreprocessor
+from ..encoders import UNREADABLE, ImagePreprocessor
 from ..errors import C3Error, UnreachableError, reason_of
-from ..executors import end_with_parent
+from ..executors import cores, end_with_parent
 from ..io.limits import LARGEST_DECODED
 from ..store import Failure
 
+IMAGE_SECONDS = 60.0  # that decoding one image may take where no option says otherwise
 _BATCHES_AHEAD = 3  # of each worker
+_PHOTOS = 32  # of a store, that a worker decodes at a time
 _SPARE = 64 << 20  # bytes for all but decoding
 _STACK = 8 << 20  # bytes for the stack of a thread
 
@@ -128,6 +131,49 @@ def decoded_batches(
             yield batch, pool.pixels_of(job.slot, decoded)
 
 
+def decode_photos(
+    finder: PhotoFinder,
+    paths: Sequence[str | None],
+    preprocess: ImagePreprocessor,
+    *,
+    workers: int | None = None,
+    time_limit: float | None,
+) -> Iterator[tuple[int, Pixels | str]]:
+    """Decode the photos of rows of a store, by their paths.
+
+    Args:
+        finder: of the store.
+        paths: of the photos.
+        preprocess: brings them to the size that is needed.
+        workers: see `decoded_batches`; by default as many as there are cores.
+        time_limit: see `decoded_batches`.
+
+    Yields:
+        the position of each path, and its pixels, or in words why there are none: first those that
+        are not found, then the others in their order, batch by batch.
+
+    Raises:
+        C3Error, UnreachableError: as `decoded_batches`.
+    """
+    items: list[ImageItem] = []
+    for position, path in enumerate(paths):
+        try:
+            items.append(finder.find(path)._replace(key=str(position)))
+        except UNREADABLE as error:
+            yield position, reason_of(error)
+    for batch, pixels in decoded_batches(
+        [(0, items)],
+        preprocess,
+        batch_size=_PHOTOS,
+        workers=cores() if workers is None else workers,
+        time_limit=time_limit,
+    ):
+        for row, photo in zip(batch.rows, pixels, strict=True):
+            yield int(row["key"]), photo
+        for failure in batch.failures:
+            yield int(failure.key), failure.message
+
+
 def _batches_of(shards: Shards, batch_size: int) -> Iterator[tuple[int, Sequence[ImageItem]]]:
     """Yield the images of shards in batches, with the number of their shard."""
     for number, items in shards:
@@ -176,7 +222,8 @@ def _failure_of_worker(item: ImageItem, seconds: float, time_limit: float | None
     error: Exception = ValueError("the process that decodes it ends each time")
     if time_limit and seconds >= time_limit:
         error = TimeoutError(
-            f"took longer than {time_limit:g} s to decode; --image-timeout allows more"
+            f"took longer than {time_limit:g} s to decode; c3 embed and c3 duplicates allow more "
+            "with --image-timeout"
         )
     return failure_of(item, "decode", error)
 

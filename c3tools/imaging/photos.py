@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from ..arrays import Pixels
 from ..corpus.containers import PhotoFinder
-from ..encoders import UNREADABLE, open_image
-from ..errors import GeneratorError, reason_of
-from ..executors import cores
+from ..embedding.decoding import IMAGE_SECONDS, decode_photos
+from ..encoders import ImagePreprocessor
+from ..errors import GeneratorError
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 
 _NAMED = 3
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -59,45 +54,23 @@ def read_photos(
 
     Raises:
         GeneratorError: if none of the photos can be read; the first are named.
+        UnreachableError: if the server of a tar or table of photos does not answer.
     """
     paths = list(rows.column("path")) if "path" in rows.table.column_names else [None] * len(rows)
     squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
     gone: dict[int, str] = {}
-
-    def contents() -> Iterator[bytes | Exception]:
-        """Yield the content of each file, or why there is none."""
-        for path in paths:
-            try:
-                yield finder.read_again(path)
-            except (OSError, ValueError) as error:
-                yield error
-
-    def decode(content: bytes | Exception) -> Pixels | Exception:
-        """Return pixels (pixels, pixels, 3), or why there are none."""
-        if isinstance(content, Exception):
-            return content
-        try:
-            image, _, _ = open_image(io.BytesIO(content), (pixels, pixels))
-            return np.asarray(_to_square(image, pixels))
-        except UNREADABLE as error:
-            return error
-
+    to_square = ImagePreprocessor((partial(_to_square, pixels=pixels),), {"size": pixels})
     with (
-        warnings.catch_warnings(),  # around all threads: each would restore what another has set
         PhotoFinder(store.path, download=download) as finder,
-        ThreadPoolExecutor(cores()) as pool,
         reporter.progress("Reading photos", len(rows)) as progress,
     ):
-        warnings.simplefilter("ignore")
-        files = contents()
-        for start in range(0, len(rows), _CHUNK):
-            for row, square in enumerate(pool.map(decode, islice(files, _CHUNK)), start):
-                if isinstance(square, Exception):
-                    gone[row] = f"{paths[row] or rows.keys[row]} ({reason_of(square)})"
-                else:
-                    squares[row] = square
-                progress.advance()
-    listed = "; ".join(list(gone.values())[:_NAMED])
+        for row, square in decode_photos(finder, paths, to_square, time_limit=IMAGE_SECONDS):
+            if isinstance(square, str):
+                gone[row] = f"{paths[row] or rows.keys[row]} ({square})"
+            else:
+                squares[row] = square
+            progress.advance()
+    listed = "; ".join(gone[row] for row in sorted(gone)[:_NAMED])
     if len(gone) > _NAMED:
         listed += f"; and {len(gone) - _NAMED:,} more"
     if len(gone) == len(rows):

@@ -109,6 +109,18 @@ def test_photos_in_tars_and_tables_are_those_of_the_folder(tmp_path: Path) -> No
             assert all(torch.equal(rows, expected) for rows in pool.map(ask, [1] * 10))
 
 
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_a_photo_that_is_gone_or_damaged_during_training_is_named(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    network = load_network(save_tiny_clip(tmp_path / "tiny"))
+    photos = read_corpus(save_photos(tmp_path / "photos", 1)).images
+    path = Path(photos[3].path)
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ConnectError, match=f"{path} can no longer be read .*\nRestore"):
+        PhotoInputs(photos, network.preprocess).rows(np.arange(8))
+
+
 def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
 
     green, red = np.linspace(0, 255, 200).astype(np.uint8)[np.indices((200, 200))]

@@ -16,6 +16,7 @@ from c3tools.connect.towers import TowersSettings
 from c3tools.connect.training import TrainingSettings
 from c3tools.encoders import load_network
 from c3tools.errors import ConnectError, OutputError
+from tests.bombs import slow_jpeg
 from tests.conftest import Messages
 from tests.golden import recorded
 
@@ -87,6 +88,17 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(
         connect_towers(
             photos, tmp_path / "out", overwrite=True, **{**options, "model": connected.name}
         )
+
+
+def test_a_photo_that_takes_too_long_to_decode_is_left_out(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, said = save_photos(tmp_path / "photos"), Messages()
+    (photos / "plain-red-3.png").write_bytes(slow_jpeg())
+    monkeypatch.setattr("c3tools.connect.towers.IMAGE_SECONDS", 2.0)
+    connected = connect_towers(photos, tmp_path / "out", model=tiny, epochs=1, reporter=said)
+    assert connected.record["unreadable"] == 1
+    assert "plain-red-3.png (took longer than 2 s to decode" in said.texts[0]
 
 
 def test_a_tokenizer_of_transformers_is_written_with_its_model(tmp_path: Path) -> None:

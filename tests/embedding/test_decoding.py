@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from c3tools.corpus.items import ImageItem
 from c3tools.corpus.reading import read_corpus
@@ -24,18 +23,7 @@ from c3tools.embedding.decoding import decoded_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
 from c3tools.io.limits import LARGEST_DECODED
-from tests.bombs import saved, sparse
-
-
-def slow_jpeg() -> bytes:
-    """A photo of 3 MB that takes many minutes to decode: its last scan is said 50,000 times over.
-
-    libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or
-    a thread would wait.
-    """
-    content = saved(Image.new("L", (3000, 3000), 128), "JPEG", progressive=True)
-    scan = content[content.rindex(b"\xff\xda") : -2]
-    return content[:-2] + scan * 50_000 + content[-2:]
+from tests.bombs import slow_jpeg, sparse
 
 
 class HostilePreprocessor(ImagePreprocessor):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from c3tools.errors import GeneratorError
 from c3tools.imaging.photos import read_photos
+from tests.bombs import slow_jpeg
 from tests.conftest import build_store
 
 from .conftest import image_rows, write_photos
@@ -46,3 +47,15 @@ def test_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for of in (store, build_store(tmp_path / "imported", image_rows([""] * 6))):
         with pytest.raises(GeneratorError, match=f"None of the 6 photos of the store {of.path}"):
             read_photos(of, of.load("image"), 8)
+
+
+def test_a_photo_that_takes_too_long_to_decode_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_photos(tmp_path / "photos", 3)
+    paths[1].write_bytes(slow_jpeg())
+    store = build_store(tmp_path / "c3-store", image_rows(paths))
+    monkeypatch.setattr("c3tools.imaging.photos.IMAGE_SECONDS", 2.0)
+    photos = read_photos(store, store.load("image"), 8)
+    assert photos.rows.keys == ["photo000", "photo002"]
+    assert photos.unread.startswith(f"Could not read: {paths[1]} (took longer than 2 s to decode")
