@@ -107,9 +107,9 @@ def merge_stores(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there are fewer than two stores, they are of different models, keys repeat, a
-            shard is damaged, or ``output`` is a URL or contains anything but the result of the
-            same merge, which is returned.
+        StoreError: if there are fewer than two stores, they are of different models, one is an
+            export, keys repeat, a shard is damaged, or ``output`` is a URL or contains anything
+            but the result of the same merge, which is returned.
     """
     if keep and (prefix or keep != "first"):
         raise StoreError(
@@ -121,6 +121,13 @@ def merge_stores(
             "A merge needs at least two stores, each given once.",
             remedy="c3 merge STORE STORE -o OUT",
         )
+    for store in sources:
+        if store.info.exported:
+            raise StoreError(
+                f"{store.path} is an export: its rows went through a pipeline, which the merged "
+                f"store would not have.",
+                remedy="Merge the stores that were exported, then export the result.",
+            )
     first, *later = sources
     for store in later:
         first.info.require_same(
@@ -128,13 +135,17 @@ def merge_stores(
             "preprocessing",
             own=f"The store {first.path}",
             theirs=f"the store {store.path}",
+            remedy="Embed the inputs of one of them again, with the model and the options of the "
+            "other.",
         )
     prefixes = {store: f"{store.path.resolve().name}/" if prefix else "" for store in sources}
     if prefix and len(set(prefixes.values())) < len(prefixes):
         raise StoreError(
-            "Two of the stores have the same name, so --prefix would give their keys the same "
-            "prefix.",
-            remedy="Rename one of the folders.",
+            f"Several of the stores are folders of one name "
+            f"({', '.join(str(store.path) for store in sources)}), so --prefix would give their "
+            f"keys the same prefix.",
+            remedy=f"Rename the folders as the keys should begin, for example: "
+            f"mv {sources[-1].path} {sources[-1].path.parent / 'cam2'}",
         )
     report = CopyReport(Path(output))
     merge = _Merge(prefixes, keep, report)

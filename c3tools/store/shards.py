@@ -254,21 +254,25 @@ class StoreInfo:
             return "c3 export"
         return "c3 import" if "imported" in self.extra else "c3 embed"
 
-    def require_same_model(self, model: Mapping[str, Any], *, own: str, theirs: str) -> None:
+    def require_same_model(
+        self, model: Mapping[str, Any], *, own: str, theirs: str, remedy: str = ""
+    ) -> None:
         """Refuse to mix embeddings of two models (see `ModelIdentity.require_same`)."""
-        remedy = "Use the same --model, or choose another --store."
+        remedy = remedy or "Use the same --model, or choose another --store."
         self.model.require_same(model, own=own, theirs=theirs, error=StoreError, remedy=remedy)
 
-    def require_same(self, other: StoreInfo, *more: str, own: str, theirs: str) -> None:
+    def require_same(
+        self, other: StoreInfo, *more: str, own: str, theirs: str, remedy: str = ""
+    ) -> None:
         """Refuse to mix embeddings of two models, dimensions or dtypes, or that differ in ``more``
-        attributes.
+        attributes; without a ``remedy``, the message gives that of `c3 embed`.
         """
-        self.require_same_model(other.model, own=own, theirs=theirs)
+        self.require_same_model(other.model, own=own, theirs=theirs, remedy=remedy)
         for name in ("dim", "dtype", "normalised", "columns", *more):
             if (here := getattr(self, name)) != (there := getattr(other, name)):
                 raise StoreError(
                     f"{own} has {name} = {here}, but {theirs} {there}.",
-                    remedy="Use the same options as before, or choose another --store.",
+                    remedy=remedy or "Use the same options as before, or choose another --store.",
                 )
 
 

@@ -157,6 +157,7 @@ class _ShardContent:
     keys: pa.Array[Any]
     items: pa.Array[Any]  # see `item_keys`
     failed: set[str]  # keys of the inputs that were not embedded
+    columns: list[str]  # their names; none if there are no rows
 
 
 def verify_store(
@@ -208,6 +209,7 @@ def _check(path: Path, reporter: Reporter) -> Verification:
         f"made it again: it makes only the removed shards."
     )
     contents: dict[ShardName, _ShardContent] = {}
+    columns_of: dict[str, list[str]] = {}  # of the first shard with rows, by modality
     moments: dict[str, Moments] = {}  # of the listed rows, by modality and split; filled below
     with reporter.progress("Checking shards", len(present)) as progress:
         for shard in present:
@@ -221,6 +223,12 @@ def _check(path: Path, reporter: Reporter) -> Verification:
             else:
                 contents[shard] = checked
                 result.rows[modality] += len(checked.keys)
+                if checked.columns:
+                    expected = columns_of.setdefault(modality, checked.columns)
+                    differing = sorted({*checked.columns} ^ {*expected})
+                    if differing:
+                        problem = f"not all shards of {modality} have {', '.join(differing)}"
+                        result.add_defect("schema", part_name(*shard), problem, redo)
             progress.advance()
 
     # shards with each other, and with the other files
@@ -259,6 +267,7 @@ def _check_shard(
     modality, name = shard[0], part_name(*shard)
     keys: list[pa.Array[Any]] = []
     items: list[pa.Array[Any]] = []
+    columns: list[str] = []
     invalid = 0
     largest_error = 0.0
     try:
@@ -268,7 +277,11 @@ def _check_shard(
             header = read_header(file)
             if header.info is not None:
                 header.info.require_same(info, own="The shard", theirs="the store")
+                if header.info.exported.get("transform") != info.exported.get("transform"):
+                    problem = f"its rows went through another pipeline than {INFO_FILE} says"
+                    return Finding("defect", "schema", name, problem, redo)
             for batch in read_batches(file, modality, info):
+                columns = batch.schema.names
                 keys.append(batch.column("key"))
                 items.append(item_keys(batch))
                 if info.code_size:  # of an index: there is nothing to compute
@@ -299,6 +312,7 @@ def _check_shard(
         one_array(pa.chunked_array(keys, pa.string())),
         one_array(pa.chunked_array(items, pa.string())),
         failed,
+        columns,
     )
 
 

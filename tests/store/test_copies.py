@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c3tools import merge_stores, split_store, verify_store
+from c3tools import export_store, merge_stores, split_store, verify_store
 from c3tools.corpus.splits import splits_by_hash
 from c3tools.errors import OutputError, StoreError
 from c3tools.io.lock import locked
@@ -144,12 +144,31 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30] + b"?" * 30)
     for stores, said in (
         ([one, two, other], f"{one} .* {other}"),
-        ([one, again], "same name"),
+        ([one, again], "folders of one name"),
         ([one, two], path.stem),
     ):
         with pytest.raises(StoreError, match=f"(?s){said}"):
             merge_stores(stores, output=tmp_path / "m", prefix=stores[1] == again)
     assert not (tmp_path / "m").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("export_first", [True, False])
+def test_an_export_is_not_merged_with_a_store(tmp_path: Path, export_first: bool) -> None:
+    store = whole_store(tmp_path / "store")
+    export_store(whole_store(tmp_path / "other"), tmp_path / "export", preset="c2-collapse")
+    stores = [store.path, tmp_path / "export"]
+    with pytest.raises(StoreError, match=r"export is an export: .* pipeline") as refused:
+        merge_stores(sorted(stores, reverse=not export_first), output=tmp_path / "m")
+    assert "Merge the stores that were exported" in str(refused.value)
+
+
+def test_a_merge_says_what_to_do_about_another_dtype_and_one_name(tmp_path: Path) -> None:
+    one = whole_store(tmp_path / "a" / "c3-store", dtype="float32").path
+    two = whole_store(tmp_path / "b" / "c3-store").path
+    with pytest.raises(StoreError, match="Embed the inputs of one of them again"):
+        merge_stores([one, two], output=tmp_path / "m")
+    with pytest.raises(StoreError, match=r"mv \S*b/c3-store \S*b/cam2"):
+        merge_stores([whole_store(tmp_path / "c" / "c3-store").path, two], output="m", prefix=True)
 
 
 def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put) -> None:

@@ -13,13 +13,16 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from c3tools import ModelIdentity, verify_store
 from c3tools.errors import C3Error, StoreError
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
+from c3tools.store.dataset import with_column
 from c3tools.store.manifest import EXTERNAL_FILE, record_files
+from c3tools.store.shards import write_rows
 from tests.conftest import (
     Counted,
     Messages,
@@ -120,12 +123,28 @@ def _longer(path: Path, by: float, dtype: str) -> None:
     _rows(path, 3, ["one", "longer"], unit_rows(2, DIM, 9) * np.array([[1], [by]]))
 
 
+def _of_export(path: Path, part: int, *, in_header: bool) -> None:
+    info = Store.open(path).info
+    table = Store.open(path).read_shard("image", 0)[0]
+    if in_header:
+        info = replace(info, extra={"exported": {"transform": {"name": "c3"}}})
+    else:
+        keys = pa.array([f"new{row}" for row in range(len(table))])
+        table = with_column(table, "key", keys)
+        table = table.append_column("role", pa.array(["inference"] * len(table)))
+    write_rows(path / f"image/part-{part:05d}.parquet", info, "image", table)
+    (path / "manifest.json").unlink()
+    StoreWriter(path).finish()
+
+
 DAMAGE: dict[str, Any] = {  # a function, or the name of a file that is lost
     "rows of no length": lambda p: _rows(p, 3, ["zero", "nan", "good"], NEW * [[0], [np.nan], [1]]),
     "rows that are not normalised": lambda p: _rows(p, 3, ["k"], NEW, normalised=False),
     "a key that is there": lambda p: _rows(p, 3, ["img004"], NEW),
     "no key": lambda p: _rows(p, 3, [""], NEW),
     "another image": lambda p: _rows(p, 0, ["other"], NEW),
+    "rows of an export": lambda p: _of_export(p, 3, in_header=False),
+    "rows of another pipeline": lambda p: _of_export(p, 0, in_header=True),
     "norms in float16": lambda p: _longer(p, 1.002, "float16"),
     "norms in float32": lambda p: _longer(p, 1.0002, "float32"),
     "shifted moments": lambda p: _rewrite_moments(p, _shifted),
