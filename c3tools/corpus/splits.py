@@ -150,17 +150,18 @@ def describe_hash() -> str:
     )
 
 
-def describe_origins(origins: dict[str, set[str]]) -> str:
+def describe_origins(origins: dict[str, set[str]], *, of: str = "Splits") -> str:
     """Return a sentence that says where the splits of a corpus come from.
 
     Args:
         origins: the splits that each origin (`ChosenSplit`) has named.
+        of: the subject of the sentence.
     """
     parts = []
     for origin, names in origins.items():
         splits = ", ".join(sorted({named_split(name) for name in names}, key=split_order))
         parts.append(f"{origin} ({splits or describe_hash()})")
-    return f"Splits come from {' and '.join(parts)}."
+    return f"{of} come from {' and '.join(parts)}."
 
 
 def describe_rule(names: Iterable[str]) -> str | None:

@@ -43,9 +43,10 @@ _FILE = pa.schema(
         ("path", pa.large_string()),
         ("size", pa.int64()),
         ("sha256", pa.large_string()),
+        ("split", pa.large_string()),
     ]  # type: ignore[arg-type]
 )
-_TEXT = pa.schema([(name, pa.large_string()) for name in ("key", "caption", "image_key")])
+_TEXT = pa.schema([(name, pa.large_string()) for name in ("key", "caption", "image_key", "split")])
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class StoredInputs:
 
     Attributes:
         tables: by modality, its rows, then its failures: key, part (the number of the shard),
-            is_failure and columns (see `ImageItem`); of texts caption and image_key; of others
-            size, sha256, mtime and stored_path, which is absolute.
+            is_failure, split and columns (see `ImageItem`); of texts caption and image_key; of
+            others size, sha256, mtime and stored_path, which is absolute.
         recorded: the content of inputs.parquet, but for keys that the store does not have.
     """
 

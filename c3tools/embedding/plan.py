@@ -10,7 +10,8 @@ plans the same shards again.
 An input has changed if a column that it keeps has. A text has changed if its words have. An image
 has changed if its size in bytes has or, for a file on this machine, if its time of modification is
 not the recorded one; it has moved if its path is another. No image is read for this. Only inputs
-from the given paths can be removed.
+from the given paths can be removed. Rows keep their splits: those that the corpus names otherwise
+are only listed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pyarrow.compute as pc
 
 from ..arrays import Indices
 from ..corpus.items import Corpus, ItemTable
-from ..corpus.splits import LEFT_OUT
+from ..corpus.splits import LEFT_OUT, splits_of
 from ..store import Store
 from ..store.reasons import read_reasons
 from ..store.rows import keys_of, own_items
@@ -59,7 +60,7 @@ class _Join:
 
     Attributes:
         inputs: those whose key is in the corpus: key, part, is_failure, position in the corpus,
-            what is compared (stored_size, corpus_size, …), is_moved and is_changed; of images
+            what is compared (stored_size, corpus_size, …), item, is_moved and is_changed; of images
             new_path, as the corpus names it.
         gone: those whose source no longer exists: key, part, is_failure.
     """
@@ -122,7 +123,7 @@ def _join_images(stored: Any, items: ItemTable[Any], sources: Sources) -> _Join:
     in_corpus: Any = items.table.take(in_both["position"])
     inputs: Any = pa.table(
         {
-            **_shared_columns(in_both),
+            **_shared_columns(in_both, in_corpus),
             "stored_path": in_both["stored_path"],
             "corpus_path": absolute_paths(in_corpus["path"]),
             "stored_size": in_both["size"],
@@ -151,7 +152,7 @@ def _join_texts(
     in_corpus: Any = items.table.take(in_both["position"])
     inputs: Any = pa.table(
         {
-            **_shared_columns(in_both),
+            **_shared_columns(in_both, in_corpus),
             "stored_caption": in_both["caption"],
             "corpus_caption": in_corpus["caption"],
             "is_moved": pa.repeat(False, len(in_both)),
@@ -173,8 +174,12 @@ def _join_by_key(stored: Any, items: ItemTable[Any]) -> tuple[Any, Any]:
     return stored.filter(is_in_corpus), stored.filter(pc.invert(is_in_corpus))
 
 
-def _shared_columns(in_both: Any) -> dict[str, Any]:
-    return {name: in_both[name] for name in ("key", "part", "is_failure", "position")}
+def _shared_columns(in_both: Any, in_corpus: Any) -> dict[str, Any]:
+    columns = {name: in_both[name] for name in ("key", "part", "is_failure", "position")}
+    columns["stored_split"] = in_both["split"]
+    columns["corpus_split"] = pc.cast(in_corpus["split"], pa.large_string())
+    columns["item"] = own_items(in_corpus)
+    return columns
 
 
 def _differ(both: Any, name: str) -> Any:
@@ -242,6 +247,18 @@ def _plan_of(
     for part in pc.unique(changed_rows["part"]).to_pylist():
         of_part = changed_rows.filter(pc.equal(changed_rows["part"], part))
         changed.append((part, of_part["position"].to_numpy()))
+
+    # Rows that the corpus names another split of
+    is_same_name = pc.fill_null(pc.equal(rows["stored_split"], rows["corpus_split"]), False)
+    renamed = rows.filter(pc.and_not(pc.is_valid(rows["corpus_split"]), is_same_name))
+    items_of_rows = renamed["item"].to_pylist()
+    stored_splits = splits_of(items_of_rows, renamed["stored_split"].to_pylist())
+    corpus_splits = splits_of(items_of_rows, renamed["corpus_split"].to_pylist())
+    for key, stored, named in zip(
+        renamed["key"].to_pylist(), stored_splits, corpus_splits, strict=True
+    ):
+        if stored not in (named, LEFT_OUT):
+            summary.other_split.append(key)
 
     # Rows and failures to change without the encoder
     gone = join.gone.sort_by([("part", "ascending"), ("key", "ascending")])

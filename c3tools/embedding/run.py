@@ -202,7 +202,7 @@ def embed(
         reporter=reporter,
     )
     options = replace(options, columns=carried_types(kept, _kept_rows(corpus), recorded))
-    _report_inputs(corpus, reporter)
+    _report_inputs(corpus, recorded, reporter)
 
     # Choose the encoder; it is loaded when it is needed
     if encoder is not None and not device:
@@ -333,7 +333,7 @@ def _choose_fps(asked: float | None, folder: Path, recorded: StoreInfo | None) -
     return of_store
 
 
-def _report_inputs(corpus: Corpus, reporter: Reporter) -> None:
+def _report_inputs(corpus: Corpus, recorded: StoreInfo | None, reporter: Reporter) -> None:
     """Report how many inputs were found, what was noticed, and where their splits come from."""
     counts = [
         counted(len(items), {"audio": "sound"}.get(modality, modality))
@@ -344,7 +344,9 @@ def _report_inputs(corpus: Corpus, reporter: Reporter) -> None:
     reporter.message(f"Found {', '.join(media)} and {texts}.")
     for note in corpus.notes:
         reporter.message(note)
-    reporter.message(describe_origins(corpus.split_origins))
+    # Rows that are in the store keep their splits
+    of = "Splits" if recorded is None else "Splits of new inputs"
+    reporter.message(describe_origins(corpus.split_origins, of=of))
 
 
 def embed_corpus(

@@ -42,6 +42,8 @@ class ModalitySummary:
         removed: how many of these were removed.
         moved: keys of rows whose file has another path than when it was embedded.
         relocated: how many of these have their new path in the store.
+        other_split: keys of rows that the corpus names another split of than the store, whose split
+            is kept.
         to_embed, to_update, to_remove: what a run would do, if it is only planned.
         seconds: summed over processes: ``waiting`` for inputs to be read and decoded, ``encoding``,
             ``writing``.
@@ -60,6 +62,7 @@ class ModalitySummary:
     removed: int = 0
     moved: list[str] = field(default_factory=list)
     relocated: int = 0
+    other_split: list[str] = field(default_factory=list)
     to_embed: int = 0
     to_update: int = 0
     to_remove: int = 0
@@ -97,10 +100,14 @@ class ModalitySummary:
             again = f"{self.updated:,} embedded again"
         removed = "rows removed" if self.removed else "--prune removes their rows"
         relocated = "new paths written" if self.relocated else "--update writes the new paths"
+        kept = "the store keeps its own; `c3 split --file captions.jsonl -o NEW_STORE` changes it"
         notes = [
             *_listed(f"{name} input", f"changed after embedding ({again})", self.changed),
             *_listed(f"{name} input", f"no longer in the source ({removed})", self.gone),
             *_listed(f"{name} input", f"moved after embedding ({relocated})", self.moved),
+            *_listed(
+                f"{name} input", f"with another split in the corpus ({kept})", self.other_split
+            ),
         ]
         if self.not_updated:
             inputs = counted(self.not_updated, f"changed {name} input")

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from c3tools.corpus.reading import read_corpus
+from c3tools.corpus.splits import splits_by_hash
 from c3tools.embedding import EmbedSummary, embed
 from c3tools.store import Store, StoreWriter
 from c3tools.store.verify import verify_store
@@ -100,6 +101,37 @@ def test_an_update_alone_has_the_bytes_of_a_fresh_store(tmp_path: Path) -> None:
     }
     embed_colours(folder, tmp_path / "fresh")
     assert contents(store) == contents(tmp_path / "fresh")
+
+
+def test_rows_that_the_corpus_names_another_split_of_are_listed_and_keep_theirs(
+    tmp_path: Path, c3: C3
+) -> None:
+    folder, store = colour_corpus(tmp_path / "p", {"a": "red", "d": "lime"}), tmp_path / "s"
+    write_captions(folder, {"a": ["a 0"], "d": ["d 0"]}, split="train2017")
+    embed_colours(folder, store)
+    write_jsonl(
+        folder / "captions.jsonl",
+        {"image": "a.png", "captions": ["a 0"], "split": "test"},
+        {"image": "d.png", "captions": ["d 0"], "split": "train"},  # by another name
+    )
+    whole = contents(store)
+    summary = embed_colours(folder, store, update=True)
+    assert {name: m.other_split for name, m in summary.modalities.items()} == {
+        "image": ["a"],
+        "text": ["a#0"],
+    }
+    assert "1 image input with another split in the corpus" in summary.notes()[0]
+    assert "c3 split --file captions.jsonl" in summary.notes()[0]
+    assert contents(store) == whole
+    said = c3("embed", folder, "--store", "s", "--dry-run").stderr
+    assert "Splits of new inputs come from the field split" in said
+
+    # where a hash decided, a name counts if it is another split
+    write_captions(folder, {"a": ["a 0"], "d": ["d 0"]})
+    embed_colours(folder, tmp_path / "hashed")
+    write_captions(folder, {"a": ["a 0"], "d": ["d 0"]}, split="train")
+    again = embed_colours(folder, tmp_path / "hashed").modalities["image"]
+    assert (splits_by_hash(["a", "d"]), again.other_split) == (["train", "test"], ["d"])
 
 
 def test_rows_of_other_paths_are_left_alone(tmp_path: Path) -> None:
