@@ -339,8 +339,10 @@ def _complete(
     """Return the record of an index with the place of its store, and how it is searched best."""
     store = recipe.store
     place = str(store.path)
-    if isinstance(store.path, Path) and isinstance(writer.path, Path):
-        place = os.path.relpath(store.path, writer.path)  # since both may move together
+    if isinstance(store.path, Path):
+        place = str(store.path.absolute())
+        if isinstance(writer.path, Path):
+            place = os.path.relpath(place, writer.path)  # since both may move together
     content = record.index | {"store": place}
     if "nprobe" not in content:
         source = TransformedRows(store, recipe.pipeline, modalities, record.settings.split)

@@ -313,11 +313,19 @@ class Index:
 
     @property
     def store_path(self) -> Path:
-        """The store that the index was built from: its folder, or a path-like object for a URL."""
+        """The store that the index was built from: its folder, or a path-like object for a URL.
+
+        A relative path starts from the index, since both may have been moved or copied together.
+        """
         recorded = self.record["store"]
-        return (
-            location(recorded) if is_url(recorded) else Path(os.path.normpath(self.path / recorded))
-        )
+        if is_url(recorded) or Path(recorded).is_absolute():
+            return location(recorded)
+        if isinstance(self.path, Path):
+            return Path(os.path.normpath(self.path / recorded))
+        folder = self.path
+        for name in Path(recorded).parts:
+            folder = folder.parent if name == ".." else folder / name
+        return folder
 
     def search(
         self,

@@ -20,7 +20,7 @@ from c3tools.index import Index, build_index, training
 from c3tools.index.rows import TransformedRows
 from c3tools.io.locations import location
 from c3tools.store.manifest import StoreWriter
-from tests.conftest import Messages, add_shard, contents, contents_at_url
+from tests.conftest import Messages, add_shard, contents, contents_at_url, put_store
 from tests.crashes import kill_at, operations
 from tests.servers import Faults
 from tests.stores import gap_store, make_vectors
@@ -215,6 +215,24 @@ def test_an_index_at_a_url(folder: Path, s3: Faults) -> None:
     different = {name for name in disk if remote[name] != disk[name]}
     assert different == {"store.json", "manifest.json"}  # the place of the store
     assert verify_store("s3://bucket/index").whole
+
+
+def test_an_index_at_a_url_finds_its_store(
+    folder: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    built = build_index("s", "s3://bucket/index")
+    assert built.store_path == folder / "s"
+    # an index and its store that were copied together
+    index(folder)
+    put_store(folder / "s", "s3://bucket/copies/s")
+    copied = Index.open(put_store(folder / "i", "s3://bucket/copies/i"))
+    assert str(copied.store_path) == "s3://bucket/copies/s"
+    messages = Messages()
+    for opened in (built, copied):
+        (result,) = opened.search(key="img001", k=1, reporter=messages)
+        assert result.hits[0].key == "img001"
+    assert messages.texts == []
 
 
 def test_an_index_is_no_store_and_no_export(folder: Path) -> None:
