@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..choices import ExecutorName
 from ..corpus.splits import ALL
-from ..errors import C3Error, StoreError, TransformError, note_on_interrupt
+from ..errors import C3Error, StoreError, TransformError, UnusedOptionError, note_on_interrupt
 from ..executors import Executor
 from ..export.fitted_rows import reason_to_refit
 from ..export.parts import Recipe, plan_parts, write_parts
@@ -60,7 +61,7 @@ def build_index(
     factory: str = "auto",
     modality: Sequence[str] | None = None,
     split: str | None = None,
-    preset: str = "gr-clip",
+    preset: str | None = None,
     pipeline: Pipeline | str | Path | None = None,
     recall: float = 0.98,
     seed: int = 0,
@@ -71,6 +72,8 @@ def build_index(
     reporter: Reporter = SILENT,
 ) -> Index:
     """Index the transformed embeddings of a store. No noise is added to them.
+
+    The rows of an export are indexed as they are; its pipeline transforms the queries.
 
     If ``output`` has an index with the same settings, the rows of new and changed shards are added,
     and those of removed shards are removed; ``record["added"]`` is the number of rows that were
@@ -84,8 +87,9 @@ def build_index(
             index string.
         modality: Index only these modalities. By default all, in one index.
         split: See `gap_report`.
-        preset: The preset that transforms vectors and queries; c1 leaves them unchanged, as gr-clip
-            does in a store without texts, or of texts alone.
+        preset: The preset that transforms vectors and queries. By default gr-clip, which leaves
+            them unchanged, as c1 does, in a store without texts, or of texts alone. Not for an
+            export, which has its own pipeline.
         pipeline: Your own pipeline instead of a preset.
         recall: The recall@10 that the search is tuned to reach.
         seed: Seed for all random numbers.
@@ -96,8 +100,9 @@ def build_index(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is nothing to index, FAISS refuses the factory, or it is of a kind of
-            index that cannot add rows by their codes.
+        StoreError: if there is nothing to index, an export has rows before the noise, FAISS refuses
+            the factory, or it is of a kind of index that cannot add rows by their codes.
+        UnusedOptionError: if a preset or a pipeline is given for an export.
         OutputError: if ``output`` contains other files, or another run is writing to it.
         TransformError: if the pipeline does not fit the store.
         MissingExtraError: if faiss is not installed.
@@ -108,13 +113,7 @@ def build_index(
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
-    # gr-clip subtracts the means of texts and of other rows. Where either is missing, nothing is
-    # subtracted
-    loaded_moments, _ = store.external_moments()
-    modalities_with_means = {*store.modalities, *loaded_moments}
-    has_both_means = "text" in modalities_with_means and len(modalities_with_means) > 1
-    is_uncentred = pipeline is None and preset == "gr-clip" and not has_both_means
-    unfitted_pipeline = open_pipeline(pipeline, "c1" if is_uncentred else preset)
+    unfitted_pipeline, note = _choose_pipeline(store, preset, pipeline)
     options = {
         "factory": factory,
         "modality": list(modality) if modality else None,
@@ -131,8 +130,8 @@ def build_index(
         if existing is not None and not rebuild:
             build = _reuse_fit(existing, store, request, modalities, reporter)
         if build is None:
-            if is_uncentred:
-                reporter.message(_say_uncentred(store, modalities_with_means))
+            if note is not None:
+                reporter.message(note)
             build = _make_fit(
                 store, unfitted_pipeline, modalities, request, existing, output, reporter
             )
@@ -169,8 +168,8 @@ def build_index(
     index.record["added"] = index.rows.num_rows
     if len(modalities) > 1 and not fit.moments:
         reporter.message("Searches of this index rank by the cosine, which is not calibrated.")
-    if len(modalities) == 2:
-        index.bias = measure_bias(store, fit.pipeline, modalities, seed)
+    if len(modalities) == 2 and not store.info.exported:
+        index.bias = measure_bias(store, recipe.applied, modalities, seed)
     return index
 
 
@@ -191,27 +190,44 @@ class _Build:
     is_new: bool
 
 
-def _say_uncentred(store: Store, modalities: set[str]) -> str:
+def _choose_pipeline(
+    store: Store, preset: str | None, pipeline: Pipeline | str | Path | None
+) -> tuple[Pipeline, str | None]:
+    """Return the pipeline, which need not be fitted, and a message if nothing is centred.
+
+    Raises:
+        StoreError: if the rows of an export have not gone through its whole pipeline.
+        UnusedOptionError: if a preset or a pipeline is given for an export.
+    """
+    # Rows of an export stay as they are, and queries go through its pipeline
+    pipeline_and_applied = Pipeline.of_export(store)
+    if pipeline_and_applied is not None:
+        if preset is not None or pipeline is not None:
+            option = "--preset" if pipeline is None else "--pipeline"
+            reason = f"with the export {store.path}, whose own pipeline is used"
+            raise UnusedOptionError(option, reason)
+        exported_pipeline, applied = pipeline_and_applied
+        if applied < len(exported_pipeline.steps):
+            raise StoreError(
+                f"The rows of the export {store.path} have not gone through its whole pipeline.",
+                remedy="Index the store that was exported, or export it without --before-noise.",
+            )
+        return exported_pipeline, None
+
+    # gr-clip subtracts the means of texts and of other rows. Where either is missing, nothing is
+    # subtracted
+    loaded_moments, _ = store.external_moments()
+    modalities = {*store.modalities, *loaded_moments}
+    has_both_means = "text" in modalities and len(modalities) > 1
+    if pipeline is not None or preset not in (None, "gr-clip") or has_both_means:
+        return open_pipeline(pipeline, preset or "gr-clip"), None
     others = "images" if "text" in modalities else "texts"
-    return (
+    note = (
         f"Nothing is centred: the store has only {' and '.join(sorted(modalities))} rows. That "
         f"is fine unless you search with {others}; then load their moments: "
         f"{load_command(store)}."
     )
-
-
-def _settings(fit: _Fit, split: str) -> Settings:
-    """Return the settings of an index: whole vectors of float32 are encoded."""
-    return Settings(
-        format=fit.format.name,
-        dtype="float32",
-        role="inference",
-        train_on="text",
-        seed=0,
-        applied=len(fit.pipeline.steps),
-        split=split,
-        code_size=int(fit.format.trained.sa_code_size()),
-    )
+    return open_pipeline(None, "c1"), note
 
 
 def _reuse_fit(
@@ -235,7 +251,7 @@ def _reuse_fit(
     if fit is None:
         return None
     age = record.age(store)
-    if age is not None and not is_first:
+    if age is not None and not is_first and not store.info.exported:
         reporter.message(f"{age} --rebuild fits it anew.")
     return _Build(writer, record, fit, is_new=is_first)
 
@@ -314,16 +330,31 @@ def _make_fit(
     factory = request.options["factory"]
     if factory == "auto":
         factory = choose_factory(rows, store.info.dim)
-    source = TransformedRows(store, pipeline, modalities, split)
+    applied = 0 if store.info.exported else len(pipeline.steps)
+    source = TransformedRows(store, pipeline.part(0, applied), modalities, split)
     coder = train_coder(source, rows, factory, request.options["seed"])
-    try:
-        moments = Calibration.fit(store, pipeline=pipeline).moments
-    except TransformError:  # a memory, whose effect only rows show
+
+    # Moments follow from those of the store. Only the rows tell those after a memory, and those of
+    # an export that is not normalised
+    moments = None
+    if applied or store.info.normalised:
+        with suppress(TransformError):
+            moments = Calibration.fit(store, pipeline=source.pipeline).moments
+    if moments is None:
         moments = {name: source.moments(name) for name in modalities}
     fit = _Fit(pipeline, coder, moments)
 
-    # Write them
-    settings = _settings(fit, split)
+    # Write them. Whole vectors of float32 are encoded
+    settings = Settings(
+        format=coder.name,
+        dtype="float32",
+        role="inference",
+        train_on="text",
+        seed=0,
+        applied=applied,
+        split=split,
+        code_size=int(coder.trained.sa_code_size()),
+    )
     built = {"factory": factory, "built_from": rows}
     record = ExportRecord(request, fitted_shards(store), settings, built)
     recipe = Recipe(store, pipeline, coder, settings)
@@ -345,6 +376,6 @@ def _complete(
             place = os.path.relpath(place, writer.path)  # since both may move together
     content = record.index | {"store": place}
     if "nprobe" not in content:
-        source = TransformedRows(store, recipe.pipeline, modalities, record.settings.split)
+        source = TransformedRows(store, recipe.applied, modalities, record.settings.split)
         content |= measure_recall(source, recipe, writer, record.asked.options["recall"])
     return replace(record, index=content)

@@ -407,6 +407,12 @@ class Index:
         if pairs is not None:
             known = Store.open(pairs)
             self._require_same_model(known.info.model, f"the store {known.path}")
+            if known.info.exported:
+                raise StoreError(
+                    f"The rows of the export {known.path} have gone through a pipeline, but pairs "
+                    f"are embeddings as the model makes them.",
+                    remedy="Give the store that was exported.",
+                )
             calibration = fit_on_pairs(self.calibration, known, query.modality, load)
             index = copy(self)
             index.calibration = calibration
@@ -418,6 +424,7 @@ class Index:
             split=split,
             separate=separate,
             nprobe=nprobe,
+            transformed=query.is_transformed,
         )
         return [SearchResult(label, hits) for label, hits in zip(query.labels, lists, strict=True)]
 
@@ -443,7 +450,18 @@ class Index:
         opened = Store.open(self.store_path if store is None else store)
         embeddings, modality = _vector_of_key(opened, key)
         self._require_same_model(opened.info.model, f"the store {opened.path}")
-        return _Query([key], embeddings, modality)
+        pipeline_and_applied = Pipeline.of_export(opened)
+        if pipeline_and_applied is None:
+            return _Query([key], embeddings, modality)
+        exported_pipeline, applied = pipeline_and_applied
+        is_finished = applied == len(exported_pipeline.steps)
+        if not is_finished or exported_pipeline.record() != self.pipeline.record():
+            raise StoreError(
+                f"The rows of the export {opened.path} have gone through another pipeline than "
+                f"those of the index {self.path}.",
+                remedy="Give the store that was exported with --store.",
+            )
+        return _Query([key], embeddings, modality, is_transformed=True)
 
     def _vector_query(self, vector: npt.ArrayLike | str | Path, modality: str) -> _Query:
         """Return vectors, of a file or as they are, as queries."""
@@ -476,9 +494,13 @@ class Index:
         split: str | None = None,
         separate: bool = False,
         nprobe: int | None = None,
+        transformed: bool = False,
     ) -> list[list[Hit]]:
-        """Return the hits of raw embeddings (q, d), a list for each; arguments and errors are those
-        of `search`.
+        """Return the hits of embeddings (q, d), a list for each; arguments and errors are those of
+        `search`.
+
+        They are transformed first, unless ``transformed`` says that they have gone through the
+        pipeline, as the rows of an export have.
         """
         if k < 1:
             raise StoreError(f"k must be at least 1, not {k}.")
@@ -486,7 +508,9 @@ class Index:
             raise UnusedOptionError(
                 "--nprobe", f"with an index of {self.record['factory']}: it has no inverted lists"
             )
-        queries = self.pipeline.transform(embeddings, modality=modality)
+        queries = np.asarray(embeddings, np.float32)
+        if not transformed:
+            queries = self.pipeline.transform(embeddings, modality=modality)
         if queries.shape[1] != self.record["dim"]:
             raise StoreError(
                 f"The index has vectors of {self.record['dim']} dimensions, but the queries have "
@@ -618,11 +642,14 @@ class Index:
 
 @dataclass(frozen=True)
 class _Query:
-    """Queries as embeddings (q, d) of one modality, and what results call them."""
+    """Queries as embeddings (q, d) of one modality, what results call them, and whether they have
+    gone through the pipeline.
+    """
 
     labels: list[str]
     embeddings: Matrix
     modality: str
+    is_transformed: bool = False
 
 
 def _check_one_query(**queries: Any) -> None:

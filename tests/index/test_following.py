@@ -100,7 +100,8 @@ def test_codes_are_found_as_the_vectors_would_be(folder: Path, factory: str) -> 
         expected = whole.search(queries, 10)
         scores, rows_found = opened.indexes[modality].search(queries, 10)
         np.testing.assert_array_equal(rows_found, expected[1])
-        np.testing.assert_array_equal(scores, expected[0])
+        # FAISS adds the terms of a score in the order that suits the processor
+        np.testing.assert_allclose(scores, expected[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("factory", ["HNSW8", "NSG8", "PQ8x4fs", "IVF4,PQ8x4fs", "SQ8,RFlat"])

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c3tools import Store
-from c3tools.errors import StoreError
+from c3tools import Store, export_store
+from c3tools.errors import StoreError, UnusedOptionError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet
 from c3tools.index.codes import NearestCells, set_nprobe
 from c3tools.index.training import choose_factory
@@ -446,6 +446,40 @@ def test_an_index_moves_with_its_store_and_needs_none(own: Store, tmp_path: Path
     index.search(key="img001", reporter=messages)
     shutil.rmtree(moved / "c3-store")
     assert len(index.search(vector=query, reporter=messages)[0].hits) == 10 and messages.texts == []
+
+
+@pytest.mark.parametrize("preset", ["c3", "fair"])
+def test_queries_of_an_exports_index_go_through_its_pipeline(
+    own: Store, tmp_path: Path, preset: str
+) -> None:
+    export_store(own, tmp_path / "e", preset=preset, role="inference", dtype="float32")
+    rows = Store.open(tmp_path / "e")
+    index = build_index(rows, tmp_path / "i")
+    raw = build_index(own, tmp_path / "raw", preset=preset)
+    query = own.load("image").embeddings[4:5]
+    for modality in ("image", "text"):
+        (hits,) = index.rank(query, "image", within=modality)
+        (expected,) = raw.rank(query, "image", within=modality)
+        # A row of the export has gone through the pipeline already
+        (result,) = index.search(key="img004", within=modality)
+        for found in (hits, result.hits):
+            assert [hit.key for hit in found] == [hit.key for hit in expected]
+            assert_close([hit.cosine for hit in found], [hit.cosine for hit in expected], 1e-5)
+        mean = index.calibration.moments[modality].mean
+        assert_close(mean, rows.moments(modality, "train" if preset == "c3" else None).mean)
+    with pytest.raises(StoreError, match="gone through another pipeline"):
+        build_index(own, tmp_path / "other", preset="c1").search(key="img004", store=rows)
+    with pytest.raises(StoreError, match="pairs are embeddings as the model makes them"):
+        index.search(vector=query, pairs=rows)
+
+
+def test_what_an_exports_index_refuses(own: Store, tmp_path: Path) -> None:
+    export = export_store(own, tmp_path / "e", before_noise=True)
+    for options in ({"preset": "c1"}, {"pipeline": export.pipeline}):
+        with pytest.raises(UnusedOptionError, match=f"--{next(iter(options))} has no effect"):
+            build_index(export.output, tmp_path / "i", **options)
+    with pytest.raises(StoreError, match="not gone through its whole pipeline"):
+        build_index(export.output, tmp_path / "i")
 
 
 @pytest.mark.parametrize("query", [{"text": []}, {"image": []}, {"text": ()}])
