@@ -18,8 +18,30 @@ from rich.text import Text
 
 from .reporter import Progress, Reporter
 
-# C0, DEL and C1 but tabs and line ends: ESC, for example, begins a command to the terminal
-_CONTROL_CHARACTERS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10})
+CONTROL_CHARACTERS = frozenset(
+    code
+    for first, last in (
+        # C0, DEL and C1 but tabs and line ends: ESC, for example, begins a command to the terminal
+        (0x00, 0x08),
+        (0x0B, 0x1F),
+        (0x7F, 0x9F),
+        # Format characters that reorder or hide text; not the joiners (U+200C and U+200D), which
+        # Persian and emoji need
+        (0xAD, 0xAD),
+        (0x61C, 0x61C),
+        (0x180E, 0x180E),
+        (0x200B, 0x200B),
+        (0x200E, 0x200F),
+        (0x2028, 0x202E),
+        (0x2060, 0x206F),
+        (0xFEFF, 0xFEFF),
+        (0xFFF9, 0xFFFB),
+        (0xE0000, 0xE007F),
+    )
+    for code in range(first, last + 1)
+)
+"""Of Unicode; no terminal gets them in a text, since texts may be those of strangers."""
+_REMOVED = dict.fromkeys(CONTROL_CHARACTERS)
 _SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 
 
@@ -34,7 +56,7 @@ class SafeConsole(Console):
             if piece.control:
                 yield piece
             else:
-                yield Segment(piece.text.translate(_CONTROL_CHARACTERS), piece.style)
+                yield Segment(piece.text.translate(_REMOVED), piece.style)
 
 
 class TerminalReporter(Reporter):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,9 +12,9 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from c3tools.io.files import write_all
+from c3tools.io.files import json_text, write_all
 from c3tools.io.locations import location
-from c3tools.terminal import SafeConsole
+from c3tools.terminal import CONTROL_CHARACTERS, SafeConsole
 
 if TYPE_CHECKING:
     from c3tools.reporter import Reporter
@@ -27,6 +26,8 @@ out = _console()  # quiet where JSON goes to standard output
 err = _console(stderr=True, soft_wrap=True)
 message = err.print
 SHORT = 20  # rows of a table that a file has in full
+# control characters as JSON spells them
+_ESCAPED = {code: json.dumps(chr(code))[1:-1] for code in CONTROL_CHARACTERS}
 _VERDICTS = {"yes": "green", "partly": "yellow", "no": "red", "unknown": "dim"}
 
 
@@ -34,19 +35,17 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None
     """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, or
     nowhere for None.
     """
-    encode = partial(json.dumps, value, indent=2)
-    text = encode(ensure_ascii=False)
+    encode = partial(json_text, value, indent=2, sort_keys=False)
+    text = encode()
     try:
         text.encode((sys.stdout.encoding or "utf-8") if destination == "-" else "utf-8")
     except UnicodeEncodeError:
         # the output has no such character, or a file name is not valid Unicode
-        text = encode()
+        text = encode(ensure_ascii=True)
     if destination == "-":
-        # JSON has escaped those of ASCII but DEL
-        text = re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text.translate(_ESCAPED))
     elif destination:
-        write_all(location(destination), f"{text}\n".encode())
+        write_all(location(destination), text.encode())
         message(f"Wrote {destination}")
 
 

@@ -139,6 +139,14 @@ def test_texts_do_not_control_the_terminal(terminal: bool, wrapped: Callable[[st
     assert "a]0;titledog2J [31mred" in text.getvalue()
 
 
+def test_no_text_reorders_or_hides_what_a_terminal_shows() -> None:
+    text = io.StringIO()
+    marks = "\xad\u061c\u200b\u200e\u2028\u202e\u2066\ufeff\ufff9\U000e0041"
+    joined = "می\u200cخواهم 👩\u200d🚀"  # Persian and an emoji, which need their joiners
+    SafeConsole(file=text, width=9999, soft_wrap=True).print(f"a{marks}b{joined}")
+    assert text.getvalue() == f"ab{joined}\n"
+
+
 def test_messages_do_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     TerminalReporter().message("\x1b[2Ja dog")
     assert capsys.readouterr().err == "[2Ja dog\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from .. import __version__
 from ..arrays import Floats
 from ..errors import StoreError, TransformError
-from ..io.files import write_text_atomically
+from ..io.files import json_text, write_text_atomically
 from ..io.locations import location
 from ..metrics.retrieval import DEFAULT_KS
 from ..metrics.significance import Estimate
@@ -148,7 +147,7 @@ class GapReport(Measured):
         """
         target = location(path)
         if target.suffix == ".json":
-            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+            text = json_text(self.to_dict(), indent=2, sort_keys=False)
         else:
             text = self.to_html()
         write_text_atomically(target, text)

@@ -140,11 +140,17 @@ def write_json_atomically(path: Path, value: Any) -> None:
     write_text_atomically(path, json_text(value))
 
 
-def json_text(value: Any) -> str:
-    """Return ``value`` as JSON in the one layout that stores use: sorted, indented, ending with a
-    newline.
+def json_text(
+    value: Any, *, indent: int | None = 1, sort_keys: bool = True, ensure_ascii: bool = False
+) -> str:
+    """Return ``value`` as JSON, by default in the one layout that stores use: sorted, indented,
+    ending with a newline.
+
+    JSON has no number for NaN and infinity: they become null.
     """
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    text = json.dumps(finite, indent=indent, sort_keys=sort_keys, ensure_ascii=ensure_ascii)
+    return text + "\n"
 
 
 def require_lines(path: Path, error: type[C3Error]) -> None:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import asyncio
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -33,17 +33,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..arrays import Matrix
+from ..arrays import Floats
 from ..corpus.containers import PhotoFinder
 from ..corpus.items import AUDIO_TYPES, is_sound
 from ..encoders import UNREADABLE, Encoder, open_image
 from ..errors import C3Error, reason_of
 from ..index import Index
+from ..io.files import json_text
 from ..pages import render_page
 from ..reporter import counted
 from .batches import QueryEncoder
@@ -56,7 +56,7 @@ _MOST_RESULTS = 100
 _ON_PAGE = 30  # results
 _MOST_CHARACTERS = 1_000
 _UPLOAD_SECONDS = 30
-_AT_ONCE = 100  # requests; more are answered with 503
+_AT_ONCE = 100  # requests that have arrived whole; more are answered with 503
 # others have decoders that a stranger's file could keep busy
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _UNREADABLE = (*UNREADABLE, Image.DecompressionBombWarning)
@@ -82,40 +82,15 @@ def create_app(index: Index, encoder: Encoder, *, hosts: Sequence[str] = LOCAL_H
     server = _Server(index, encoder)
     return Starlette(
         routes=[
-            Route("/", server.page),
-            Route("/search", server.search_text, methods=["GET"]),
+            Route("/", partial(server.run, server.page)),
+            Route("/search", partial(server.run, server.search_text), methods=["GET"]),
             Route("/search", server.search_upload, methods=["POST"]),
-            Route("/thumbnail/{row:int}", server.thumbnail),
-            Route("/sound/{row:int}", server.sound),
+            Route("/thumbnail/{row}", partial(server.run, server.thumbnail)),
+            Route("/sound/{row}", partial(server.run, server.sound)),
         ],
-        middleware=[
-            Middleware(_LimitedRequests),
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
-        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         exception_handlers={HTTPException: _refused, C3Error: _refused},
     )
-
-
-class _LimitedRequests:
-    """Answer with 503 while `_AT_ONCE` other requests are running."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.running = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the life of the server itself
-            await self.app(scope, receive, send)
-            return
-        if self.running == _AT_ONCE:
-            refusal = JSONResponse({"error": "The server is busy. Try again later."}, 503)
-            await refusal(scope, receive, send)
-            return
-        self.running += 1
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self.running -= 1
 
 
 class _Server:
@@ -125,6 +100,7 @@ class _Server:
         self.index = index
         self.encoder = encoder
         self.queries = QueryEncoder(encoder)
+        self.running = 0  # requests that are being answered
         # One photo is decoded at a time, because that may take hundreds of megabytes
         self.reading = Lock()
         self.photos = PhotoFinder(beside=index.store_path)
@@ -134,6 +110,16 @@ class _Server:
             "split": index.rows.column("split").unique().to_pylist(),
         }
         self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
+
+    async def run(self, method: Callable[..., Response], *arguments: Any) -> Response:
+        """Answer a request in a thread, or refuse it while `_AT_ONCE` others are answered."""
+        if self.running == _AT_ONCE:
+            raise HTTPException(503, "The server is busy. Try again later.")
+        self.running += 1
+        try:
+            return await run_in_threadpool(method, *arguments)
+        finally:
+            self.running -= 1
 
     def page(self, request: Request) -> Response:
         """Return the page, with the hits of the text in the address."""
@@ -160,7 +146,7 @@ class _Server:
 
     def search_text(self, request: Request) -> Response:
         """Search for the text of the address."""
-        return JSONResponse(self._find_text(request, "10"))
+        return _json(self._find_text(request, "10"))
 
     def _find_text(self, request: Request, k: str) -> dict[str, Any]:
         text = request.query_params.get("q", "").strip()
@@ -174,11 +160,14 @@ class _Server:
         if kind != "application/json" and not kind.startswith("image/"):
             raise HTTPException(415, "Send a photo as image/..., or a vector as application/json.")
         body = await _read(request)
-        if kind != "application/json":
-            embed = lambda: self.queries.encode(self._photo(body))  # noqa: E731
-            return JSONResponse(
-                await run_in_threadpool(self._find, request, "photo", embed, "image")
-            )
+        search = self._search_vector if kind == "application/json" else self._search_photo
+        return await self.run(search, request, body)
+
+    def _search_photo(self, request: Request, body: bytes) -> Response:
+        embed = lambda: self.queries.encode(self._photo(body))  # noqa: E731
+        return _json(self._find(request, "photo", embed, "image"))
+
+    def _search_vector(self, request: Request, body: bytes) -> Response:
         try:
             query = msgspec.json.decode(body, type=_VectorQuery)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -188,9 +177,7 @@ class _Server:
             raise HTTPException(
                 400, f"The vector has {vector.shape[1]} numbers, not {self.index.record['dim']}."
             )
-        return JSONResponse(
-            await run_in_threadpool(self._find, request, "vector", lambda: vector, query.modality)
-        )
+        return _json(self._find(request, "vector", lambda: vector, query.modality))
 
     def thumbnail(self, request: Request) -> Response:
         """Return the photo of a row."""
@@ -209,21 +196,23 @@ class _Server:
             with self.reading:
                 return _file(self.photos.read_again(path), media_type)
 
-    def _path(self, row: int) -> str:
+    def _path(self, row: str) -> str:
         """Return the path of a row's photo or sound, empty if it has none.
 
         Raises:
             ValueError: if there is no such row.
         """
-        if row >= self.index.rows.num_rows:
+        rows = self.index.rows.num_rows
+        # int() takes no number of thousands of digits
+        if not row.isdecimal() or len(row) > len(str(rows)) or int(row) >= rows:
             raise ValueError("there is no such row")
-        return self.index.rows.column("path")[row].as_py() or ""
+        return self.index.rows.column("path")[int(row)].as_py() or ""
 
     def _find(
         self,
         request: Request,
         query: str,
-        embed: Callable[[], Matrix],
+        embed: Callable[[], Floats],
         modality: str,
         k: str = "10",
     ) -> dict[str, Any]:
@@ -286,6 +275,11 @@ def _not_found(what: str) -> Iterator[None]:
         raise HTTPException(404, f"There is no {what}: {reason_of(error)}.") from None
 
 
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    text = json_text(value, indent=None, sort_keys=False)
+    return Response(text, status, headers, "application/json")
+
+
 def _file(content: bytes, media_type: str) -> Response:
     return Response(content, media_type=media_type, headers={"Cache-Control": "max-age=3600"})
 
@@ -301,10 +295,12 @@ async def _read(request: Request) -> bytes:
                     raise HTTPException(413, f"At most {LARGEST_UPLOAD:,} bytes can be sent.")
     except TimeoutError:
         raise HTTPException(408, f"The upload took more than {_UPLOAD_SECONDS} seconds.") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "The upload ended early.") from None
     return bytes(body)
 
 
 def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-    return JSONResponse({"error": str(error)}, 400)
+        return _json({"error": error.detail}, error.status_code, error.headers)
+    return _json({"error": str(error)}, 400)

@@ -14,9 +14,9 @@ class TimedProtocol(H11Protocol):  # type: ignore[misc]
     waiting_seconds: ClassVar[float] = 10
     """From the start of a connection, or the end of an answer, to the end of the next headers."""
     most_connections: ClassVar[int] = 500
-    """One more ends the connection that has waited longest for a request."""
+    """One more ends the connection that has waited longest for a whole request."""
 
-    # The one that has waited longest is first
+    # Connections without a whole request; the one that has waited longest is first
     _waiting: ClassVar[dict[TimedProtocol, None]] = {}
     _deadline: asyncio.TimerHandle | None = None
 
@@ -29,10 +29,12 @@ class TimedProtocol(H11Protocol):  # type: ignore[misc]
             longest_waiting.end()
 
     def data_received(self, data: bytes) -> None:
-        """Stop waiting if the headers of a request are complete."""
+        """Stop the time limit at the end of the headers, and stop waiting at that of the body."""
         super().data_received(data)
         if self._is_answering():
-            self._stop_waiting()
+            self._cancel_deadline()
+            if not self.cycle.more_body:
+                self._waiting.pop(self, None)
 
     def on_response_complete(self) -> None:
         """Wait for the next request, unless it is there already."""
@@ -72,5 +74,8 @@ class TimedProtocol(H11Protocol):  # type: ignore[misc]
 
     def _stop_waiting(self) -> None:
         self._waiting.pop(self, None)
+        self._cancel_deadline()
+
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()

@@ -28,7 +28,7 @@ from safetensors.numpy import save as save_tensors
 from ..arrays import Matrix
 from ..errors import TransformError, optional_module
 from ..identity import ModelIdentity
-from ..io.files import read_limited, write_atomically, write_text_atomically
+from ..io.files import json_text, read_limited, write_atomically, write_text_atomically
 from ..io.hub import Card, HubRepository, local_folder
 from ..io.locations import location, read_all
 from ..moments import Moments
@@ -478,7 +478,7 @@ class Pipeline(HubRepository):
         """
         directory = location(directory)
         payload = self._tensors()
-        text = json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n"
+        text = json_text(self.record(), indent=2, sort_keys=False)
         write_atomically(directory / TENSORS_NAME, lambda path: path.write_bytes(payload))
         write_text_atomically(directory / JSON_NAME, text)
         return directory
@@ -571,8 +571,8 @@ class Pipeline(HubRepository):
             "provenance": self.provenance,
             "tensors": digest,
         }
-        # As a reader of the JSON sees it: tuples are lists there
-        record = json.loads(json.dumps(content))
+        # As a reader of the JSON sees it: tuples are lists there, and NaN is null
+        record = json.loads(json_text(content, sort_keys=False))
         return {**record, "checksum": _checksum(record)}
 
     def _tensors(self) -> bytes:

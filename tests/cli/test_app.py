@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ import c3tools
 from c3tools.assets.paths import PHOTOS
 from c3tools.errors import OUT_OF_MEMORY
 from c3tools.export import FORMATS
+from c3tools.terminal import CONTROL_CHARACTERS
 from c3tools.transforms.presets import PRESETS
 from tests.conftest import C3
 from tests.golden import INTERFACE, described
@@ -186,11 +188,16 @@ def test_errors_of_the_machine_are_like_others(c3: C3, monkeypatch: pytest.Monke
         assert json.loads(result.stdout)["error"] == said
 
 
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    write_json({"price": math.nan}, "-")
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"price": None}
+
+
 def test_json_on_standard_output_has_no_control_characters(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    caption = "\x1b[2J \x7f \x9b31m é\n"
+    caption = "\x1b[2J \x7f \x9b31m \u202e \U000e0041 é\n"
     write_json({"caption": caption}, "-")
     printed = capsys.readouterr().out
-    assert not set(printed) & {*map(chr, [*range(10), *range(11, 32), *range(127, 160)])}
+    assert not set(map(ord, printed)) & CONTROL_CHARACTERS
     assert json.loads(printed) == {"caption": caption}

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pytest
 from c3tools.errors import remedy_of
 from c3tools.io.artifact import replacing
 from c3tools.io.files import (
+    json_text,
     recorded_file,
     remove_leftovers,
     sha256_of,
@@ -114,6 +117,11 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Pat
     content = (tmp_path / "x.json").read_bytes()
     assert content == '{\n "a": 1,\n "b": "ü"\n}\n'.encode()
     assert sha256_of(tmp_path / "x.json") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_number_that_json_has_not_is_null() -> None:
+    text = json_text({"x": [math.nan, math.inf, -math.inf, 1e-5]})
+    assert json.loads(text, parse_constant=pytest.fail) == {"x": [None, None, None, 1e-5]}
 
 
 def test_a_record_names_no_file_out_of_its_folder(tmp_path: Path) -> None:

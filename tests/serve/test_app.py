@@ -3,6 +3,7 @@ browser."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 import socket
@@ -207,7 +208,7 @@ QUERIES = [
 ]
 FILES = (
     "thumbnail/99999999999999999999999 thumbnail/-1 thumbnail/..%2f..%2fetc%2fpasswd "
-    "../../etc/passwd"
+    "../../etc/passwd thumbnail/x sound/15 sound/" + "9" * 4301  # more digits than int() takes
 ).split()
 VALUES = (
     "[1e999, 0, 0, 0, 0, 0, 0, 0]",
@@ -259,6 +260,12 @@ def test_the_page_shows_the_columns_that_rows_carry(
     page = client.get("/?q=dog").text
     assert "<span>label: 0</span></figcaption>" in page
     assert "nsfw" not in page
+
+
+def test_a_number_that_json_has_not_is_null(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hit = Hit(2.3, 0.3, 0, "a", "text", columns={"price": float("inf")})
+    monkeypatch.setattr(Index, "rank", lambda *_, **__: [[hit]])
+    assert client.get("/search?q=dog").json()["hits"][0]["columns"] == {"price": None}
 
 
 def test_the_page_says_what_is_wrong_with_its_address(client: Any) -> None:
@@ -318,6 +325,33 @@ def test_a_request_beside_too_many_others_is_refused(
     assert refused.status_code == 503
     assert "busy" in refused.json()["error"]
     assert first.result().status_code == 200
+
+
+def test_an_upload_that_does_not_end_leaves_room_for_requests(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("c3tools.serve.app._AT_ONCE", 1)
+    headers = [(b"host", b"localhost"), (b"content-type", b"image/png")]
+    request = {"type": "http", "path": "/search", "query_string": b"q=a", "headers": headers}
+
+    async def search_beside_an_upload() -> int:
+        is_uploading = asyncio.Event()
+        messages: list[Any] = []
+
+        async def receive() -> None:
+            is_uploading.set()
+            await asyncio.Event().wait()  # no body comes
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        upload = asyncio.create_task(client.app({**request, "method": "POST"}, receive, send))
+        await is_uploading.wait()
+        await client.app({**request, "method": "GET"}, receive, send)
+        upload.cancel()
+        return int(messages[0]["status"])
+
+    assert asyncio.run(search_beside_an_upload()) == 200
 
 
 def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import suppress
 from threading import Thread
 
 import pytest
 
 pytest.importorskip("uvicorn", reason="uvicorn is an extra")
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from c3tools.serve.connections import TimedProtocol
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+UPLOAD = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"
 LONG = 40 * 2**20  # bytes; more than the system keeps for a client that does not read
 Connect = Callable[[], socket.socket]
 
@@ -28,26 +29,32 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
     """A function that connects to a server with short time limits."""
     import uvicorn
 
-    def answer(request: Request) -> PlainTextResponse:
+    async def answer(request: Request) -> PlainTextResponse:
+        with suppress(ClientDisconnect):
+            await request.body()
         return PlainTextResponse("x" * LONG if request.url.path == "/long" else "answer")
 
     monkeypatch.setattr(TimedProtocol, "waiting_seconds", 1)
     monkeypatch.setattr(TimedProtocol, "most_connections", 20)
-    app = Starlette(routes=[Route("/", answer), Route("/long", answer)])
+    methods = ["GET", "POST"]
+    app = Starlette(routes=[Route(path, answer, methods=methods) for path in ("/", "/long")])
     config = uvicorn.Config(
         app, http=TimedProtocol, lifespan="off", log_level="error", timeout_keep_alive=60
     )
     server = uvicorn.Server(config)
-    with ExitStack() as stack:
-        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    clients: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
         address = listening.getsockname()
 
         def connection() -> socket.socket:
-            return stack.enter_context(socket.create_connection(address, timeout=60))
+            clients.append(socket.create_connection(address, timeout=60))
+            return clients[-1]
 
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield connection
+        for client in clients:
+            client.close()  # the server waits for uploads before it ends
         server.should_exit = True
         thread.join()
 
@@ -98,8 +105,12 @@ def test_a_connection_stays_for_requests_that_come_in_time(connect: Connect) -> 
         time.sleep(0.2)
 
 
-def test_half_open_connections_leave_room_for_requests(connect: Connect) -> None:
-    half_open = [connect() for _ in range(50)]
+@pytest.mark.parametrize("sent", [b"", UPLOAD])
+def test_half_open_connections_leave_room_for_requests(connect: Connect, sent: bytes) -> None:
+    half_open = []
+    for _ in range(50):
+        half_open.append(connect())
+        half_open[-1].sendall(sent)
     connection = connect()
     connection.sendall(REQUEST)
     assert read_answer(connection).startswith(b"HTTP/1.1 200")
