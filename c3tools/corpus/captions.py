@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..errors import CorpusError, reason_of
 from ..io.files import MALFORMED, read_json, require_lines
 from ..io.limits import limited_lines, refusing_excess
-from ..io.locations import open_binary
+from ..io.locations import is_url, open_binary
 from ..io.parquet import UNREADABLE, open_parquet
 from ..reporter import counted
 from .items import ReadOptions, as_storable
@@ -30,6 +30,7 @@ from .tables import (
     annotated_images,
     delimiter_of,
     pick,
+    pick_all,
     read_records,
     records_in_list,
 )
@@ -52,14 +53,19 @@ class CaptionRow(NamedTuple):
     line: int  # for messages (1 = first)
     key: str | None = None  # if a key column was requested, or has a known name
     columns: str | None = None  # the values of columns to keep, see `kept_values`
+    url: str | None = None  # in a column with a usual name
 
 
 class _Columns(NamedTuple):
-    """The columns of one file; ``texts`` may be several (caption_0, caption_1, …)."""
+    """The columns of one file; ``texts`` may be several (caption_0, caption_1, …), and so may
+    ``urls``, of which a row's first URL counts.
+    """
 
     texts: tuple[str, ...]
     image: str | None
     key: str | None = None
+    split: str = SPLIT_COLUMN
+    urls: Sequence[str] = ()
     kept: Sequence[str] = ()
 
 
@@ -81,8 +87,8 @@ def read_captions(
             ``image#number`` and a tab before each as in Flickr8k.token.txt, or with the header of a
             .csv.
         options: ``text_column`` and ``key_column`` are used if the usual names do not fit.
-        images: read it as a list of images: ``options.image_column`` names them, and texts may be
-            missing.
+        images: read it as a list of images: ``options.image_column`` names them, or a column has
+            their URLs, and texts may be missing.
 
     Raises:
         CorpusError: if the file is missing, of an unknown format, unreadable, or has no such
@@ -94,7 +100,7 @@ def read_captions(
             f"{path} is not a text file in a supported format.",
             remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of "
             f"images. Decompress a "
-            "compressed tar first (gunzip, unxz, zstd -d).",
+            "compressed tar first (gunzip, unxz, zstd -d), and save a spreadsheet as CSV UTF-8.",
         )
 
     def pick_columns(names: Iterable[str]) -> _Columns:
@@ -105,6 +111,12 @@ def read_captions(
             require_lines(path, CorpusError)
             for record, columns in read_rows(path, pick_columns):
                 yield _caption_row(path, record, columns)
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{path} is not in UTF-8 ({reason_of(error)}).",
+            remedy="In Excel, save it as CSV UTF-8. Or convert it: iconv -f windows-1252 -t utf-8 "
+            f"{path.name} > new{path.suffix}",
+        ) from error
     except (*UNREADABLE, csv.Error) as error:
         raise CorpusError(f"{path} cannot be read ({reason_of(error)}).") from error
 
@@ -122,15 +134,17 @@ def _caption_row(path: Path, record: Record, columns: _Columns) -> CaptionRow:
         raise CorpusError(
             f"{place}: the column {columns.image!r} contains {file_name!r} instead of a file name."
         )
-    split = record.values.get(SPLIT_COLUMN)
+    split = record.values.get(columns.split)
     key = record.values.get(columns.key) if columns.key else None
+    cells = [str(record.values.get(name)).strip() for name in columns.urls]
     return CaptionRow(
-        file_name=file_name or None,
+        file_name=(file_name or "").strip() or None,
         captions=captions,
         split=str(split) if split else None,
         line=record.line,
         key=None if key is None else str(key),
         columns=kept_values(record.values, columns.kept),
+        url=next(filter(is_url, cells), None),
     )
 
 
@@ -145,6 +159,9 @@ def _read_json_lines(path: Path, pick_columns: _Pick) -> _Rows:
 def _read_csv(path: Path, pick_columns: _Pick) -> _Rows:
     columns: _Columns | None = None
     for record in read_records(path):
+        # Spreadsheets may write rows of empty cells at the end
+        if not any(cell and cell.strip() for cell in record.values.values()):
+            continue
         # The last column has no name if the lines end in a delimiter
         columns = columns or pick_columns(filter(None, record.values))
         for name in columns.texts:
@@ -168,7 +185,8 @@ def _unlisted(cell: str | None) -> Any:
 def _read_parquet(path: Path, pick_columns: _Pick) -> _Rows:
     with open_parquet(path) as file:
         columns = pick_columns(file.schema.names)
-        used = {*columns.texts, columns.image, columns.key, SPLIT_COLUMN, *columns.kept}
+        used = {*columns.texts, columns.image, columns.key, columns.split}
+        used |= {*columns.urls, *columns.kept}
         names = [name for name in file.schema.names if name in used]
         line = 0
         for batch in file.batches(names):
@@ -229,9 +247,9 @@ def _read_lines(path: Path, pick_columns: _Pick) -> _Rows:
 
 
 def _is_header(line: str) -> bool:
-    """Return whether a line has the names of a column of images and of one of captions."""
-    names = {name.strip() for name in line.split(delimiter_of(line))}
-    return not names.isdisjoint(ROLES["image"]) and not names.isdisjoint(ROLES["caption"])
+    """Return whether a line has the names of a column of images or URLs and of one of captions."""
+    names = [name.strip() for name in line.split(delimiter_of(line))]
+    return bool(pick(names, "image", "url") and pick(names, "caption"))
 
 
 _READERS: dict[str, Callable[[Path, _Pick], _Rows]] = {
@@ -255,7 +273,8 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
     image_column = options.image_column if images else None
     require_column(present, image_column, "--image-column", path)
     texts = pick_text_columns(present, options.text_column, path)
-    if not texts and image_column is None:
+    urls = pick_all(present, "url", "image")
+    if not texts and image_column is None and not (images and urls):
         usual = ", ".join(ROLES["caption"])
         raise CorpusError(
             f"{path} has no text column with a known name ({usual}); its columns are: "
@@ -271,6 +290,8 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
         texts,
         image=pick(present, "image", wanted=image_column),
         key=pick(present, "key", wanted=options.key_column),
+        split=pick(present, "split") or SPLIT_COLUMN,  # later JSON lines may have one
+        urls=urls,
         kept=options.keep_columns,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from posixpath import splitext
 
@@ -33,6 +34,7 @@ from .splits import split_in_name
 from .tars import read_tar
 
 _LISTS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".parquet"})
+_LOOKED_AT = 100  # rows of a list, which may have URLs
 _INSIDE = re.compile(r"(?P<file>.+?\.(?:tar|parquet|arrow))#.+", re.IGNORECASE | re.DOTALL)
 
 Reader = Callable[[Path, ReadOptions, Corpus], Iterator[Captioned]]
@@ -42,7 +44,11 @@ def reader_of(path: Path, options: ReadOptions, *, in_image_folder: bool = False
     """Return the function that reads the images of a file; None for a file of texts, or of an
     unknown format.
 
-    A Parquet file ``in_image_folder`` is one of images; others are looked into.
+    A Parquet file ``in_image_folder`` is one of images; others are looked into. With ``download``,
+    a table with the URLs of images is a list of these.
+
+    Raises:
+        CorpusError: if a table that may have URLs cannot be read.
     """
     suffix = path.suffix.lower()
     if suffix == ".tar":
@@ -51,8 +57,13 @@ def reader_of(path: Path, options: ReadOptions, *, in_image_folder: bool = False
         return read_image_table
     if suffix == ".parquet" and (in_image_folder or has_images(path, options)):
         return read_image_table
-    if suffix in _LISTS and options.image_column is not None:
-        return _read_list
+    if suffix in _LISTS:
+        is_list = options.image_column is not None
+        if options.download and not is_list:
+            rows = read_captions(path, options, images=True)
+            is_list = any(row.url for row in islice(rows, _LOOKED_AT))
+        if is_list:
+            return _read_list
     return None
 
 
@@ -62,8 +73,8 @@ def split_of_container(path: Path) -> str | None:
 
 
 def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Captioned]:
-    """Yield the images of a list in its order; paths are relative to ``images_root``, or to the
-    list's folder.
+    """Yield the images of a list in its order: of ``image_column``, or else those with a URL; paths
+    are relative to ``images_root``, or to the list's folder.
 
     Raises:
         CorpusError: if the list cannot be read or a column is missing.
@@ -74,7 +85,8 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
     for row in read_captions(path, options, images=True):
         name = f"{path.name}#{row.line}"
         place = f"{path}#{row.line}"
-        if row.file_name is None:
+        image_name = row.url if options.image_column is None else row.file_name
+        if image_name is None:
             # As the rows of text alone among those of LLaVA
             if row.captions and options.captions is None:
                 _add_texts_alone(corpus, path, row)
@@ -83,13 +95,13 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
                 corpus.skip(name, place, "NullImage", "the row does not name an image")
             continue
         try:
-            image = _listed_image(path, row, row.file_name, options)
+            image = _listed_image(path, row, image_name, options)
             image = image._replace(columns=row.columns)
         except (OSError, ValueError) as error:
-            reason = f"{row.file_name[:200]}: {reason_of(error)}"
+            reason = f"{image_name[:200]}: {reason_of(error)}"
             corpus.skip(name, place, type(error).__name__, reason)
             continue
-        paths[row.file_name] = image.path
+        paths[image_name] = image.path
         first, captions = images.setdefault(image.key, (image, []))
         if first.path == image.path:
             captions.extend(row.captions)
@@ -120,6 +132,7 @@ def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) 
     if is_url(name):
         if not options.download:
             raise error_without_download(name)
+        options.note_use("download")
         key = row.key or _key_of_url(name)
         return ImageItem(key, name, row.split, size=None, source=ImageSource(name, download=True))
     options.note_use("images_root")

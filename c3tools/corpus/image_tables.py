@@ -275,7 +275,7 @@ def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:
     has_paths = _has_paths(schema.field(image).type)
     options.note_use("image_column", "text_column", "key_column")
     if has_paths:
-        options.note_use("images_root")
+        options.note_use("images_root", "download")
     return _Columns(image, has_paths, key or "", texts, options.keep_columns)
 
 

@@ -80,6 +80,10 @@ _WHY_UNUSED = {
         "because no table or list with paths of images is read; with --image-column, a list of "
         "texts is a list of images"
     ),
+    "download": (
+        "because no table with URLs of images is read; if a column of another name has them, "
+        "choose it with --image-column"
+    ),
 }
 _PLAIN = (".txt", ".token")  # texts without annotations: test.txt may be just that
 
@@ -201,7 +205,7 @@ def _refuse_unused(options: ReadOptions) -> None:
         UnusedOptionError: with the first of them.
     """
     for name, reason in _WHY_UNUSED.items():
-        if getattr(options, name) is not None and name not in options.used:
+        if getattr(options, name) not in (None, False) and name not in options.used:
             raise UnusedOptionError(f"--{name.replace('_', '-')}", reason)
 
 
@@ -631,7 +635,9 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         file_split = None
         _refuse_list_of_paths(file)
     texts_of_image = Counter[str]()
+    urls = 0
     for row in read_captions(file, options):
+        urls += row.url is not None
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
         if image_key and options.key_column:
             # The column names the image, as it does in a list of images
@@ -643,15 +649,23 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
                 texts_of_image[image_key] += 1
             split = corpus.split_of(row.split, file_split, None)
             corpus.add_text(TextItem(key, caption, image_key, split, row.columns), str(file))
-    if texts_of_image:
+    # Lists have the suffix of a table
+    rename = f" Rename it to {stem}.csv first." if file.suffix.lower() in _PLAIN else ""
+    if urls:
+        corpus.notes.append(
+            f"{file} has {counted(urls, 'URL')}, but only its texts are used. If images are there, "
+            f"--download embeds them, too.{rename}"
+        )
+    elif texts_of_image:
         corpus.notes.append(
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. "
-            f"With --image-column it is read as a list of images."
+            f"With --image-column it is read as a list of images.{rename}"
         )
 
 
 def _refuse_list_of_paths(file: Path) -> None:
-    """Refuse plain texts of which most are paths of files: these are meant, not their paths.
+    """Refuse plain texts of which most are paths of files, or URLs: these are meant, not their
+    paths.
 
     Raises:
         CorpusError: with the number of paths among the first lines.
@@ -661,6 +675,14 @@ def _refuse_list_of_paths(file: Path) -> None:
     # os.path, because a text may be too long for a path
     is_file = os.path.isfile
     files = [text for text in texts if is_file(text) or is_file(file.parent / text)]
+    urls = [text for text in texts if is_url(text)]
+    if len(urls) > len(texts) / 2:
+        raise CorpusError(
+            f"{len(urls):,} of the first {counted(len(texts), 'line')} of {file.name} are URLs, "
+            f"such as {urls[0]}.",
+            remedy="To embed the images there, make a table of them: (echo url; cat "
+            f"{file.name}) > urls.csv; c3 embed urls.csv --download",
+        )
     if len(files) > len(texts) / 2:
         raise CorpusError(
             f"{len(files):,} of the first {counted(len(texts), 'line')} of {file.name} are paths "

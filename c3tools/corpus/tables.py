@@ -63,7 +63,7 @@ ROLES: Mapping[Role, tuple[str, ...]] = {
     "image": ("file_name", "image", "filename", "image_path", "filepath", "image_name"),
     "image_id": ("image_id", "image_ids", "img_id", "img_ids"),
     "path": ("path", "img_path"),
-    "url": ("url",),
+    "url": ("image_url", "img_url", "photo_url", "imageurl", "url"),
     # used only if they hold bytes; those of Hugging Face and img2dataset are among them
     "image_bytes": (
         *("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "pixels"),
@@ -133,7 +133,8 @@ class AnnotatedImage:
 def pick(columns: Iterable[str], *roles: Role, wanted: str | None = None) -> str | None:
     """Return the column ``wanted`` if it is there, else the first with a usual name of the roles.
 
-    Upper and lower case of usual names are the same (``TEXT``). None if there is no such column.
+    Upper and lower case of usual names are the same (``TEXT``), and so are spaces and underscores
+    (``Image URL``). None if there is no such column.
     """
     present = list(columns)
     if wanted in present:
@@ -147,7 +148,7 @@ def pick_all(columns: Iterable[str], *roles: Role) -> list[str]:
     # Of TEXT and Text the first one is used, and text before both
     spelling: dict[str, str] = {}
     for column in present:
-        spelling.setdefault(column.lower(), column)
+        spelling.setdefault(column.lower().replace(" ", "_"), column)
     spelling.update({column: column for column in present})
     usual = [name for role in roles for name in ROLES[role]]
     return list(dict.fromkeys(spelling[name] for name in usual if name in spelling))
@@ -372,6 +373,7 @@ def _read_csv(path: Path, error: type[C3Error]) -> Iterator[Record]:
             delimiter=delimiter,
             skipinitialspace=True,
         )
+        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
         for values in rows:
             if any(values.pop(_CELLS_TOO_MANY, [])):
                 raise error(

@@ -97,7 +97,7 @@ def embed(
             the list.
         keep_columns: Columns of the tables to keep with the rows (texts, numbers, booleans), for
             example url,label. Later runs keep the same ones.
-        download: Download images that are given by URL.
+        download: Download images that are given by URL, in a column such as url or image_url.
         model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip,
             local-dir:PATH, hf-hub:ORG/NAME, st:NAME or st:FOLDER (sentence-transformers; needs the
             extra st), or NAME:... of an installed package.

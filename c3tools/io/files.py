@@ -163,9 +163,10 @@ def require_lines(path: Path, error: type[C3Error]) -> None:
     """
     start = read_all(path, 64)
     if start.startswith(_UTF16_MARKS):
+        suffix = ".tsv" if b"\t" in start else path.suffix  # Excel calls a table .txt
         raise error(
             f"{path} is in UTF-16, but text files are read as UTF-8.",
-            remedy=f"Convert it: iconv -f utf-16 -t utf-8 {path.name} > new{path.suffix}",
+            remedy=f"Convert it: iconv -f utf-16 -t utf-8 {path.name} > new{suffix}",
         )
     if path.suffix.lower() == ".jsonl" and start.lstrip().startswith(b"["):
         raise error(

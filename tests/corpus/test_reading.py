@@ -403,6 +403,8 @@ def one_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("photos", {"key_column": "id"}),
         ("photos", {"image_column": "where"}),
         ("photos", {"images_root": "photos"}),
+        ("photos", {"download": True}),
+        ("texts.csv list.csv", {"download": True}),
         ("photos notes.txt x.tar", {"key_column": "id"}),
         ("captioned", {"image_column": "image"}),
         ("captioned", {"key_column": "id"}),
@@ -418,11 +420,11 @@ def one_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.usefixtures("one_of_each")
-def test_an_option_that_no_file_needs_is_refused(paths: str, option: dict[str, str]) -> None:
+def test_an_option_that_no_file_needs_is_refused(paths: str, option: dict[str, Any]) -> None:
     Path("notes-of.token").write_text("b.png#0\ta dog\n")
     name = list(option)[-1].replace("_", "-")
     with pytest.raises(UnusedOptionError, match=f"^--{name} has no effect because "):
-        read_corpus(paths.split(), **option)  # type: ignore[arg-type]
+        read_corpus(paths.split(), **option)
 
 
 @pytest.mark.parametrize(
@@ -442,6 +444,53 @@ def test_an_option_that_no_file_needs_is_refused(paths: str, option: dict[str, s
 @pytest.mark.usefixtures("one_of_each")
 def test_one_file_that_needs_an_option_is_enough(paths: str, option: dict[str, str]) -> None:
     assert read_corpus(paths.split(), **option)  # type: ignore[arg-type]
+
+
+U = "https://x.org/"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", f"url,title\n{U}a.jpg,A\n{U}b.jpg,B\n"),
+        ("a.csv", f"image,caption\n{U}a.jpg,A\n{U}b.jpg,B\n"),
+        ("a.csv", f"title,page url,image_url\nA,{U}1.html,{U}a.jpg\nB,{U}2.html,{U}b.jpg\n"),
+        ("a.jsonl", f'{{"URL": "{U}a.jpg", "TEXT": "A"}}\n{{"URL": "{U}b.jpg", "TEXT": "B"}}\n'),
+        # by a spreadsheet: a mark, semicolons, capitals, spaces, empty rows
+        (
+            "a.csv",
+            f"\ufeffImage URL ;Title ;SPLIT\r\n {U}a.jpg ;A;test\r\n{U}b.jpg;B;\r\n;;\r\n\r\n",
+        ),
+    ],
+)
+def test_urls_of_images_are_found_by_the_name_of_their_column(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8", newline="")
+    corpus = read_corpus(path, download=True)
+    assert [image.path for image in corpus.images] == [f"{U}a.jpg", f"{U}b.jpg"]
+    assert pairs(corpus) == [("A", "x.org/a"), ("B", "x.org/b")]
+    assert corpus.images[0].split == ("test" if "SPLIT" in content else None)
+    assert corpus.skipped == []
+    (note,) = read_corpus(path).notes
+    assert f"{path} has 2 URLs, but only its texts are used" in note and "--download" in note
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"https://x.org/a.jpg\nhttps://x.org/b.jpg\n", "2 of the first 2 lines .* URLs"),
+        ("url\ttitle\n".encode("utf-16"), r"utf-16 -t utf-8 t\.txt > new\.tsv"),
+        ("text,id\nfür,1\n".encode("cp1252"), "windows-1252 -t utf-8"),
+    ],
+)
+def test_what_spreadsheets_write_otherwise_is_refused_with_what_to_do(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / ("t.csv" if b"text" in content else "t.txt")
+    path.write_bytes(content)
+    assert_refused(said, path)
 
 
 def test_two_text_files_with_one_name(tmp_path: Path) -> None:
