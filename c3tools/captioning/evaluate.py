@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from .. import devices
 from ..choices import EncoderPrecision, Steer
-from ..corpus.splits import ALL, STANDARD
+from ..corpus.items import PART_SUFFIX
+from ..corpus.splits import ALL, STANDARD, split_order
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
 from ..metrics.caption_metric import EncodedImages
@@ -128,8 +132,8 @@ def evaluate_captions(
             instead of new ones.
         references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of
             those of the store.
-        against: A second file of captions of the same images; tests whether the difference is
-            significant.
+        against: A second file of captions, of the scored images or more; tests whether the
+            difference is significant.
         decoder: See `caption_images`.
         split: The split to score: train, val, test or all.
         modality: The modality to caption: image, video, audio. By default image, or the only one
@@ -151,8 +155,9 @@ def evaluate_captions(
     Raises:
         StoreError: if the store is missing, or has no images or no captions.
         DecoderError: if there is no decoder, or it was trained on another model or dimension.
-        MetricError: for an unknown metric, if there is nothing to score, or if references are
-            missing (their keys are listed).
+        MetricError: for an unknown metric, if there is nothing to score, if no caption has a
+            reference (their keys are listed), if ``against`` has no caption of a scored image, or
+            if the captions of the store are in parts (``long_texts="chunk"``).
         MissingExtraError: if pycocoevalcap is not installed.
     """
     metric_names = DEFAULT_METRICS if metrics is None else tuple(metrics)
@@ -201,9 +206,12 @@ def evaluate_captions(
     all_references: Texts = store_references(opened) if references is None else references
 
     # Read the captions, or write them
-    left_out: list[str] = []
     if captions is not None:
-        scored_captions = read_predictions(captions)
+        scored_captions, left_out = _with_references(read_predictions(captions), all_references)
+        store_of_images = opened if references is None else None
+        notes = _notes_on_coverage(
+            scored_captions, left_out, all_references, store_of_images, modality
+        )
     else:
         assert isinstance(decoder, Captioner) and modality
         decoder.check_model(opened.info.model, opened.info.dim)
@@ -222,22 +230,24 @@ def evaluate_captions(
             generation=generation,
         )
         scored_captions = dict(zip(images.keys, texts, strict=True))
+        notes = _notes_on_images(opened, modality, split, left_out)
 
     encoded_images = None
     if encoder is not None and image_metrics and modality:
-        encoded_images = _encoded_images(opened, modality, encoder)
-
-    def score(predictions: Mapping[str, str]) -> CaptionScores:
-        aligned = align_keys(predictions, all_references)
-        return score_captions(predictions, aligned, metrics=metric_names, images=encoded_images)
-
+        encoded_images = _encoded_images(opened, modality, encoder, scored_captions)
+    score = partial(
+        score_captions,
+        references=align_keys(scored_captions, all_references),
+        metrics=metric_names,
+        images=encoded_images,
+    )
     details = score(scored_captions)
-    notes = list(details.notes)
-    if captions is None and modality:
-        notes += _notes_on_images(opened, modality, split, left_out)
+    notes += details.notes
     differences: dict[str, Difference] = {}
     if against is not None:
-        differences = _differences(score(read_predictions(against)), details)
+        other_captions, more_notes = _captions_to_compare(against, scored_captions)
+        notes += more_notes
+        differences = _differences(score(other_captions), details)
     return Evaluation(
         captions=scored_captions,
         scores=details.corpus,
@@ -247,6 +257,72 @@ def evaluate_captions(
         notes=notes,
         left_out=left_out,
     )
+
+
+def _with_references(
+    captions: Mapping[str, str], references: Texts
+) -> tuple[dict[str, str], list[str]]:
+    """Return the captions whose image has references, and the keys of the others; all captions if
+    there is none, which `score_captions` refuses.
+    """
+    aligned = align_keys(captions, references)
+    if not aligned:
+        return dict(captions), []
+    with_references = {key: captions[key] for key in aligned}
+    return with_references, [key for key in captions if key not in aligned]
+
+
+def _notes_on_coverage(
+    captions: Mapping[str, str],
+    left_out: Sequence[str],
+    references: Texts,
+    store: Store | None,
+    modality: str | None,
+) -> list[str]:
+    """Return notes on which images the captions of a file are of; with the store that the
+    references are of, also of which splits.
+    """
+    image_count = counted(len(references), "image")
+    coverage = f"Scored captions of {len(captions):,} of the {image_count} with references"
+    if store is not None and modality in store.modalities:
+        images = store.load(modality)
+        split_of_image = dict(zip(images.keys, images.splits, strict=True))
+        splits = Counter(align_keys(captions, split_of_image).values())
+        listed = [f"{split} ({splits[split]:,})" for split in sorted(splits, key=split_order)]
+        coverage += f": {', '.join(listed)}"
+    notes = [f"{coverage}."]
+    if left_out:
+        caption_count = counted(len(captions) + len(left_out), "caption")
+        notes.append(
+            f"{len(left_out):,} of {caption_count} name no image with references and are left out; "
+            f"the first is {left_out[0]}."
+        )
+    return notes
+
+
+def _captions_to_compare(
+    against: Mapping[str, str] | str | Path, captions: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the other captions of the scored images, in their order and by their keys; and a note
+    if there are more.
+
+    Raises:
+        MetricError: if one is missing.
+    """
+    predictions = read_predictions(against)
+    aligned = align_keys(captions, predictions)
+    missing = [key for key in captions if key not in aligned]
+    if missing:
+        raise MetricError(
+            f"The captions of --against have none for {len(missing):,} of the "
+            f"{counted(len(captions), 'scored image')}; the first is {missing[0]}.",
+            remedy="Compare captions of the same images.",
+        )
+    notes: list[str] = []
+    if len(predictions) > len(captions):
+        more = counted(len(predictions) - len(captions), "caption")
+        notes.append(f"{more} of --against are of images that are not scored, and left out.")
+    return aligned, notes
 
 
 def _intervals(details: CaptionScores, resamples: int) -> dict[str, Ends]:
@@ -315,9 +391,24 @@ def captioned_modality(store: Store) -> str:
 
 
 def store_references(store: Store) -> dict[str, list[str]]:
-    """Return the captions of each image of the store, in order."""
+    """Return the captions of each image of the store, in order.
+
+    Raises:
+        MetricError: if long captions are in parts.
+    """
     references: dict[str, list[str]] = {}
-    for batch in store.batches("text", ["caption", "image_key"], split=ALL):
+    may_have_parts = store.info.preprocessing.get("long_texts") == "chunk"
+    for batch in store.batches("text", ["key", "caption", "image_key"], split=ALL):
+        if may_have_parts:
+            is_part = pc.match_substring_regex(batch.column("key"), f"{PART_SUFFIX}$")
+            if pc.any(is_part).as_py():
+                raise MetricError(
+                    f"The store {store.path} has long captions in parts (--long-texts chunk), and "
+                    "parts are no reference captions.",
+                    remedy="Give the whole captions to `c3 evaluate` with --references FILE, for "
+                    "example the captions.jsonl that was embedded, or embed them into a new store "
+                    "without --long-texts chunk.",
+                )
         captions = batch.column("caption").to_pylist()
         image_keys = batch.column("image_key").to_pylist()
         for caption, image_key in zip(captions, image_keys, strict=True):
@@ -358,8 +449,11 @@ def images_with_references(
     return images.select(has_reference), images.select(~has_reference).keys
 
 
-def _encoded_images(store: Store, modality: str, encoder: Encoder) -> EncodedImages:
-    """Return the stored embeddings of the images, with the encoder that made them.
+def _encoded_images(
+    store: Store, modality: str, encoder: Encoder, keys: Iterable[str]
+) -> EncodedImages:
+    """Return the stored embeddings of the images, with the encoder that made them, and their rows
+    by these keys.
 
     Raises:
         StoreError: if another encoder made them.
@@ -368,4 +462,5 @@ def _encoded_images(store: Store, modality: str, encoder: Encoder) -> EncodedIma
         encoder.identity, own=f"The store {store.path}", theirs="the encoder"
     )
     images = store.load(modality)
-    return EncodedImages(positions(images.keys), images.embeddings, encoder.encode_texts)
+    rows = align_keys(keys, positions(images.keys))
+    return EncodedImages(rows, images.embeddings, encoder.encode_texts)

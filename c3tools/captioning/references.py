@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from ..corpus.tables import IMAGE_KEY, annotated_images, pick, read_records
 from ..errors import MetricError
 from ..io.files import read_json
+
+Value = TypeVar("Value")  # what is known of an image
 
 _TABLES = (".csv", ".tsv", ".jsonl")
 _LAYOUTS = (
@@ -101,11 +103,9 @@ def _keys_and_captions(path: Path) -> list[tuple[Any, Any]]:
     return rows
 
 
-def align_keys(
-    wanted: Iterable[str], known: Mapping[str, Sequence[str]]
-) -> dict[str, Sequence[str]]:
-    """Return the references of each wanted key that has some, although the two files may name
-    images differently.
+def align_keys(wanted: Iterable[str], known: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the value of each wanted key that is known, although the two may name images
+    differently.
 
     A key matches itself. Otherwise it matches the only key with the same name without folder and
     suffix, or the only one with the same number, if one of the two names is just that number:
@@ -116,7 +116,7 @@ def align_keys(
         for alias in {_stem(key), _number(key)} - {""}:
             keys_by_alias.setdefault(alias, []).append(key)
 
-    aligned: dict[str, Sequence[str]] = {}
+    aligned: dict[str, Value] = {}
     for key in wanted:
         if key in known:
             aligned[key] = known[key]

@@ -48,19 +48,20 @@ class CaptionScores:
 
 
 def require_metrics(names: Sequence[str]) -> list[CaptionMetric]:
-    """Return the metrics of these names.
+    """Return the metrics of these names, in any case of letters.
 
     Raises:
         MetricError: for an unknown name, or none.
     """
-    unknown = [name for name in names if name not in METRICS]
+    by_name = {name.lower(): metric for name, metric in METRICS.items()}
+    unknown = [name for name in names if name.lower() not in by_name]
     if unknown:
         raise MetricError(
             f"There is no metric {unknown[0]!r}.", remedy=f"Choose from {', '.join(METRICS)}."
         )
     if not names:
         raise MetricError("No metric is named.", remedy=f"Choose from {', '.join(METRICS)}.")
-    return [METRICS[name] for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(by_name[name.lower()] for name in names))
 
 
 def score_captions(
@@ -76,8 +77,8 @@ def score_captions(
         predictions: caption by image key.
         references: the captions that people wrote, by image key; keys that were not predicted are
             ignored.
-        metrics: names in `METRICS`. One that cannot run here is left out, and a note says what is
-            missing.
+        metrics: names in `METRICS`, in any case of letters. One that cannot run here is left out,
+            and a note says what is missing.
         images: the images, for metrics that need them.
 
     Raises:

@@ -14,8 +14,8 @@ from c3tools.errors import DecoderError, MetricError, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.metrics.captions import score_captions
 from c3tools.metrics.clip_score import clip_scores
-from c3tools.store import Store
-from tests.conftest import make_store, write_jsonl
+from c3tools.store import Rows, Store
+from tests.conftest import build_store, make_store, write_jsonl
 
 from .conftest import ANIMALS, TOY, World, counting_encoder
 
@@ -138,7 +138,81 @@ def test_references_may_name_the_images_of_the_store_differently(
     assert (list(result.captions), result.left_out) == (named[3:], named[:3])
     assert named[0] in result.notes[0]
     with pytest.raises(MetricError, match="elsewhere"):
-        evaluate_captions(captions_store, captions={"elsewhere": "a dog", "image00": "a dog"})
+        evaluate_captions(captions_store, captions={"elsewhere": "a dog", "nowhere": "a dog"})
+
+
+def test_all_metrics_match_captions_with_images_in_the_same_way(
+    captions_store: Store, perfect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = counting_encoder(ANIMALS)
+    encoder.identity = captions_store.info.model
+    monkeypatch.setattr("c3tools.captioning.evaluate.resolve_encoder", lambda **options: encoder)
+    options: Any = {"metrics": ["CIDEr", "CLIPScore"], "resamples": 0}
+    expected = evaluate_captions(captions_store, captions=perfect, **options).scores
+    with_suffix = {f"val/{key}.jpg": caption for key, caption in perfect.items()}
+    assert evaluate_captions(captions_store, captions=with_suffix, **options).scores == expected
+
+
+def test_coco_results_are_scored_by_all_metrics(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = counting_encoder(ANIMALS)
+    encoder.identity = ModelIdentity(TOY)
+    monkeypatch.setattr("c3tools.captioning.evaluate.resolve_encoder", lambda **options: encoder)
+    rows = world.images.embeddings[:3]
+    images = Rows.of("image", ["000000000007", "000000000042", "000000000139"], rows)
+    captions = ["a dog", "a cat", "a horse"]
+    texts = Rows.of("text", ["0", "1", "2"], rows, caption=captions, image_key=images.keys)
+    store = build_store(tmp_path / "c3-store", images, texts, model=TOY, dtype="float32")
+    results = tmp_path / "results.json"
+    results.write_text('[{"image_id": 42, "caption": "a cat"}, {"image_id": 7, "caption": "a"}]')
+    scores = evaluate_captions(
+        store, captions=results, metrics=["ROUGE-L", "CLIPScore"], resamples=0
+    ).scores
+    assert list(scores) == ["ROUGE-L", "CLIPScore", "RefCLIPScore"]
+
+
+def test_scores_of_a_file_tell_how_many_images_they_are_of(
+    captions_store: Store, perfect: Any, world: World
+) -> None:
+    train = captions_store.load("image", "train").keys[:4]
+    captions = {**dict(list(perfect.items())[:9]), **dict.fromkeys(train, "a dog")}
+    options: Any = {"metrics": ["ROUGE-L"], "resamples": 0}
+    result = evaluate_captions(captions_store, captions={**captions, "x": "a dog"}, **options)
+    assert result.notes == [
+        "Scored captions of 13 of the 80 images with references: train (4), test (9).",
+        "1 of 14 captions name no image with references and are left out; the first is x.",
+    ]
+    assert (result.captions, result.left_out) == (captions, ["x"])
+    alone = evaluate_captions(captions=perfect, references=world.references, **options)
+    assert alone.notes == ["Scored captions of 16 of the 80 images with references."]
+
+
+def test_other_captions_are_compared_by_their_image(perfect: Any, known: Any) -> None:
+    options: Any = {"references": known, "metrics": ["ROUGE-L"], "resamples": 0}
+    renamed = {f"{key}.jpg": perfect[key] for key in reversed(list(perfect))}
+    result = evaluate_captions(captions=perfect, against={**renamed, "x": "a dog"}, **options)
+    assert result.differences["ROUGE-L"].difference == 0
+    assert result.notes[-1].startswith("1 caption of --against")
+    del renamed["image61.jpg"]
+    with pytest.raises(MetricError, match=r"none for 1 of the 16 scored images.*image61"):
+        evaluate_captions(captions=perfect, against=renamed, **options)
+
+
+def test_parts_of_long_captions_are_not_references(world: World, tmp_path: Path) -> None:
+    rows = world.images.embeddings[:3]
+    images = Rows.of("image", ["a", "b"], rows[:2])
+    texts = Rows.of(
+        "text", ["a", "b~0", "b~1"], rows, caption=["a dog", "a", "cat"], image_key=["a", "b", "b"]
+    )
+    options: Any = {"captions": {"a": "a dog", "b": "a cat"}, "resamples": 0}
+    divided = build_store(tmp_path / "1", images, texts, preprocessing={"long_texts": "chunk"})
+    with pytest.raises(MetricError, match="chunk.*\n.*--references"):
+        evaluate_captions(divided, **options)
+    whole = {"a": ["a dog"], "b": ["a cat"]}
+    assert evaluate_captions(divided, references=whole, **options).scores["BLEU-1"] > 99
+    named_so = build_store(tmp_path / "2", images, texts)  # nothing was divided
+    assert evaluate_captions(named_so, **options).scores["BLEU-1"] > 0
 
 
 @pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
