@@ -207,7 +207,7 @@ def test_parts_of_long_captions_are_not_references(world: World, tmp_path: Path)
     )
     options: Any = {"captions": {"a": "a dog", "b": "a cat"}, "resamples": 0}
     divided = build_store(tmp_path / "1", images, texts, preprocessing={"long_texts": "chunk"})
-    with pytest.raises(MetricError, match="chunk.*\n.*--references"):
+    with pytest.raises(MetricError, match=r"chunk.*\n.*--references"):
         evaluate_captions(divided, **options)
     whole = {"a": ["a dog"], "b": ["a cat"]}
     assert evaluate_captions(divided, references=whole, **options).scores["BLEU-1"] > 99
