@@ -13,7 +13,15 @@ from .. import devices
 from ..arrays import Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
 from ..choices import EncoderPrecision, Steer
-from ..corpus.items import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Corpus, Failure, ImageItem, is_sound
+from ..corpus.items import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    Corpus,
+    Failure,
+    ImageItem,
+    as_key,
+    is_sound,
+)
 from ..corpus.reading import assign_keys, find_images
 from ..embedding.shards import EmbedOptions, encoded_images
 from ..embedding.sounds import encode_sounds
@@ -367,7 +375,7 @@ def _files_by_key(
         images = find_images(listed, root, follow_symlinks, suffixes)
         if not images:
             raise _error_without_images(root, suffixes)
-        prefix = f"{root.name}/" if has_several_folders and root.is_dir() else ""
+        prefix = as_key(f"{root.name}/") if has_several_folders and root.is_dir() else ""
         keys = assign_keys([image.key for image in images])
         for key, image in zip(keys, images, strict=True):
             full_key = prefix + key

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from ..corpus.items import as_key
 from ..corpus.tables import IMAGE_KEY, annotated_images, pick, read_records
 from ..errors import MetricError
 from ..io.files import read_json
@@ -57,7 +58,7 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
             for caption in [captions] if isinstance(captions, str) else captions:
                 if not isinstance(caption, str):
                     raise TypeError(f"a caption of {key} is {type(caption).__name__}")
-                references.setdefault(str(key), []).append(caption)
+                references.setdefault(as_key(str(key)), []).append(caption)
     except (LookupError, TypeError, AttributeError) as error:
         raise MetricError(
             f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS
@@ -170,7 +171,7 @@ def _columns(names: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _stem(key: str) -> str:
-    name = PurePosixPath(key).name
+    name = as_key(PurePosixPath(key).name)
     suffix = PurePosixPath(name).suffix
     return name.removesuffix(suffix) if suffix and not suffix[1:].isdigit() else name
 

@@ -22,7 +22,7 @@ from ..io.limits import limited_lines, refusing_excess
 from ..io.locations import is_url, open_binary
 from ..io.parquet import UNREADABLE, open_parquet
 from ..reporter import counted
-from .items import ReadOptions, as_storable
+from .items import ReadOptions, as_key, as_storable
 from .tables import (
     ROLES,
     AnnotatedImage,
@@ -142,7 +142,7 @@ def _caption_row(path: Path, record: Record, columns: _Columns) -> CaptionRow:
         captions=captions,
         split=str(split) if split else None,
         line=record.line,
-        key=None if key is None else str(key),
+        key=None if key is None else as_key(str(key)),
         columns=kept_values(record.values, columns.kept),
         url=next(filter(is_url, cells), None),
     )
@@ -349,7 +349,7 @@ def captions_of(record: Mapping[str, Any], columns: Iterable[str], where: str) -
 
 def keys_of_texts(row: CaptionRow, stem: str) -> list[str]:
     """Return the keys of the texts of a row that names no image, in a file of the name ``stem``."""
-    key = row.key or f"{stem}:{row.line}"
+    key = row.key or as_key(f"{stem}:{row.line}")
     if len(row.captions) == 1:
         return [key]
     return [f"{key}#{number}" for number in range(len(row.captions))]

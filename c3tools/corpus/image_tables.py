@@ -21,7 +21,7 @@ from ..io.parquet import UNREADABLE
 from ..reporter import counted
 from .captions import SPLIT_COLUMN, captions_of, kept_values, pick_text_columns, require_column
 from .images import cells_of_group, open_table
-from .items import Captioned, Corpus, ImageItem, ImageSource, ReadOptions, key_of_name
+from .items import Captioned, Corpus, ImageItem, ImageSource, ReadOptions, as_key, key_of_name
 from .tables import IMAGE_KEY, ROLES, pick
 
 _DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
@@ -96,7 +96,7 @@ def read_image_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterat
         CorpusError: if it is no such table, or a column is missing.
     """
     split_folder = split_of_data_set(path)
-    stem = f"{split_folder}/{path.stem}" if split_folder else path.stem
+    stem = as_key(f"{split_folder}/{path.stem}" if split_folder else path.stem)
     digests = _CellDigests()
     images: dict[str, Captioned] = {}
     renamed: list[str] = []
@@ -228,7 +228,7 @@ def _row(
     corpus: Corpus,
 ) -> _Row:
     """Return a row from the values of its columns; captions that are no texts are skipped."""
-    key = str(record[columns.key]) if record.get(columns.key) is not None else ""
+    key = as_key(str(record[columns.key])) if record.get(columns.key) is not None else ""
     if key and columns.key.lower() in ROLES["image"]:
         key = key_of_name(key)
     try:

@@ -25,7 +25,7 @@ from ..errors import MissingExtraError, RefusedError, UnreachableError
 from ..io.limits import LARGEST_IMAGE_FILE
 from ..io.locations import is_url, location, open_binary, read_all, retrying
 from ..io.parquet import open_parquet, record_batches
-from .items import ImageItem, ImageSource
+from .items import ImageItem, ImageSource, existing_file
 
 _DOWNLOAD_SCHEMES = ("http://", "https://", "s3://", "gs://", "hf://")
 _DOWNLOAD_SECONDS = 30
@@ -201,7 +201,8 @@ def _read_file(path: Path) -> bytes:
 
 
 def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
-    """Return the file that a path in a list or table means; relative ones start from ``folder``.
+    """Return the file that a path in a list or table means, its name perhaps in another Unicode
+    form; relative ones start from ``folder``.
 
     Raises:
         PermissionError: if it leads out of the folder, by itself or through a link, and may not go
@@ -212,7 +213,7 @@ def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
         if name.startswith("/") or ".." in name.split("/"):
             raise PermissionError(0, f"the path {name[:200]} leads out of {folder}")
         return location(f"{str(folder).rstrip('/')}/{name}")
-    path = folder / name
+    path = existing_file(folder, name)
     target = Path(os.path.realpath(path))
     if not anywhere and not target.is_relative_to(os.path.realpath(folder)):
         raise PermissionError(

@@ -4,11 +4,13 @@ read with.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from posixpath import splitext
 from typing import Any, NamedTuple, TypeVar
+from unicodedata import normalize
 
 import pyarrow as pa
 
@@ -371,10 +373,29 @@ class ReadOptions:
         self.used.update(name for name in names if getattr(self, name) is not None)
 
 
+def as_key(name: str) -> str:
+    """Return a name as keys are written, in Unicode's composed form (NFC): a Mac decomposes the
+    names of files, so that the same name in a table has other characters.
+    """
+    return normalize("NFC", name)
+
+
+def existing_file(folder: Path, name: str) -> Path:
+    """Return the file in a folder that has a name, or has it in another Unicode form; the name as
+    it is if there is none.
+    """
+    if not name.isascii():
+        for spelling in (name, as_key(name), normalize("NFD", name)):
+            if os.path.lexists(folder / spelling):
+                return folder / spelling
+    return folder / name
+
+
 def key_of_name(name: str) -> str:
     """Return the key of an image by its file name: without the suffix of an image; of absolute
     paths the last part.
     """
+    name = as_key(name)
     posix = PurePosixPath(name)
     short = posix.name if posix.is_absolute() or is_url(name) else posix.as_posix()
     stem, suffix = splitext(short)

@@ -38,7 +38,9 @@ from .items import (
     ReadOptions,
     Refusal,
     TextItem,
+    as_key,
     as_storable,
+    existing_file,
     is_utf8,
     key_of_name,
 )
@@ -166,7 +168,7 @@ def read_corpus(
     folders = [root for root, kind in kinds.items() if kind == "folder"]
     corpus.prefixes = {str(root): "" for root in kinds}
     if len(folders) > 1:
-        corpus.prefixes |= {str(folder): f"{folder.name}/" for folder in folders}
+        corpus.prefixes |= {str(folder): as_key(f"{folder.name}/") for folder in folders}
     _add_media(corpus, media, options, reporter)
 
     # Paths without such files: tars, tables, lists of images, and texts
@@ -338,8 +340,9 @@ def find_images(
 
 def assign_keys(names: list[str]) -> list[str]:
     """Return unique keys for relative file names: without the suffix, or with it if that would not
-    be unique.
+    be unique. Names that differ in their Unicode form alone have one key.
     """
+    names = list(map(as_key, names))
     stems = [splitext(name)[0] for name in names]
     times = Counter(stems)
     all_names = set(names)
@@ -445,7 +448,7 @@ class _CaptionSources:
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._paths = [_absolute(image.path) for image in images]
         for path in self._paths:
-            self._by_name[Path(path).name].append(path)
+            self._by_name[as_key(Path(path).name)].append(path)
         self._matched: dict[str, list[_Matched]] = defaultdict(list)
 
     def of(self, path: str) -> _Matched:
@@ -467,7 +470,7 @@ class _CaptionSources:
 
         A row without an image at its path is matched by its file name, if one image and one path in
         the rows have it. If other rows are matched by path, a row that names a folder is not: it is
-        of an image that is not here.
+        of an image that is not here. Names in another Unicode form are the same.
 
         Args:
             source: as messages name the file.
@@ -481,17 +484,17 @@ class _CaptionSources:
         rows_by_name: dict[str, list[CaptionRow]] = defaultdict(list)  # by the path of the image
         unmatched: list[str] = []
         folder = Path(_absolute(str(file.parent)))
-        paths = set(self._paths)
+        paths = {as_key(path): path for path in self._paths}
         # The file names of rows lead to their images, so no key is read
         for row in read_captions(file, replace(options, key_column=None)):
             if not row.file_name:
                 raise _no_image(file, row)
             places = [
-                normpath(folder / row.file_name),
-                normpath(folder / _IMAGES_FOLDER / row.file_name),
+                as_key(normpath(folder / row.file_name)),
+                as_key(normpath(folder / _IMAGES_FOLDER / row.file_name)),
             ]
-            path = next((place for place in places if place in paths), None)
-            same_name = self._by_name.get(PurePosixPath(row.file_name).name, [])
+            path = next((paths[place] for place in places if place in paths), None)
+            same_name = self._by_name.get(as_key(PurePosixPath(row.file_name).name), [])
             if path is not None:
                 rows_by_path[path].append(row)
             elif len(same_name) == 1:
@@ -501,7 +504,7 @@ class _CaptionSources:
 
         # File names that may be those of other images count for nothing
         for path, rows in list(rows_by_name.items()):
-            names = {normpath(str(row.file_name)) for row in rows}
+            names = {as_key(normpath(str(row.file_name))) for row in rows}
             names_folder = any("/" in name for name in names)
             if path in rows_by_path or len(names) > 1 or (rows_by_path and names_folder):
                 unmatched += [str(row.file_name) for row in rows_by_name.pop(path)]
@@ -526,7 +529,7 @@ class _CaptionSources:
         source has captions.
         """
         for path in self._paths:
-            text = Path(path).with_suffix(".txt")
+            text = existing_file(Path(path).parent, f"{Path(path).stem}.txt")
             if _any(self.of(path).captions) or not text.exists():
                 continue
             if _may_be_read(corpus, text.name, text, inside):
@@ -638,7 +641,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     urls = 0
     for row in read_captions(file, options):
         urls += row.url is not None
-        image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
+        image_key = splitext(PurePosixPath(as_key(row.file_name)))[0] if row.file_name else None
         if image_key and options.key_column:
             # The column names the image, as it does in a list of images
             image_key = row.key

@@ -23,6 +23,7 @@ from .items import (
     ImageSource,
     ReadOptions,
     Refusal,
+    as_key,
     as_storable,
     is_utf8,
 )
@@ -104,7 +105,7 @@ def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
     """Return the samples of a tar by their stems."""
     samples: dict[str, _Sample] = {}
     for member in _members(path, corpus):
-        key, suffix = _split_member(member.name)
+        key, suffix = _split_member(as_key(member.name))
         sample = samples.setdefault(key, _Sample())
         if member.content is None:
             if sample.image is None or _is_better_image(member, sample.image):

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..corpus.images import ImageReader
-from ..corpus.items import VIDEO_SUFFIXES, Corpus, ImageItem, ItemTable, TextItem
+from ..corpus.items import VIDEO_SUFFIXES, Corpus, ImageItem, ItemTable, TextItem, as_key
 from ..errors import C3Error, CorpusError, UnreachableError
 from ..io.files import sha256_of
 from ..io.locations import is_url, kind_of, location
@@ -63,7 +63,7 @@ class _Folder:
 
     def start(self, depth: int) -> str:
         """Return the names of this folder and of those above it, ``depth`` in all."""
-        return "/".join(Path(self.path).parts[-depth:]) + "/"
+        return as_key("/".join(Path(self.path).parts[-depth:]) + "/")
 
     def name(self, key: str, depth: int) -> str:
         """Return the key of an image if it begins with the names of so many folders."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import PurePosixPath
 
-from ..corpus.items import IMAGE_SUFFIXES
+from ..corpus.items import IMAGE_SUFFIXES, as_key
 from ..corpus.tables import ROLES, TextColumns
 from .rows import positions
 
@@ -42,10 +42,11 @@ def match_ids(wanted: Sequence[str | None], ids: Sequence[str | None]) -> list[i
 
 
 def ids_in(columns: TextColumns, name: str | None) -> Ids:
-    """Return the ids in a column, None for a row without one; file names lose the suffix of an
-    image. There are none without such a column.
+    """Return the ids in a column, as keys are written, None for a row without one; file names lose
+    the suffix of an image. There are none without such a column.
     """
     values = columns.get(name, []) if name else []
+    values = [as_key(value) if value else value for value in values]
     if name and name.lower() in _FILE_NAMES:
         return [without_image_suffix(value) if value else value for value in values]
     return values

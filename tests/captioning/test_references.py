@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 
@@ -150,3 +151,11 @@ def test_coco_results_have_numbers_for_ids_unless_two_photos_would_share_one(
 ) -> None:
     results = coco_results(dict.fromkeys(keys, "a"))
     assert results == [{"image_id": image_id, "caption": "a"} for image_id in ids]
+
+
+@pytest.mark.parametrize(("in_file", "wanted"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_keys_in_two_unicode_forms_are_one(tmp_path: Path, in_file: Any, wanted: Any) -> None:
+    references = read_references(write(tmp_path, {normalize(in_file, "\u00e91.jpg"): "a"}, "json"))
+    assert list(references) == ["\u00e91.jpg"]
+    key = normalize(wanted, "\u00e91")
+    assert align_keys([key], references) == {key: ["a"]}

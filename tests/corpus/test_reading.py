@@ -10,8 +10,11 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -706,3 +709,49 @@ def test_each_image_has_the_captions_of_the_first_source_that_has_some(
             ] == expected
         without = [str(number) for number, row in enumerate(assignment) if not any(row.values())]
         assert corpus.images_without_caption == without
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD")])
+@pytest.mark.parametrize("kind", ["folder", "file name", "text", "tar", "table", "list"])
+def test_names_in_two_unicode_forms_are_one(
+    tmp_path: Path, kind: str, on_disk: Any, in_table: Any
+) -> None:
+    folder = tmp_path / normalize(on_disk, "S\u00fcd")
+    photo = image(folder / normalize(on_disk, "\u00e91.png"))
+    named = normalize(in_table, f"{folder.name}/{photo.name}")
+    table = tmp_path / "captions.jsonl"
+    paths, key = tmp_path, "S\u00fcd/\u00e91"
+    options: dict[str, Any] = {}
+    if kind == "folder":
+        write_jsonl(table, {"image": named, "caption": "red"})
+    elif kind == "file name":
+        write_jsonl(table, {"image": f"elsewhere/{Path(named).name}", "caption": "red"})
+    elif kind == "text":
+        (folder / f"{Path(named).stem}.txt").write_text("red")
+    elif kind == "list":
+        write_jsonl(table, {"image": named, "caption": "red"})
+        paths, options = table, {"image_column": "image"}
+    else:
+        write_jsonl(table, {"image": Path(named).name, "caption": "red"})
+        paths, options, key = tmp_path / f"x.{kind}", {"captions": table}, "\u00e91"
+        if kind == "tar":
+            write_tar(paths, [(photo.name, photo.read_bytes())])
+        else:
+            paths = tmp_path / "x.parquet"
+            cell = {"bytes": photo.read_bytes(), "path": photo.name}
+            pq.write_table(pa.table({"image": [cell]}), paths)
+    corpus = read_corpus(paths, **options)
+    assert pairs(corpus) == [("red", key)]
+    assert (corpus.skipped, corpus.captions_without_image) == ([], [])
+    # the file is read by its real name
+    assert [Path(item.path.partition("#")[0]).exists() for item in corpus.images] == [True]
+
+
+def test_two_files_whose_names_differ_in_their_unicode_form_alone_are_refused(
+    tmp_path: Path,
+) -> None:
+    for form in ("NFC", "NFD"):
+        image(tmp_path / normalize(form, "\u00e9.png"))
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this file system takes them for one file")
+    assert_refused("Two images have the key '\u00e9.png'", tmp_path)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
 from c3tools.transforms.fitting import moments_of
-from tests.conftest import Messages, add_shard, build_store, contents, unit_rows
+from tests.conftest import Messages, add_shard, build_store, contents, unit_rows, write_jsonl
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
 
 from .test_store import Put
@@ -276,6 +277,15 @@ def test_a_split_table_is_joined_by_the_first_column_that_has_a_key(
     file.write_text(table)
     split_store(store, output=tmp_path / "new", file=file)
     assert splits_of(tmp_path / "new") == {"a": "val", "b": "test"}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_split_table_may_have_names_in_another_unicode_form(tmp_path: Path, form: Any) -> None:
+    store = build_store(tmp_path / "s", images("\u00e9\u00fc")).path
+    table = tmp_path / "splits.jsonl"
+    write_jsonl(table, {"file_name": normalize(form, "\u00e9.jpg"), "split": "test"})
+    split_store(store, output=tmp_path / "out", file=table)
+    assert splits_of(tmp_path / "out") == {"\u00e9": "test", "\u00fc": "train"}
 
 
 def test_a_split_table_without_keys_of_the_store_is_refused_with_its_columns(
