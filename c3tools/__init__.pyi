@@ -47,8 +47,8 @@ from .serve.run import serve_index as serve_index
 from .store.copies import merge_stores as merge_stores
 from .store.copies import split_store as split_store
 from .store.import_embeddings import import_embeddings as import_embeddings
-from .store.left_out import LeftOutRows as LeftOutRows
-from .store.left_out import list_left_out as list_left_out
+from .store.leave_out import LeftOutRows as LeftOutRows
+from .store.leave_out import leave_out as leave_out
 from .store.means import (
     compute_means as compute_means,
 )

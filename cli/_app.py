@@ -49,7 +49,7 @@ COMMANDS = {
     "verify": CommandSource("stores", ("verify_store",)),
     "merge": CommandSource("stores", ("merge_stores",)),
     "split": CommandSource("stores", ("split_store",)),
-    "left-out": CommandSource("stores", ("list_left_out",)),
+    "leave-out": CommandSource("stores", ("leave_out",)),
     "push": CommandSource("hub"),
     "pull": CommandSource("hub"),
     "demo": CommandSource("captions", ("run_demo",)),

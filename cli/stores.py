@@ -1,4 +1,4 @@
-"""`c3 embed`, `import`, `verify`, `merge` and `split`: stores of embeddings.
+"""`c3 embed`, `import`, `verify`, `merge`, `split` and `leave-out`: stores of embeddings.
 
 For ``**options`` and what is returned, see __init__.py.
 """
@@ -103,14 +103,18 @@ def split(**options: Any) -> Any:
     return report.to_dict()
 
 
-def left_out(**options: Any) -> Any:
-    """List the rows of a store that are left out, and why.
+def leave_out(tables: list[Path] | None = None, **options: Any) -> Any:
+    """Leave rows out of a store where they are, list those that are left out, or take them back.
 
-    They stay in the store, and no command uses them. c3 split --file leaves rows out.
+    They stay in the store, and no command uses them. Without tables and --key, lists them. A photo
+    is left out with its captions, a caption without its photo. Exports and indexes follow when
+    their command is run again.
     """
-    left_out = c3tools.list_left_out(**options)
-    if left_out.rows:
-        print_table(left_out.table())
-    else:
-        out.print(f"No rows of {left_out.store} are left out.")
-    return left_out.to_dict()
+    result = c3tools.leave_out(tables=tables or (), **options)
+    is_listing = not (tables or options["keys"] or options["undo"])
+    if is_listing and result.rows:
+        print_table(result.table())
+    out.print(result.line())
+    for note in result.notes:
+        message(note)
+    return result.to_dict()

@@ -4,7 +4,7 @@ Train is for fitting, val for choosing checkpoints, and test for scores. A corpu
 splits in its own way (``train2017``, ``restval``, ``validation``): in a field, or by the names of
 its files or folders (`choose_split`). One without splits is split by a stable hash of the key, the
 same on every machine and in every run. So are, in all commands, rows of a corpus that names no row
-train: see `kept_splits`. Rows that are `LEFT_OUT` are in no split.
+train: see `kept_splits`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ import numpy as np
 from ..seeds import stable_fractions
 
 ALL = "all"
-LEFT_OUT = "left-out"
-"""The split of rows that stay in a store and that no command uses: wrong pairs, and copies."""
 SALT = "c3tools split"
 HASH_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 STANDARD = tuple(HASH_FRACTIONS)
@@ -123,7 +121,7 @@ def named_split(split: str | None, kept: Kept = None) -> str:
         if pattern.fullmatch(name):
             name = standard_name
             break
-    return name if kept is None or name in kept or name == LEFT_OUT else ""
+    return name if kept is None or name in kept else ""
 
 
 def kept_splits(names: Iterable[str]) -> Kept:
@@ -133,7 +131,7 @@ def kept_splits(names: Iterable[str]) -> Kept:
     Without rows named train, those that are neither val nor test are split by the hash of their
     keys; where all rows are named val, so are these. Rows named test are never learned from.
     """
-    splits = set(names) - {LEFT_OUT}
+    splits = set(names)
     if "train" in splits:
         return None
     if splits == {"val"}:
@@ -168,7 +166,7 @@ def describe_rule(names: Iterable[str]) -> str | None:
     """Return a sentence that says which rows are split by hash; None if every row stays in its
     split.
     """
-    splits = sorted(set(names) - {LEFT_OUT})
+    splits = sorted(set(names))
     kept = kept_splits(splits)
     if kept is None:
         return None

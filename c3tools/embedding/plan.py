@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
@@ -30,10 +30,9 @@ import pyarrow.compute as pc
 
 from ..arrays import Indices
 from ..corpus.items import Corpus, ItemTable
-from ..corpus.splits import LEFT_OUT, splits_of
+from ..corpus.splits import splits_of
 from ..store import Store
-from ..store.reasons import read_reasons
-from ..store.rows import keys_of, own_items
+from ..store.rows import own_items
 from ..store.shards import ShardName, ShardRecord
 from .inputs import MEDIA, StoredInputs, absolute_paths
 from .shards import EmbedOptions, ShardEdit, ShardTask
@@ -109,11 +108,9 @@ def plan_corpus(
     with_tasks = {name: plan for name, plan in plans.items() if plan.new or plan.changed}
     if with_tasks:
         splits = store.item_splits()
-        left_out = read_reasons(store)
-        if splits or left_out:
-            for modality, plan in with_tasks.items():
-                keys = {row.key for row in left_out if row.modality == modality}
-                plan.items = _with_splits(plan.items, splits, keys)
+        if splits:
+            for plan in with_tasks.values():
+                plan.items = _with_splits(plan.items, splits)
     return plans
 
 
@@ -257,7 +254,7 @@ def _plan_of(
     for key, stored, named in zip(
         renamed["key"].to_pylist(), stored_splits, corpus_splits, strict=True
     ):
-        if stored not in (named, LEFT_OUT):
+        if stored != named:
             summary.other_split.append(key)
 
     # Rows and failures to change without the encoder
@@ -292,23 +289,12 @@ def _free_numbers(first: Sequence[int], used: set[int]) -> Iterator[int]:
             yield number
 
 
-def _with_splits(
-    items: ItemTable[Any], splits: Mapping[str, str | None], left_out: Collection[str]
-) -> ItemTable[Any]:
-    """Return inputs with the splits that their items have in the store, or else in the corpus.
-
-    Rows with the keys ``left_out`` stay left out, also if their shard is lost.
-    """
+def _with_splits(items: ItemTable[Any], splits: Mapping[str, str | None]) -> ItemTable[Any]:
+    """Return inputs with the splits that their items have in the store, or else in the corpus."""
     table = items.table
     values: list[str | None] = []
-    rows = zip(
-        keys_of(table), own_items(table).to_pylist(), table["split"].to_pylist(), strict=True
-    )
-    for key, item, split in rows:
-        if key in left_out:
-            values.append(LEFT_OUT)
-        else:
-            values.append(splits.get(item, split))
+    for item, split in zip(own_items(table).to_pylist(), table["split"].to_pylist(), strict=True):
+        values.append(splits.get(item, split))
     column = pa.array(values, table.schema.field("split").type)
     return ItemTable(
         items.kind, table.set_column(table.column_names.index("split"), "split", column)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..corpus.splits import ALL, LEFT_OUT
+from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..store import Store
 from ..store.manifest import StoreWriter
@@ -73,7 +73,7 @@ def _compare(
     """Return what is wrong with the fit, given the train rows of a shard that it was made of."""
     for key, row in train_rows.items():
         row_now = rows_now.get(key)
-        if row_now is not None and row_now.split not in ("train", LEFT_OUT):
+        if row_now is not None and row_now.split != "train":
             return (
                 f"its pipeline was fitted on train rows that are {row_now.split} rows now, for "
                 f"example {key!r}"
@@ -105,11 +105,13 @@ def _train_rows_of_part(
 
 
 def _rows_of_shard(store: Store, shard: ShardName) -> dict[str, _Row]:
-    """Return the rows of a shard of the store by key, in the splits that all commands see."""
+    """Return the rows of a shard of the store that are not left out, by key, in the splits that all
+    commands see.
+    """
     modality, number = shard
     columns = ["key", "split", *ITEM_COLUMNS, *_CONTENT]
     rows: dict[str, _Row] = {}
-    for batch in store.batches(modality, columns, parts=[number]):
+    for batch in store.batches(modality, columns, split=ALL, parts=[number]):
         rows |= _rows_by_key(batch, row_splits(batch, store.kept_splits))
     return rows
 

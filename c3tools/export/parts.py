@@ -111,7 +111,7 @@ class Recipe:
         ones.
         """
         modality, number = shard
-        if self.settings.split == ALL and modality not in self.store.left_out:
+        if self.settings.split == ALL and not self.store.left_out.has_rows_of(modality):
             return self.store.shards[shard].rows
         batches = self.store.batches(modality, ["key"], split=self.settings.split, parts=[number])
         return sum(len(batch) for batch in batches)

@@ -116,7 +116,7 @@ def open_parquet(path: Path) -> Iterator[_Reader]:
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """Return the content of a Parquet file.
+    """Return the content of a Parquet file, with the metadata of its schema.
 
     Raises:
         OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if it would
@@ -124,7 +124,8 @@ def read_parquet(path: Path) -> pa.Table:
     """
     with open_parquet(path) as file:
         batches = list(file.batches())
-        return pa.Table.from_batches(batches, batches[0].schema if batches else file.schema)
+        table = pa.Table.from_batches(batches, batches[0].schema if batches else file.schema)
+        return table.replace_schema_metadata(file.schema.metadata)
 
 
 def read_arrow(path: Path) -> pa.Table:

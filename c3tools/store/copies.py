@@ -20,9 +20,7 @@ import pyarrow.compute as pc
 
 from ..corpus.splits import (
     HASH_FRACTIONS,
-    LEFT_OUT,
     SALT,
-    named_split,
     split_order,
     splits_by_hash,
 )
@@ -34,8 +32,8 @@ from ..reporter import SILENT, Reporter, counted, counted_rows
 from ..tables import Table
 from .dataset import copy_store, with_column
 from .ids import ids_in
+from .left_out import LEAVE_OUT_COLUMN, RowName
 from .reader import Store
-from .reasons import REASON
 from .rows import ITEM_COLUMNS, keys_of, own_items
 from .shards import Failure
 
@@ -48,7 +46,7 @@ class CopyReport:
 
     Attributes:
         store: the new store.
-        rows: by modality and split.
+        rows: by modality and split, without those that are left out.
         dropped: rows that a merge left out, because an earlier store had their key.
         unnamed: rows whose split the file does not name; they keep the one they had.
     """
@@ -151,7 +149,14 @@ def merge_stores(
     merge = _Merge(prefixes, keep, report)
     settings = {"command": "merge", "keep": keep, "prefixes": list(prefixes.values())}
     return _make_copy(
-        output, report, sources, settings, merge.rows_of, merge.renamed, reporter=reporter
+        output,
+        report,
+        sources,
+        settings,
+        merge.rows_of,
+        merge.renamed,
+        merge.left_out,
+        reporter=reporter,
     )
 
 
@@ -185,10 +190,7 @@ class _Merge:
         splits = []
         items = own_items(table).to_pylist()
         for item, split in zip(items, table.column("split").to_pylist(), strict=True):
-            if split == LEFT_OUT and modality == "text":  # of its item nothing is said
-                splits.append(split)
-            else:
-                splits.append(self._split_of.setdefault(item, split))
+            splits.append(self._split_of.setdefault(item, split))
         table = with_column(table, "split", pa.array(splits, pa.string()))
 
         is_new = []
@@ -211,6 +213,15 @@ class _Merge:
         """Return keys with the prefix of their store; empty ones, of no item, stay empty."""
         prefixed = pc.binary_join_element_wise(self._prefixes[store], keys, "")
         return pc.if_else(pc.equal(keys, pa.scalar("")), keys, prefixed)
+
+    def left_out(self, store: Store) -> dict[RowName, str]:
+        """Return which rows of a store are left out of the new one, of those that were copied."""
+        reasons: dict[RowName, str] = {}
+        for row, reason in store.left_out.reasons.items():
+            key = self._prefixes[store] + row.key
+            if self._owner_of[row.modality].get(key) is store:
+                reasons[RowName(row.modality, key)] = reason
+        return reasons
 
     def renamed(self, store: Store, failure: Failure) -> Failure:
         """Return a failure for the new store."""
@@ -238,8 +249,7 @@ def split_store(
         output: The folder of the new store.
         fractions: Fractions of the three splits, if rows are split by hash. By default 0.8,0.1,0.1.
         seed: Seed of the hash. 0 gives the splits that a store without splits is read with.
-        file: A table of keys and splits: jsonl, csv, tsv, parquet, arrow, or JSON of Karpathy. A
-            column reason is kept of rows that are left out, else the name of the table.
+        file: A table of keys and splits: jsonl, csv, tsv, parquet, arrow, or JSON of Karpathy.
         key_column: Column of the keys in ``file``.
         split_column: Column of the splits in ``file``.
         reporter: Shows the progress.
@@ -261,89 +271,23 @@ def split_store(
         splits_by_hash_of = _by_hash(fractions, seed)
 
         def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
-            new_splits = splits_by_hash_of(own_items(table).to_pylist())
-            splits = []
-            for present, split in zip(table.column("split").to_pylist(), new_splits, strict=True):
-                splits.append(present if present == LEFT_OUT else split)
-            return with_column(table, "split", pa.array(splits, pa.string()))
+            splits = splits_by_hash_of(own_items(table).to_pylist())
+            return with_column(table, "split", pa.array(list(splits), pa.string()))
 
         return _make_copy(output, report, [source], settings, change, reporter=reporter)
     if fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     item_splits = source.item_splits()
-    named = _read_splits(Path(file), source, item_splits, key_column, split_column)
-    settings["splits"] = named.items
-    if named.rows:
-        settings["rows"] = named.rows
-    if named.reasons:
-        settings["reasons"] = named.reasons
+    named_splits = _read_splits(Path(file), source, item_splits, key_column, split_column)
+    settings["splits"] = named_splits
 
     def change_named(_: Store, modality: str, table: pa.Table) -> pa.Table:
-        rows = zip(
-            keys_of(table),
-            own_items(table).to_pylist(),
-            table.column("split").to_pylist(),
-            table.column(REASON).to_pylist(),
-            strict=True,
-        )
-        splits = []
-        reasons = []
-        for key, item, present, reason in rows:
-            split = named.split_of(key, item, present)
-            if split is None:
-                report.unnamed += 1
-                split = present if present == LEFT_OUT else item_splits[item]
-            splits.append(split)
-            reasons.append(named.reason_of(key, item) or reason)
-        table = with_column(table, REASON, pa.array(reasons, pa.string()))
+        items = own_items(table).to_pylist()
+        report.unnamed += sum(item not in named_splits for item in items)
+        splits = [named_splits.get(item, item_splits[item]) for item in items]
         return with_column(table, "split", pa.array(splits, pa.string()))
 
     return _make_copy(output, report, [source], settings, change_named, reporter=reporter)
-
-
-@dataclass(frozen=True)
-class _NamedSplits:
-    """The splits that a table names.
-
-    Attributes:
-        items: by the key of an item.
-        rows: of rows that are not items themselves, such as captions, by their own key.
-        reasons: why rows and items are left out, as far as the table says so, by key.
-        table: its name.
-    """
-
-    items: dict[str, str]
-    rows: dict[str, str]
-    reasons: dict[str, str]
-    table: str
-
-    def split_of(self, key: str, item: str, present: str | None) -> str | None:
-        """Return the new split of a row; None if the table does not name it.
-
-        Rows of an item share its split, or are left out. A row that was left out stays so unless
-        the table names its own key.
-
-        Args:
-            key: of the row.
-            item: the key of its item.
-            present: the split that it has.
-        """
-        if self.rows.get(key) == LEFT_OUT:
-            return LEFT_OUT
-        split = self.items.get(item)
-        is_named = key == item or key in self.rows
-        if split is not None and present == LEFT_OUT and not is_named:
-            return LEFT_OUT
-        return split
-
-    def reason_of(self, key: str, item: str) -> str | None:
-        """Return why the table leaves a row out, its name if it does not say so; None if it does
-        not leave it out.
-        """
-        for name, splits in ((key, self.rows), (item, self.items)):
-            if splits.get(name) == LEFT_OUT:
-                return self.reasons.get(name, self.table)
-        return None
 
 
 def _read_splits(
@@ -352,17 +296,23 @@ def _read_splits(
     item_splits: Mapping[str, str | None],
     key_column: str | None,
     split_column: str | None,
-) -> _NamedSplits:
-    """Return the splits that a table names; the first row of a key counts.
+) -> dict[str, str]:
+    """Return the splits that a table names, by item; the first row of an item counts.
 
     Keys are in ``key_column``, else in the first usual column that has a key of the store. The key
-    of a caption stands for its image, unless the caption is left out.
+    of a caption stands for its image.
 
     Raises:
         StoreError: if the table cannot be read, or has no column of splits or none with keys of
             the store.
     """
-    columns = text_columns(read_table(path, StoreError))
+    table = read_table(path, StoreError)
+    if LEAVE_OUT_COLUMN in table.column_names:
+        raise StoreError(
+            f"{path} marks rows to leave out; it does not say how to split them.",
+            remedy=f"Leave the marked rows out: c3 leave-out {path}",
+        )
+    columns = text_columns(table)
     present = ", ".join(map(repr, columns)) or "none"
     split_column = split_column or pick(columns, "split")
     key_columns = [key_column] if key_column else pick_all(columns, *IMAGE_KEY, "path", "url")
@@ -374,24 +324,14 @@ def _read_splits(
         )
     row_items = store.row_items()
     splits = columns[split_column]
-    reason_column = pick(columns, "reason")
-    reasons = columns[reason_column] if reason_column else [None] * len(splits)
     for column in key_columns:
-        named = _NamedSplits({}, {}, {}, path.name)
-        for key, split, reason in zip(ids_in(columns, column), splits, reasons, strict=True):
-            if not key or not split:
-                continue
-            is_left_out = named_split(split) == LEFT_OUT
-            if is_left_out and reason:
-                named.reasons.setdefault(key, reason)
-            if key in item_splits or key not in row_items:
-                named.items.setdefault(key, LEFT_OUT if is_left_out else split)
-            elif key not in named.rows:
-                named.rows[key] = LEFT_OUT if is_left_out else split
-                if not is_left_out:
-                    named.items.setdefault(row_items[key], split)
-        if named.rows or not named.items.keys().isdisjoint(item_splits):
-            return named
+        named_splits: dict[str, str] = {}
+        for key, split in zip(ids_in(columns, column), splits, strict=True):
+            if key and split:
+                item = key if key in item_splits else row_items.get(key, key)
+                named_splits.setdefault(item, split)
+        if not named_splits.keys().isdisjoint(item_splits):
+            return named_splits
     raise StoreError(
         f"{path} contains none of the keys of {store.path} in {', '.join(map(repr, key_columns))}; "
         f"its columns are {present}.",
@@ -423,6 +363,7 @@ def _make_copy(
     settings: Mapping[str, Any],
     change: Callable[[Store, str, pa.Table], pa.Table],
     rename: Callable[[Store, Failure], Failure] = lambda store, failure: failure,
+    left_out: Callable[[Store], Mapping[RowName, str]] = lambda store: store.left_out.reasons,
     *,
     reporter: Reporter,
 ) -> CopyReport:
@@ -435,6 +376,7 @@ def _make_copy(
         settings: which together with the content of the stores decide what the new one contains.
         change: see `copy_store`.
         rename: see `copy_store`.
+        left_out: see `copy_store`.
         reporter: shows the progress.
 
     Returns:
@@ -456,15 +398,27 @@ def _make_copy(
         write_json_atomically(folder / COPY_FILE, content)
 
     info = sources[0].info
-    copy_store(destination, info, sources, change, rename, record=record, reporter=reporter)
+    copy_store(
+        destination,
+        info,
+        sources,
+        change,
+        rename,
+        left_out=left_out,
+        record=record,
+        reporter=reporter,
+    )
     return report
 
 
 def _content_of(store: Store) -> str:
-    """Return a digest of the rows, failures and indexed shards of a store."""
+    """Return a digest of the rows, the failures, the rows that are left out and the indexed shards
+    of a store.
+    """
     shards = [[*shard, store.shard_digest(*shard)] for shard in store.shards]
     failures = [asdict(failure) for failure in store.recorded_failures()]
-    return digest_of(asdict(store.info), shards, failures, store.indexed)
+    left_out = [[*row, reason] for row, reason in store.left_out.reasons.items()]
+    return digest_of(asdict(store.info), shards, failures, left_out, store.indexed)
 
 
 def _finished_copy(folder: Path, made_from: str) -> CopyReport | None:

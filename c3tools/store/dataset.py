@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,18 +21,10 @@ from ..corpus.splits import split_order
 from ..errors import StoreError
 from ..io.hub import Card
 from ..io.parquet import read_parquet
+from ..moments import load_moments
 from ..reporter import SILENT, Reporter
-from .manifest import StoreWriter, new_store
-from .reasons import (
-    LEFT_OUT_FILE,
-    REASON,
-    RowName,
-    read_reasons,
-    reasons_of,
-    with_reasons,
-    write_reasons,
-)
-from .rows import row_splits
+from .left_out import LeftOut, RowName
+from .manifest import MOMENTS_FILE, StoreWriter, new_store
 from .shard_indexes import keep_indexes
 from .shards import Failure, StoreInfo, part_name, write_rows
 
@@ -106,6 +98,7 @@ def copy_store(
     change: Callable[[Any, str, pa.Table], pa.Table] = lambda store, modality, table: table,
     rename: Callable[[Any, Failure], Failure] = lambda store, failure: failure,
     *,
+    left_out: Callable[[Any], Mapping[RowName, str]] = lambda store: store.left_out.reasons,
     record: Callable[[Path, dict[str, dict[str, int]]], None] = lambda folder, rows: None,
     reporter: Reporter = SILENT,
     split_bytes: bool = True,
@@ -116,21 +109,19 @@ def copy_store(
         destination: its folder.
         info: of the new store.
         sources: the stores.
-        change: from a store, a modality and the rows of a shard to the new rows, which have a
-            column of the reasons why they are left out.
+        change: from a store, a modality and the rows of a shard to the new rows.
         rename: from a store and a failure to the new one.
+        left_out: from a store to the rows that are left out of the new one, and why; called after
+            all shards are copied.
         record: called with the folder of the finished store and its numbers of rows, before the
             folder gets its name.
         reporter: shows the progress.
         split_bytes: see `write_rows`.
 
     Returns:
-        the numbers of rows by modality and split.
+        the numbers of rows by modality and split, without those that are left out.
     """
     numbers = Counter[str]()  # of the next shard, by modality
-    rows: dict[str, Counter[str]] = defaultdict(Counter)
-    reasons: dict[RowName, str] = {}
-    reasons_before = {store: read_reasons(store) for store in sources}
     with new_store(destination, info) as building:
         with reporter.progress(
             "Copying shards", sum(len(store.shards) for store in sources)
@@ -141,12 +132,8 @@ def copy_store(
                 table, failures = store.read_shard(modality, part)
                 failed = [rename(store, failure) for failure in failures]
                 path = building / part_name(modality, numbers[modality])
-                table = with_reasons(table, modality, reasons_before[store])
                 table = change(store, modality, table)
-                reasons |= reasons_of(table, modality)
-                table = table.drop_columns([REASON])
                 write_rows(path, info, modality, table, failed, split_bytes=split_bytes)
-                rows[modality].update(row_splits(table))
                 numbers[modality] += 1
                 progress.advance()
         # of several failures of one input the last is listed: that of the first store
@@ -156,14 +143,18 @@ def copy_store(
             for f in store.recorded_failures()
             if f.stage == "list"
         ]
-        if reasons:
-            write_reasons(building, reasons)
-        StoreWriter(building, files=[LEFT_OUT_FILE]).finish(listed)
+        reasons: dict[RowName, str] = {}
+        for store in sources:
+            reasons |= left_out(store)
+        StoreWriter(building, left_out=LeftOut(reasons)).finish(listed)
         if any(store.indexed for store in sources):
             keep_indexes(building, reporter=reporter)
-        row_counts = {name: dict(sorted(counts.items())) for name, counts in rows.items() if counts}
-        record(building, row_counts)
-        return row_counts
+        rows: dict[str, dict[str, int]] = defaultdict(dict)
+        for name, moments in sorted(load_moments(building / MOMENTS_FILE)[0].items()):
+            modality, _, split = name.partition("/")
+            rows[modality][split] = moments.n
+        record(building, dict(rows))
+        return dict(rows)
 
 
 def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +46,7 @@ from ..io.locations import (
 from ..io.lock import locked_file
 from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter, counted
+from .left_out import LEFT_OUT_FILE, LeftOut
 from .rewriting import Rewriting
 from .rows import ITEM_COLUMNS, keys_of
 from .shards import (
@@ -135,7 +137,7 @@ class Manifest:
 
     def text(self) -> str:
         """Return the content of the file."""
-        shards = {part_name(*shard): record._asdict() for shard, record in self.shards.items()}
+        shards = {part_name(*shard): record.to_dict() for shard, record in self.shards.items()}
         content = {"files": self.files, "shards": shards}
         return json_text({"checksum": digest_of(content), **content})
 
@@ -208,6 +210,7 @@ class StoreWriter:
     Args:
         path: the folder or URL of a store that has its store.json.
         files: names of further files to list if they are not listed yet.
+        left_out: the rows that `finish` leaves out from now on; None for those that are.
         reporter: is told of listed files that are missing.
 
     Attributes:
@@ -217,11 +220,17 @@ class StoreWriter:
         lost: the listed shards that are missing.
 
     Raises:
-        StoreError: if store.json or the manifest is damaged.
+        StoreError: if store.json or the manifest is damaged, or the list of rows that are left out
+            is missing.
     """
 
     def __init__(
-        self, path: Path, *, files: Collection[str] = (), reporter: Reporter = SILENT
+        self,
+        path: Path,
+        *,
+        files: Collection[str] = (),
+        left_out: LeftOut | None = None,
+        reporter: Reporter = SILENT,
     ) -> None:
         self.path = path
         self.info = StoreInfo.load(path)
@@ -239,6 +248,13 @@ class StoreWriter:
         self._unlisted = differences.unlisted_shards
         self.lost = {shard: listed.shards[shard] for shard in differences.lost}
         missing = differences.missing
+        if left_out is None:
+            if LEFT_OUT_FILE in missing:
+                LeftOut.load(path, listed.files[LEFT_OUT_FILE])  # says so, and what to do
+        elif left_out.reasons:
+            left_out.save(self.rewriting.file(LEFT_OUT_FILE))
+        elif LEFT_OUT_FILE in listed.files:
+            self.rewriting.remove(LEFT_OUT_FILE)
         if missing:
             reporter.message(
                 f"Of {path}, {counted(len(missing), 'file is', 'files are')} missing, for example "
@@ -315,7 +331,8 @@ class StoreWriter:
         """Take the moments of a shard that was just written, so that `finish` need not read it
         again.
 
-        It has to if these are not the first shards of the store, in their order.
+        It has to if these are not the first shards of the store, in their order, or if rows are
+        left out.
         """
         Moments.merge_groups(self._groups, moments)
         self._added[shard] = sum(of.n for of in moments.values())
@@ -357,14 +374,25 @@ class StoreWriter:
             shard: record for shard, record in previous.shards.items() if shard not in stale_shards
         }
 
+        # The rows that are left out: as a file says that was just put in place, or that lies beside
+        # a lost manifest; else as the listed one says
+        leaves_out_others = LEFT_OUT_FILE in rewritten_files or self.before is None
+        digest = previous.files.get(LEFT_OUT_FILE)
+        if leaves_out_others:
+            is_there = kind_of(self.path / LEFT_OUT_FILE) is not None
+            digest = sha256_of(self.path / LEFT_OUT_FILE) if is_there else None
+        left_out = LeftOut.load(self.path, digest)
+        if left_out.reasons:
+            self._added = {}
+
         # Read what is needed of the others
         new_shards = set(shards_on_disk) - records.keys()
-        # If all old records are kept and the new shards come last, the stored moments can be
-        # continued; else all shards are folded again
-        keeps_all_records = len(records) == len(previous.shards)
+        # If all old records are kept, the new shards come last, and the same rows are left out,
+        # the stored moments can be continued; else all shards are folded again
+        keeps_all_records = len(records) == len(previous.shards) and not leaves_out_others
         is_appended = keeps_all_records and _come_last(new_shards, previous.shards)
         moments, new_records = self._moments_and_records(
-            shards_on_disk, new_shards, previous if is_appended else None
+            shards_on_disk, records, left_out, previous if is_appended else None
         )
         is_store = self.info.export_format is None
         failures = self._gather_failures(shards_on_disk, listed) if is_store else []
@@ -389,6 +417,8 @@ class StoreWriter:
         # listed yet: parts of exports, store.json, loaded moments, and the files that this writer
         # placed or was told of
         may_be_unlisted = {INFO_FILE, EXTERNAL_FILE, *self._files}
+        if self.before is None:
+            may_be_unlisted.add(LEFT_OUT_FILE)
         unlisted = may_be_unlisted - previous.files.keys()
         unlisted.update(previous.compare(self.path).unlisted_files)
         stale_indexes = {index_name(*shard) for shard in stale_shards}
@@ -402,10 +432,12 @@ class StoreWriter:
     def _moments_and_records(
         self,
         shards_on_disk: Sequence[ShardName],
-        new_shards: Collection[ShardName],
+        records: Mapping[ShardName, ShardRecord],
+        left_out: LeftOut,
         previous: Manifest | None,
     ) -> tuple[dict[str, Moments], dict[ShardName, ShardRecord]]:
-        """Return the moments of all shards, by modality and split, and the records of the new ones.
+        """Return the moments of all shards, by modality and split, and the records of those that
+        were read. Rows that are left out are in no moments.
 
         Moments are a left fold over all shards in their order, so that history leaves no trace in
         the bits. It continues from the stored moments if ``previous`` lists all shards before the
@@ -418,39 +450,46 @@ class StoreWriter:
             and sha256_of(path) == previous.files.get(MOMENTS_FILE)
         ):
             groups = load_moments(path)[0]
-            shards = sorted(new_shards)
+            shards = sorted(set(shards_on_disk) - records.keys())
             self._added = {}
         else:
             if [*self._added] != shards_on_disk[: len(self._added)]:
                 self._added, self._groups = {}, {}
             groups = dict(self._groups)
             shards = list(shards_on_disk)
-        records: dict[ShardName, ShardRecord] = {}
+        records_read: dict[ShardName, ShardRecord] = {}
         with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
-            is_new = [shard in new_shards for shard in shards]
+            read = partial(self._read, left_out=left_out)
             for shard, (shard_groups, record) in zip(
-                shards, pool.map(self._read, shards, is_new), strict=True
+                shards, pool.map(read, shards, map(records.get, shards)), strict=True
             ):
                 Moments.merge_groups(groups, shard_groups)
-                if record is not None:
-                    records[shard] = record
-        return groups, records
+                records_read[shard] = record
+        return groups, records_read
 
     def _read(
-        self, shard: ShardName, is_new: bool
-    ) -> tuple[dict[str, Moments], ShardRecord | None]:
-        """Return the moments of a shard, unless `add` has them, and the record of a new one."""
+        self, shard: ShardName, record: ShardRecord | None, *, left_out: LeftOut
+    ) -> tuple[dict[str, Moments], ShardRecord]:
+        """Return the moments of a shard, unless `add` has them, and its record, given the one that
+        it had.
+        """
+        modality = shard[0]
         groups: dict[str, Moments] = {}
         rows = self._added.get(shard, 0)
+        left_out_keys: list[str] = []
         with on_this_machine(self.path / part_name(*shard)) as file:
             if self.info.code_size:
                 rows = read_header(file).rows
             elif not rows:
-                for batch in read_batches(file, shard[0], self.info, _OF_MOMENTS):
-                    add_moments(groups, shard[0], batch)
+                for batch in read_batches(file, modality, self.info, _OF_MOMENTS):
                     rows += len(batch)
-            record = ShardRecord(rows, sha256_of(file), size_of(file)) if is_new else None
-            return groups, record
+                    used, left_out_rows = left_out.divide(modality, batch)
+                    left_out_keys += keys_of(left_out_rows)
+                    add_moments(groups, modality, used)
+            if record is None:
+                record = ShardRecord(rows, sha256_of(file), size_of(file))
+            digest = digest_of(sorted(left_out_keys)) if left_out_keys else ""
+            return groups, record._replace(left_out=digest)
 
     def _gather_failures(
         self, shards: Iterable[ShardName], listed: Iterable[Failure] | None

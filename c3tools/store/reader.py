@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from ..corpus.splits import (
     ALL,
-    LEFT_OUT,
     STANDARD,
     Kept,
     describe_rule,
@@ -24,12 +23,14 @@ from ..corpus.splits import (
     split_order,
 )
 from ..errors import C3Error, IncompleteStoreError, StoreError
+from ..io.artifact import digest_of
 from ..io.files import sha256_of
 from ..io.hub import HubRepository
 from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
 from .dataset import card_of, load_data_set, save_data_set
+from .left_out import LEFT_OUT_FILE, LEFT_OUT_REMEDY, LeftOut
 from .manifest import EXTERNAL_FILE, MOMENTS_FILE, Manifest
 from .rewriting import REWRITING_LIST
 from .rows import (
@@ -153,21 +154,25 @@ class Store(HubRepository):
                     f"`c3 verify {folder}` says more."
                 )
             return opened
-        differences = manifest.compare(folder)
-        if differences.missing:
-            if Manifest.load(folder) != manifest:  # a writer ended in between
-                return cls.open(folder, codes=codes, reporter=reporter)
-            raise IncompleteStoreError(
-                f"The store {folder} is incomplete: {differences.missing[0]} is missing, though "
-                f"{MANIFEST_FILE} lists it.",
-                remedy=f"Copy the store again, or run the `{info.command}` command that made it "
-                f"again. `c3 verify "
-                f"{folder}` lists what is missing.",
-            )
         if kind_of(folder / REWRITING_LIST):
             raise IncompleteStoreError(
                 f"The store {folder} is being rewritten, or its rewriting was interrupted.",
                 remedy="Wait for the other run, or run the same command again to finish it.",
+            )
+        differences = manifest.compare(folder)
+        if differences.missing:
+            if Manifest.load(folder) != manifest:  # a writer ended in between
+                return cls.open(folder, codes=codes, reporter=reporter)
+            remedy = (
+                f"Copy the store again, or run the `{info.command}` command that made it again. "
+                f"`c3 verify {folder}` lists what is missing."
+            )
+            if differences.missing == [LEFT_OUT_FILE]:
+                remedy = LEFT_OUT_REMEDY
+            raise IncompleteStoreError(
+                f"The store {folder} is incomplete: {differences.missing[0]} is missing, though "
+                f"{MANIFEST_FILE} lists it.",
+                remedy=remedy,
             )
         if differences.unlisted_shards:
             reporter.message(
@@ -241,8 +246,10 @@ class Store(HubRepository):
         return self.path / part_name(modality, part)
 
     def shard_digest(self, modality: str, part: int) -> str:
-        """Return the SHA-256 of a shard."""
-        return self.shards[modality, part].sha256 or sha256_of(self.file(modality, part))
+        """Return the SHA-256 of a shard, or of it and the keys of its rows that are left out."""
+        record = self.shards[modality, part]
+        digest = record.sha256 or sha256_of(self.file(modality, part))
+        return digest_of(digest, record.left_out) if record.left_out else digest
 
     def shard_failures(self, modality: str, part: int) -> list[Failure]:
         """Return the inputs of one shard that were not embedded when it was made."""
@@ -305,19 +312,29 @@ class Store(HubRepository):
         """Return the number of rows of ``modality`` (in ``split``; None or ``all`` for every row
         that is not left out).
         """
-        if split in (None, ALL):
-            rows = sum(record.rows for (name, _), record in self.shards.items() if name == modality)
-            return rows - self.left_out.get(modality, 0)
+        if split in (None, ALL) and not self.left_out.has_rows_of(modality):
+            return self._rows_in_shards(modality)
         return self._in_split(modality, split).n
 
+    def _rows_in_shards(self, modality: str) -> int:
+        return sum(record.rows for (name, _), record in self.shards.items() if name == modality)
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """The rows that are left out, as they are named."""
+        if not self.require_listed(LEFT_OUT_FILE):
+            raise self._changed()
+        listed = self._recorded.files if self._recorded else {}
+        return LeftOut.load(self.path, listed.get(LEFT_OUT_FILE))
+
     @property
-    def left_out(self) -> dict[str, int]:
+    def left_out_counts(self) -> dict[str, int]:
         """The number of rows that are left out, by modality that has such rows."""
         counts = {}
-        for name, moments in self._written.items():
-            modality, _, split = name.partition("/")
-            if split == LEFT_OUT:
-                counts[modality] = moments.n
+        for modality in self.modalities:
+            left_out = self._rows_in_shards(modality) - self.count(modality)
+            if left_out:
+                counts[modality] = left_out
         return counts
 
     def split_counts(self, modality: str) -> Counter[str]:
@@ -346,7 +363,7 @@ class Store(HubRepository):
     def _computed(self, kept: Kept) -> dict[str, Moments]:
         found: dict[str, Moments] = {}
         for modality in self.modalities:
-            for batch in self.batches(modality):
+            for batch in self.batches(modality, split=ALL):
                 add_moments(found, modality, batch, kept)
         return found
 
@@ -405,7 +422,7 @@ class Store(HubRepository):
         chosen = (
             moments
             for name, moments in groups.items()
-            if (name != LEFT_OUT if split in (None, ALL) else name == str(split).lower())
+            if split in (None, ALL) or name == str(split).lower()
         )
         return Moments.merge_all(chosen, self.info.dim)
 
@@ -472,19 +489,21 @@ class Store(HubRepository):
         if parts is None:
             self.require(modality)
             parts = self.parts(modality)
-        every = split is None or (split == ALL and modality not in self.left_out)
+        leaves_out = split is not None and self.left_out.has_rows_of(modality)
+        is_one_split = split not in (None, ALL)
         wanted = columns
-        if columns is not None and not every:
+        if columns is not None and (leaves_out or is_one_split):
             wanted = list(dict.fromkeys([*columns, "key", "split", *ITEM_COLUMNS]))
         schema = shard_schema(modality, self.info)
         for part in parts:
             with self._opened_shard(modality, part, wanted) as shard:
                 for batch in shard_batches(shard, schema, wanted):
-                    chosen = (
-                        batch
-                        if every
-                        else batch.filter(pa.array(split_mask(batch, split, self.kept_splits)))
-                    )
+                    chosen = batch
+                    if leaves_out:
+                        chosen, _ = self.left_out.divide(modality, batch)
+                    if is_one_split:
+                        is_in_split = split_mask(chosen, split, self.kept_splits)
+                        chosen = chosen.filter(pa.array(is_in_split))
                     if wanted is not columns:
                         chosen = chosen.select(
                             [name for name in columns or () if name in chosen.schema.names]
@@ -530,24 +549,16 @@ class Store(HubRepository):
     def item_splits(self) -> dict[str, str | None]:
         """Return the split of every item, as its first row names it: an image before its texts.
 
-        A text that is left out says nothing of its item, unless all rows of the item are.
-
         Raises:
             StoreError: if a shard cannot be read.
         """
         item_splits: dict[str, str | None] = {}
-        items_of_left_out: set[str] = set()
         for modality in sorted(self.modalities, key=lambda name: name == "text"):
             for batch in self.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
                 items = own_items(batch).to_pylist()
                 splits = batch.column("split").to_pylist()
                 for item, split in zip(items, splits, strict=True):
-                    if split == LEFT_OUT and modality == "text":
-                        items_of_left_out.add(item)
-                    else:
-                        item_splits.setdefault(item, split)
-        for item in items_of_left_out:
-            item_splits.setdefault(item, LEFT_OUT)
+                    item_splits.setdefault(item, split)
         return item_splits
 
     def row_items(self) -> dict[str, str]:

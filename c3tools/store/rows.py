@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..arrays import Indices, Mask, Matrix
-from ..corpus.splits import ALL, LEFT_OUT, STANDARD, Kept, named_split, splits_of
+from ..corpus.splits import ALL, STANDARD, Kept, named_split, splits_of
 from ..errors import StoreError
 from ..reporter import counted
 from ..seeds import stable_fractions
@@ -264,16 +264,13 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
 
 
 def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept = None) -> Mask:
-    """Return which rows are in a split: bool (n,), all of them for None, and all that are not left
-    out for ``all``.
+    """Return which rows are in a split: bool (n,), all of them for None and ``all``.
 
     ``train``, ``val`` and ``test`` are as all commands see them, given the splits that are
     ``kept``; another name is the corpus' own.
     """
-    if split is None:
+    if split in (None, ALL):
         return np.ones(table.num_rows, dtype=bool)
-    if split == ALL:
-        return np.array([name != LEFT_OUT for name in row_splits(table)], dtype=bool)
     splits = row_splits(table, kept if split in STANDARD else None)
     return np.array([name == split.lower() for name in splits], dtype=bool)
 

@@ -305,11 +305,18 @@ def read_failures(store: Path) -> list[Failure]:
 
 
 class ShardRecord(NamedTuple):
-    """A shard in the manifest: its number of rows, its SHA-256, and its size in bytes."""
+    """A shard in the manifest: its number of rows, its SHA-256, its size in bytes, and a digest of
+    the keys of its rows that are left out, empty without such rows.
+    """
 
     rows: int
     sha256: str
     size: int
+    left_out: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values, without an empty digest."""
+        return {name: value for name, value in self._asdict().items() if value != ""}
 
 
 class WrongShardError(StoreError):

@@ -20,6 +20,7 @@ from ..io.locations import kind_of, location, on_this_machine, remove
 from ..io.lock import locked
 from ..moments import Moments, load_moments
 from ..reporter import SILENT, Reporter, counted
+from .left_out import LEFT_OUT_FILE, LEFT_OUT_REMEDY, LeftOut
 from .manifest import (
     EXTERNAL_FILE,
     MOMENTS_FILE,
@@ -202,6 +203,9 @@ def _check(path: Path, reporter: Reporter) -> Verification:
     info, manifest = _check_description(result)
     listed = manifest.shards if manifest else {}
     present = shards_in(path)
+    left_out: LeftOut | None = None  # unknown if the file is missing or another one
+    with suppress(StoreError):
+        left_out = LeftOut.load(path, manifest.files.get(LEFT_OUT_FILE) if manifest else None)
 
     # every shard by itself
     redo = (
@@ -217,7 +221,9 @@ def _check(path: Path, reporter: Reporter) -> Verification:
             result.shards[modality] += 1
             # The moments of an unlisted shard are dropped: those of the store do not contain them
             moments_to_fill = moments if shard in listed else {}
-            checked = _check_shard(path, shard, info, listed.get(shard), moments_to_fill, redo)
+            checked = _check_shard(
+                path, shard, info, listed.get(shard), left_out or LeftOut(), moments_to_fill, redo
+            )
             if isinstance(checked, Finding):
                 result.findings.append(checked)
             else:
@@ -244,8 +250,9 @@ def _check(path: Path, reporter: Reporter) -> Verification:
     unread_modalities = {modality for modality, _ in unread}
     _check_pairing(result, contents, failed, unread_modalities, info)
     if manifest is not None:
-        # The moments can only be compared if the rows of all shards were read
-        _check_files(result, manifest, None if unread else moments, info)
+        # The moments can only be compared if all rows were read, and it is known which are used
+        is_comparable = not unread and left_out is not None
+        _check_files(result, manifest, moments if is_comparable else None, info)
     result.open = len(result.defects)
     return result
 
@@ -255,11 +262,12 @@ def _check_shard(
     shard: ShardName,
     info: StoreInfo,
     record: ShardRecord | None,
+    left_out: LeftOut,
     moments: dict[str, Moments],
     redo: str,
 ) -> _ShardContent | Finding:
     """Compare a shard with its record and with the description of the store, and add its rows to
-    the moments.
+    the moments, without those that are left out.
 
     Returns:
         the content of an intact shard, or the first defect of another one.
@@ -294,7 +302,7 @@ def _check_shard(
                     largest_error, float(np.abs(norms - 1)[is_valid].max(initial=0))
                 )
                 if not invalid:
-                    add_moments(moments, modality, batch)
+                    add_moments(moments, modality, left_out.divide(modality, batch)[0])
     except StoreError as error:
         problem = str(error.__cause__ or error.message)
         return Finding("defect", "schema", name, problem, redo)
@@ -466,6 +474,8 @@ def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:
     """Return what to do about a listed file beside the shards that is missing or damaged."""
     if is_index_name(name):
         return "Make it anew from the rows: c3 verify --repair"
+    if name == LEFT_OUT_FILE:
+        return LEFT_OUT_REMEDY
     if name == EXTERNAL_FILE:
         return "Load it again with `c3 means load FILE`, or remove it with `c3 means unload`."
     if part_named(name) is not None:

@@ -434,8 +434,15 @@ TESTED_BY = {
     "serve index": (
         "tests/serve/test_app.py::test_the_command_serves_other_names_only_if_it_listens_to_others"
     ),
-    "left-out store": (
-        "tests/store/test_left_out.py::test_the_list_says_what_was_left_out_and_why"
+    "leave-out tables": (
+        "tests/store/test_leave_out.py::test_a_table_names_rows_by_key_with_reasons"
+    ),
+    "leave-out store": "tests/store/test_leave_out.py::test_a_second_call_adds",
+    "leave-out keys": "tests/store/test_leave_out.py::test_a_second_call_adds",
+    "leave-out modality": "tests/store/test_leave_out.py::test_a_key_of_two_modalities_needs_one",
+    "leave-out reason": "tests/store/test_leave_out.py::test_the_first_reason_counts",
+    "leave-out undo": (
+        "tests/store/test_leave_out.py::test_undo_takes_all_rows_back_to_the_same_bytes"
     ),
     "ablate list_all": "tests/cli/test_words.py::test_commands_say_what_they_made",
     "ablate-images list_all": "tests/cli/test_words.py::test_commands_say_what_they_made",

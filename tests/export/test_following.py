@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from c3tools import Store, export_store, split_store, verify_store
+from c3tools import Store, export_store, leave_out, split_store, verify_store
 from c3tools.errors import C3Error, IncompleteStoreError, OutputError
 from c3tools.export import FORMATS
 from c3tools.store.means import load_means, save_means
@@ -144,13 +144,13 @@ def edit(split: str) -> Callable[[Path], None]:
     return edit_caption
 
 
-def leave_out(split: str) -> Callable[[Path], None]:
+def leave_caption_out(split: str) -> Callable[[Path], None]:
     """Return a function that leaves a caption of a split out."""
 
-    def leave_caption_out(folder: Path) -> None:
-        split_again(folder, {"key": texts_of(folder, split)[0], "split": "left-out"})
+    def act(folder: Path) -> None:
+        leave_out(folder / "s", keys=texts_of(folder, split)[:1])
 
-    return leave_caption_out
+    return act
 
 
 def exchange_splits(folder: Path) -> None:
@@ -168,7 +168,7 @@ def split_again(folder: Path, *rows: Mapping[str, str]) -> None:
     (folder / "new").rename(folder / "s")
 
 
-@pytest.mark.parametrize("act", [edit("test"), leave_out("test")])
+@pytest.mark.parametrize("act", [edit("test"), leave_caption_out("test")])
 def test_rows_that_a_pipeline_does_not_hold_may_change(
     folder: Path, act: Callable[[Path], None]
 ) -> None:
@@ -200,7 +200,12 @@ def test_a_held_row_that_was_edited_is_found_in_every_format(folder: Path, forma
         ({}, None, {"format": "npy"}, "its format is parquet, not npy.*--overwrite"),
         ({}, None, {"role": "training"}, "its role is auto, not training.*--overwrite"),
         ({"preset": "decap"}, edit("train"), {"preset": "decap"}, "holds text rows.*--refit"),
-        ({"preset": "decap"}, leave_out("train"), {"preset": "decap"}, "holds text rows.*--refit"),
+        (
+            {"preset": "decap"},
+            leave_caption_out("train"),
+            {"preset": "decap"},
+            "holds text rows.*--refit",
+        ),
         ({}, exchange_splits, {}, "fitted on train rows that are test rows now.*--refit"),
         ({}, load_own_moments, {}, "its loaded moments changed.*--refit"),
     ],

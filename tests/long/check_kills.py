@@ -30,8 +30,9 @@ import numpy as np
 import pytest
 from c3tools.cli import main
 
+from c3tools.store import Store
 from tests.captioning.conftest import make_captions_store
-from tests.conftest import copy_photos
+from tests.conftest import copy_photos, write_jsonl
 from tests.crashes import at_operation
 from tests.stores import gap_store, make_vectors
 
@@ -69,6 +70,17 @@ def stores(folder: Path, then: str = "") -> None:
         command(folder, then)
 
 
+def marked(folder: Path) -> None:
+    gap_store(folder / "c3-store", 300)
+    keys = Store.open(folder / "c3-store").load("text").keys[::7]
+    write_jsonl(folder / "wrong.jsonl", *({"key": key, "reason": "wrong"} for key in keys))
+
+
+def without_marked(folder: Path) -> None:
+    marked(folder)
+    command(folder, "leave-out wrong.jsonl")
+
+
 def captions(folder: Path) -> None:
     make_captions_store(folder / "c3-store")
 
@@ -84,6 +96,8 @@ COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "import": (vectors, "import --image i.npy --text t.npy"),
     "merge": (stores, "merge c3-store other -o out --prefix"),
     "split": (stores, "split -o out --fractions 0.5,0.25,0.25"),
+    "leave-out": (marked, "leave-out wrong.jsonl"),
+    "undo": (without_marked, "leave-out --undo"),
     "index": (stores, "index"),
     "export": (
         partial(stores, then="export --preset c1"),

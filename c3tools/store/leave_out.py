@@ -1,0 +1,253 @@
+"""`c3 leave-out`: leave rows out of a store where they are, list them, or take them back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..corpus.tables import IMAGE_KEY, pick, read_table, text_columns
+from ..errors import StoreError
+from ..io.locations import location
+from ..io.lock import locked
+from ..reporter import counted
+from ..tables import Table
+from .ids import ids_in
+from .left_out import LEAVE_OUT_COLUMN, LeftOut, RowName
+from .manifest import StoreWriter
+from .reader import Store
+from .rows import item_keys, keys_of
+from .shards import StoreInfo
+
+_SHARDS_KEY = b"c3.shards"
+_SHOWN = ("caption", "path")  # columns that tell a reader which row it is
+
+
+@dataclass(frozen=True)
+class LeftOutRow:
+    """A row that is left out.
+
+    Attributes:
+        modality: of the row.
+        key: of the row.
+        reason: why it is left out, or for a text why its image is; empty if nobody has said.
+        content: its caption or the path of its file; empty if the store has neither.
+    """
+
+    modality: str
+    key: str
+    reason: str
+    content: str
+
+
+@dataclass(frozen=True, repr=False)
+class LeftOutRows:
+    """The rows of a store that are left out.
+
+    Attributes:
+        store: the path of the store.
+        rows: in the order of the store.
+        added: how many of them this call has left out.
+        notes: what the user should know, such as keys that the store does not have.
+    """
+
+    store: Path
+    rows: list[LeftOutRow]
+    added: int = 0
+    notes: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        return f"LeftOutRows({self.store}: {len(self.rows):,})"
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the rows as JSON values."""
+        return [asdict(row) for row in self.rows]
+
+    def table(self) -> Table:
+        """Return the table that the terminal shows."""
+        cells = [(row.modality, row.key, row.reason, row.content) for row in self.rows]
+        columns = ("modality", "key", "reason", "caption or path")
+        return Table(columns, cells, str(self.store), left=columns[1:])
+
+    def line(self) -> str:
+        """Return how many rows are left out, in one sentence."""
+        are = counted(len(self.rows), "row is", "rows are") if self.rows else "No rows are"
+        added = f", {self.added:,} of them new" if self.added else ""
+        return f"{are} left out of {self.store}{added}."
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def leave_out(
+    store: Store | str | Path = "c3-store",
+    tables: Sequence[str | Path] = (),
+    *,
+    keys: Sequence[str] = (),
+    modality: str | None = None,
+    reason: str | None = None,
+    undo: bool = False,
+) -> LeftOutRows:
+    """Leave rows out of a store, list those that are left out, or take all of them back.
+
+    They stay in their shards, and no command uses them. A photo, video or sound is left out with
+    its captions, also those that are embedded later; a caption without its photo. Exports and
+    indexes follow when they are made again.
+
+    Args:
+        store: See `embed`.
+        tables: Tables of rows to leave out: pairs.parquet and duplicates.parquet, of which the
+            marked rows count, or any table with a column of keys, and perhaps the columns modality
+            and reason. Without any, and without ``keys``, the rows that are left out are listed.
+        keys: Rows to leave out by their keys.
+        modality: The modality of ``keys``, where several have a row of that key.
+        reason: Why the rows of ``keys`` are left out.
+        undo: Take all rows back.
+
+    Raises:
+        StoreError: if there is no store, or it is an export; a table cannot be read or belongs to
+            other embeddings; a key is of no row, or of several.
+
+    Example:
+        >>> c3tools.leave_out("c3-store", keys=["000000121647#3"], reason="other photo")
+        LeftOutRows(c3-store: 1)
+    """
+    if not (tables or keys or undo):
+        return _list_rows(Store.open(store))
+    if undo and (tables or keys):
+        raise StoreError(
+            "--undo takes all rows back; it cannot be used with rows to leave out.",
+            remedy="Take all rows back first, then leave rows out in a second command.",
+        )
+    path = store.path if isinstance(store, Store) else location(store)
+    info = StoreInfo.load(path)
+    info.require_embeddings(path)
+    if info.exported:
+        raise StoreError(
+            f"{path} is an export, which follows its store.",
+            remedy="Leave the rows out of the store, then run `c3 export` again.",
+        )
+    with locked(path):
+        if undo:
+            StoreWriter(path, left_out=LeftOut()).finish()
+            return _list_rows(Store.open(path))
+        StoreWriter(path)  # puts in place what a killed run has left
+        opened = Store.open(path)
+        marks = [_Mark(key, modality, reason or "") for key in keys]
+        for table in tables:
+            marks += _marks_in(Path(table), opened)
+
+        # Find the modality that has a row of each key
+        keys_to_find = {mark.key for mark in marks}
+        modalities_of: dict[str, list[str]] = {key: [] for key in keys_to_find}
+        for name in opened.modalities:
+            for batch in opened.batches(name, ["key"]):
+                for key in keys_to_find.intersection(keys_of(batch)):
+                    modalities_of[key].append(name)
+        reasons = dict(opened.left_out.reasons)
+        unknown: list[str] = []
+        for mark in marks:
+            names = modalities_of[mark.key]
+            if mark.modality is not None:
+                names = [name for name in names if name == mark.modality]
+            if not names:
+                unknown.append(mark.key)
+                continue
+            if len(names) > 1:
+                raise StoreError(
+                    f"{mark.key!r} is the key of rows of several modalities: {', '.join(names)}.",
+                    remedy="Give --modality, or a column modality in the table.",
+                )
+            reasons.setdefault(RowName(names[0], mark.key), mark.reason)
+        if unknown and (keys or len(unknown) == len(marks)):
+            raise StoreError(
+                f"{path} has no row with the key {unknown[0]!r}.",
+                remedy="`c3 pairs`, `c3 duplicates` and `c3 search` print keys. Those of captions "
+                "end in a number, for example 'photo#0'.",
+            )
+
+        rows_before = sum(opened.left_out_counts.values())
+        if len(reasons) > len(opened.left_out.reasons):
+            StoreWriter(path, left_out=LeftOut(reasons)).finish()
+            opened = Store.open(path)
+    notes = []
+    if unknown:
+        rows = counted(len(unknown), "row of the tables is", "rows of the tables are")
+        notes.append(f"{rows} not in the store, for example {unknown[0]!r}.")
+    listed = _list_rows(opened)
+    return replace(listed, added=len(listed.rows) - rows_before, notes=notes)
+
+
+class _Mark(NamedTuple):
+    """A row that is to be left out: its key, its modality if that is known, and why."""
+
+    key: str
+    modality: str | None
+    reason: str
+
+
+def _marks_in(path: Path, store: Store) -> list[_Mark]:
+    """Return the rows that a table says to leave out.
+
+    Raises:
+        StoreError: if it cannot be read, has no column of keys, or was made by `c3 pairs` or
+            `c3 duplicates` from other embeddings.
+    """
+    table = read_table(path, StoreError)
+    digests = (table.schema.metadata or {}).get(_SHARDS_KEY)
+    if digests is not None:
+        present = {record.sha256 for record in store.shards.values()}
+        if present.isdisjoint(json.loads(digests)):
+            raise StoreError(
+                f"{path} was made from another store than {store.path}, or all of its rows have "
+                "changed since.",
+                remedy="Make the table again from this store, with `c3 pairs` or `c3 duplicates`.",
+            )
+    columns = text_columns(table)
+    key_column = pick(columns, *IMAGE_KEY)
+    if key_column is None:
+        raise StoreError(
+            f"{path} has no column of keys; its columns are {', '.join(columns) or '(none)'}.",
+            remedy="Name the column of keys `key`.",
+        )
+    table_keys = ids_in(columns, key_column)
+    nothing: list[str | None] = [None] * len(table_keys)
+    modalities = columns.get("modality", nothing)
+    reasons = columns.get(pick(columns, "reason") or "", nothing)
+    is_marked: list[Any] = [True] * len(table_keys)
+    if LEAVE_OUT_COLUMN in table.column_names:
+        is_marked = table.column(LEAVE_OUT_COLUMN).to_pylist()
+    marks = []
+    for key, name, reason, marked in zip(table_keys, modalities, reasons, is_marked, strict=True):
+        if key and marked:
+            marks.append(_Mark(key, name, reason or path.name))
+    return marks
+
+
+def shards_metadata(store: Store) -> dict[bytes, bytes]:
+    """Return what a table of rows says about the shards that it was made from."""
+    digests = sorted(record.sha256 for record in store.shards.values())
+    return {_SHARDS_KEY: json.dumps(digests).encode()}
+
+
+def _list_rows(store: Store) -> LeftOutRows:
+    """List the rows that are left out, in the order of the store."""
+    reasons = store.left_out.reasons
+    media = [name for name in store.modalities if name != "text"]
+    rows = []
+    for modality in store.modalities:
+        if not store.left_out.has_rows_of(modality):
+            continue
+        for batch in store.batches(modality, ["key", "image_key", *_SHOWN]):
+            _, left_out = store.left_out.divide(modality, batch)
+            contents: list[Any] = [""] * len(left_out)
+            for name in set(_SHOWN).intersection(left_out.schema.names):
+                contents = left_out.column(name).fill_null("").to_pylist()
+            items = item_keys(left_out).to_pylist()
+            for key, item, content in zip(keys_of(left_out), items, contents, strict=True):
+                names = [RowName(modality, key), *(RowName(name, item) for name in media)]
+                reason = next((reasons[name] for name in names if name in reasons), "")
+                rows.append(LeftOutRow(modality, key, reason, content))
+    return LeftOutRows(store.path, rows)
