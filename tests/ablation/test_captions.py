@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from c3tools.cli import app
 from typer.testing import CliRunner
@@ -344,13 +341,16 @@ def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_pat
 
 
 def test_scored_images_with_copies_in_train_are_noted(toy_store: Store, tmp_path: Path) -> None:
-    shutil.copytree(toy_store.path, tmp_path / "store")
-    keys = [toy_store.load("image", split).keys[0] for split in ("train", "test")]
-    copies = pa.table({"key": keys, "modality": ["image"] * 2, "group": [0, 0]})
-    pq.write_table(copies, tmp_path / "store" / "duplicates.parquet")
+    rows = toy_store.load("image")
+    digests: list[str | None] = [None] * len(rows)
+    for split in ("train", "test"):
+        digests[rows.splits.index(split)] = "of one file"
+    images = Rows.of(
+        "image", rows.keys, rows.embeddings, split=rows.column("split"), sha256=digests
+    )
     told = Messages()
-    bench_of(Store.open(tmp_path / "store"), told=told)
-    assert any("1 image row of test has a copy in train" in text for text in told.texts)
+    bench_of(build_store(tmp_path / "store", images, toy_store.load("text")), told=told)
+    assert any("1 image row of test was made from a file" in text for text in told.texts)
 
 
 def test_the_command_of_a_cell_makes_the_same_captions(
