@@ -27,6 +27,7 @@ _WORDS = {
     "loaded_moments": "loaded moments",
     "moment_sources": "moments",
     "kept_splits": "rule of the splits",
+    "copied_from": "store's split or merge",
 }
 
 
@@ -68,6 +69,8 @@ class Request:
             if nothing is fitted.
         moment_sources: where the moments of each modality come from; empty if nothing is fitted.
         kept_splits: see `Store.kept_splits`; another rule would score rows that were fitted on.
+        copied_from: digest of what `c3 split` or `c3 merge` made the store from; None for others.
+            Another split would score rows that were fitted on.
         options: further options of the command.
     """
 
@@ -77,6 +80,7 @@ class Request:
     loaded_moments: str | None
     moment_sources: dict[str, str | None]
     kept_splits: list[str] | None
+    copied_from: str | None
     options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -93,7 +97,10 @@ class Request:
                 loaded = digest_of(*(external[name].mean for name in sorted(external)))
             sources = moment_sources(store)
         kept = None if store.kept_splits is None else sorted(store.kept_splits)
-        values = cls(recipe, dict(store.info.model), store.info.dim, loaded, sources, kept)
+        copied_from = store.copied.get("made_from")
+        values = cls(
+            recipe, dict(store.info.model), store.info.dim, loaded, sources, kept, copied_from
+        )
         # As JSON gives it back
         content = msgspec.json.encode({**asdict(values), "options": dict(options)})
         return msgspec.json.decode(content, type=cls)
@@ -151,6 +158,22 @@ class ExportRecord:
     def content(self) -> dict[str, Any]:
         """Return the record as JSON values."""
         return asdict(self)
+
+    def reason_to_refit(self, store: Store, pipeline: Pipeline) -> str | None:
+        """Return why the fit cannot be used for the store as it is now; None if it can.
+
+        The steps of decap, clipre and c3-retrieval hold rows of one modality, whose shards must be
+        as they were.
+        """
+        if not self.unchanged_rows(store):
+            return "all shards of the store changed or were removed"
+        now = fitted_shards(store)
+        changed = {name.partition("/")[0] for name in self.fit if now.get(name) != self.fit[name]}
+        held = {vars(step)["memory"] for step in pipeline.steps if "memory" in step.state}
+        if held & changed:
+            modalities = " and ".join(sorted(held & changed))
+            return f"its pipeline holds {modalities} rows of shards that were changed or removed"
+        return None
 
     def unchanged_rows(self, store: Store) -> int:
         """Return how many of the rows that the store had are in shards that have not changed."""

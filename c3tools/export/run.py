@@ -18,17 +18,15 @@ from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo
 from ..store.manifest import MOMENTS_FILE, StoreWriter
-from ..store.rows import keys_of, match_items
+from ..store.rows import match_items
 from ..store.shards import (
     CODE_FORMAT,
     FAILURES_FILE,
     INFO_FILE,
     MANIFEST_FILE,
-    read_batches,
 )
 from ..transforms import Pipeline, open_pipeline
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
-from .fitted_rows import reason_to_refit
 from .formats import CARD_FILE, FORMATS, ClipRetrievalFormat
 from .parts import Plan, Recipe, plan_parts, write_parts
 from .record import (
@@ -189,8 +187,6 @@ def export_store(
             modalities += [name for name in _modalities_in(writer) if name in store.modalities]
         keeps_others = modality is not None and not (refit or overwrite)
         plan = plan_parts(recipe, writer, modalities, keeps_others=keeps_others)
-        if former is not None and fitted is not None and not former.unchanged_rows(store):
-            _require_shared_rows(writer, store, plan)
         write_parts(
             recipe,
             writer,
@@ -328,14 +324,13 @@ def _fit_that_is_there(
     it was written.
 
     Raises:
-        OutputError: if rows that it was fitted on are not in train any more, or rows that it holds
-            were changed or removed.
+        OutputError: if all shards have changed since, or some whose rows it holds.
         TransformError: if it is damaged.
     """
     pipeline = load_fit(writer)
     if pipeline is None:
         return None
-    reason = reason_to_refit(writer, former, store, pipeline)
+    reason = former.reason_to_refit(store, pipeline)
     if reason is not None:
         refuse(writer.path, reason, REFIT)
     age = former.age(store)
@@ -404,29 +399,6 @@ def describe(
 def _modalities_in(writer: StoreWriter) -> list[str]:
     """Return the modalities that an export has parts of."""
     return sorted({shard[0] for shard in writer.parts()})
-
-
-def _require_shared_rows(writer: StoreWriter, store: Store, plan: Plan) -> None:
-    """Refuse to bring an export up to date with another store: none of its rows has the same key.
-
-    Raises:
-        OutputError: with the option that replaces it.
-    """
-    parts = writer.parts()
-    is_compared = False
-    for part in plan.todo:
-        for name in parts.get((part.modality, part.number), []):
-            if not name.endswith(".parquet"):
-                continue
-            former_keys = set[str]()
-            for batch in read_batches(writer.path / name, part.modality, writer.info, ["key"]):
-                former_keys.update(keys_of(batch))
-            for batch in store.batches(part.modality, ["key"], parts=[part.number]):
-                if not former_keys.isdisjoint(keys_of(batch)):
-                    return
-            is_compared = True
-    if is_compared:
-        refuse(writer.path, "it is of another store, which has none of these rows", REPLACE)
 
 
 def _write_card(writer: StoreWriter, recipe: Recipe) -> None:

@@ -12,7 +12,6 @@ from ..choices import ExecutorName
 from ..corpus.splits import ALL
 from ..errors import C3Error, StoreError, TransformError, UnusedOptionError, note_on_interrupt
 from ..executors import Executor
-from ..export.fitted_rows import reason_to_refit
 from ..export.parts import Recipe, plan_parts, write_parts
 from ..export.record import ExportRecord, Request, Settings, fitted_shards
 from ..export.run import describe, load_fit, open_export
@@ -276,8 +275,6 @@ def _reason_to_rebuild(
             return f"{name} is missing"
         if name in listed and sha256_of(path) != listed[name]:
             return f"{name} is damaged"
-    if not former.unchanged_rows(store):
-        return "all shards of the store changed or were removed"
     built_from = former.index["built_from"]
     rows = sum(store.count(name, former.settings.split) for name in modalities)
     if rows > _GROWTH * built_from:
@@ -286,7 +283,7 @@ def _reason_to_rebuild(
         pipeline = load_fit(writer)
     except TransformError as error:
         return error.message
-    return None if pipeline is None else reason_to_refit(writer, former, store, pipeline)
+    return None if pipeline is None else former.reason_to_refit(store, pipeline)
 
 
 def _read_fit(writer: StoreWriter) -> _Fit | None:

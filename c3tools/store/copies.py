@@ -1,8 +1,8 @@
 """`c3 merge` and `c3 split`: new stores that are made of others, shard by shard.
 
-copied.json   in the new store: digests of what it was made from and of its shards, and the
-              report. With it, the same command does nothing if the store is there. It is not
-              listed in the manifest, and may be missing.
+copied.json   in the new store: a digest of what it was made from, and what was counted. With it,
+              the same command does nothing if the store is there, and an export or index of
+              another store in its place is fitted anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..corpus.splits import (
 from ..corpus.tables import IMAGE_KEY, pick, pick_all, read_table, text_columns
 from ..errors import StoreError
 from ..io.artifact import digest_of
-from ..io.files import MALFORMED, read_json, write_json_atomically
+from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter, counted, counted_rows
 from ..tables import Table
 from .dataset import copy_store, with_column
@@ -35,9 +35,7 @@ from .ids import ids_in
 from .left_out import LEAVE_OUT_COLUMN, RowName
 from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, own_items
-from .shards import Failure
-
-COPY_FILE = "copied.json"
+from .shards import COPY_FILE, Failure
 
 
 @dataclass
@@ -388,17 +386,12 @@ def _make_copy(
         reporter.message(f"{report.store} already contains this store; there is nothing to do.")
         return finished
 
-    def record(folder: Path, rows: dict[str, dict[str, int]]) -> None:
-        report.rows = rows
-        content = {
-            "made_from": made_from,
-            "content": _content_of(Store.open(folder)),
-            "report": {"rows": rows, "dropped": report.dropped, "unnamed": report.unnamed},
-        }
-        write_json_atomically(folder / COPY_FILE, content)
+    def record(folder: Path) -> None:
+        counts = {"dropped": report.dropped, "unnamed": report.unnamed}
+        write_json_atomically(folder / COPY_FILE, {"made_from": made_from, **counts})
 
     info = sources[0].info
-    copy_store(
+    report.rows = copy_store(
         destination,
         info,
         sources,
@@ -422,16 +415,16 @@ def _content_of(store: Store) -> str:
 
 
 def _finished_copy(folder: Path, made_from: str) -> CopyReport | None:
-    """Return the report of the store in a folder; None if it was made from something else, or has
-    changed since.
-    """
+    """Return the report of the store in a folder; None if it was made from something else."""
     try:
-        record = read_json(folder / COPY_FILE)
-        if record["made_from"] != made_from or record["content"] != _content_of(Store.open(folder)):
-            return None
-        return CopyReport(folder, **record["report"])
-    except (OSError, StoreError, *MALFORMED):
+        store = Store.open(folder)
+        record = store.copied
+    except StoreError:
         return None
+    if record.get("made_from") != made_from:
+        return None
+    rows = {name: dict(sorted(store.split_counts(name).items())) for name in store.modalities}
+    return CopyReport(folder, rows, record["dropped"], record["unnamed"])
 
 
 def _by_hash(

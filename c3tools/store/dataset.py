@@ -26,7 +26,7 @@ from ..reporter import SILENT, Reporter
 from .left_out import LeftOut, RowName
 from .manifest import MOMENTS_FILE, StoreWriter, new_store
 from .shard_indexes import keep_indexes
-from .shards import Failure, StoreInfo, part_name, write_rows
+from .shards import COPY_FILE, Failure, StoreInfo, part_name, write_rows
 
 
 def card_of(store: Any) -> Card:
@@ -99,7 +99,7 @@ def copy_store(
     rename: Callable[[Any, Failure], Failure] = lambda store, failure: failure,
     *,
     left_out: Callable[[Any], Mapping[RowName, str]] = lambda store: store.left_out.reasons,
-    record: Callable[[Path, dict[str, dict[str, int]]], None] = lambda folder, rows: None,
+    record: Callable[[Path], None] = lambda folder: None,
     reporter: Reporter = SILENT,
     split_bytes: bool = True,
 ) -> dict[str, dict[str, int]]:
@@ -113,8 +113,7 @@ def copy_store(
         rename: from a store and a failure to the new one.
         left_out: from a store to the rows that are left out of the new one, and why; called after
             all shards are copied.
-        record: called with the folder of the finished store and its numbers of rows, before the
-            folder gets its name.
+        record: called with the folder when all shards are copied, to write copied.json.
         reporter: shows the progress.
         split_bytes: see `write_rows`.
 
@@ -146,14 +145,14 @@ def copy_store(
         reasons: dict[RowName, str] = {}
         for store in sources:
             reasons |= left_out(store)
-        StoreWriter(building, left_out=LeftOut(reasons)).finish(listed)
+        record(building)
+        StoreWriter(building, files=[COPY_FILE], left_out=LeftOut(reasons)).finish(listed)
         if any(store.indexed for store in sources):
             keep_indexes(building, reporter=reporter)
         rows: dict[str, dict[str, int]] = defaultdict(dict)
         for name, moments in sorted(load_moments(building / MOMENTS_FILE)[0].items()):
             modality, _, split = name.partition("/")
             rows[modality][split] = moments.n
-        record(building, dict(rows))
         return dict(rows)
 
 

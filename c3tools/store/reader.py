@@ -24,7 +24,7 @@ from ..corpus.splits import (
 )
 from ..errors import C3Error, IncompleteStoreError, StoreError
 from ..io.artifact import digest_of
-from ..io.files import sha256_of
+from ..io.files import read_json, sha256_of
 from ..io.hub import HubRepository
 from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
@@ -45,6 +45,7 @@ from .rows import (
     split_mask,
 )
 from .shards import (
+    COPY_FILE,
     FAILURES_FILE,
     INFO_FILE,
     MANIFEST_FILE,
@@ -296,6 +297,20 @@ class Store(HubRepository):
             remedy="Run the same command again when the other run has finished. In Python, open "
             "the store again.",
         )
+
+    @property
+    def copied(self) -> dict[str, Any]:
+        """The content of copied.json, of a store that `c3 merge` or `c3 split` made; else empty.
+
+        Raises:
+            StoreError: if it is not the file that the manifest lists.
+        """
+        if self.manifest is None or COPY_FILE not in self.manifest.files:
+            return {}
+        if not self.require_listed(COPY_FILE):
+            raise self._changed()
+        record: dict[str, Any] = read_json(self.path / COPY_FILE)
+        return record
 
     def recorded_failures(self) -> list[Failure]:
         """Return the rows of failures.parquet: the inputs that are not embedded; none if there is

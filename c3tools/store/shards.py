@@ -54,6 +54,7 @@ CODE_FORMAT = "code"  # of an index: rows have a FAISS code
 INFO_FILE = "store.json"
 FAILURES_FILE = "failures.parquet"
 MANIFEST_FILE = "manifest.json"
+COPY_FILE = "copied.json"  # of `c3 merge` and `c3 split`
 PIPELINE_FILE = "transform.json"  # beside rows that went through a pipeline
 UPDATE = "Update c3tools: pip install -U c3tools"
 _Dim = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]

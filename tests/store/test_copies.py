@@ -104,7 +104,7 @@ def test_the_same_merge_or_split_again_does_nothing_and_says_so(tmp_path: Path) 
         assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("changed", ["option", "table", "source", "destination"])
+@pytest.mark.parametrize("changed", ["option", "table", "source"])
 def test_another_split_into_the_same_folder_is_refused(tmp_path: Path, changed: str) -> None:
     source, output = tmp_path / "s", tmp_path / "out"
     build_store(source, images("abcd"))
@@ -117,12 +117,21 @@ def test_another_split_into_the_same_folder_is_refused(tmp_path: Path, changed: 
     elif changed == "table":
         table.write_text('{"file_name": "a.jpg", "split": "val"}\n')
     else:
-        path = source if changed == "source" else output
-        add_shard(path, Store.open(path).info, "image", 1, unit_rows(1, 4), {"key": ["new"]})
-        StoreWriter(path).finish()
+        add_shard(source, Store.open(source).info, "image", 1, unit_rows(1, 4), {"key": ["new"]})
+        StoreWriter(source).finish()
     before = contents(output)
     with pytest.raises(StoreError, match="already exists"):
         split_store(source, output=output, **options)
+    assert contents(output) == before
+
+
+def test_the_same_split_again_keeps_rows_that_were_added_to_the_new_store(tmp_path: Path) -> None:
+    source, output = build_store(tmp_path / "s", images("abcd")).path, tmp_path / "out"
+    split_store(source, output=output)
+    add_shard(output, Store.open(output).info, "image", 1, unit_rows(1, 4), {"key": ["new"]})
+    StoreWriter(output).finish()
+    before = contents(output)
+    assert sum(split_store(source, output=output).rows["image"].values()) == 5
     assert contents(output) == before
 
 

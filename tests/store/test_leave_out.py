@@ -249,13 +249,13 @@ def test_rows_of_a_lost_shard_that_are_embedded_again_stay_left_out(
 
 
 def test_a_split_carries_them(smaller: Store, tmp_path: Path) -> None:
-    c3tools.split_store(smaller, output=tmp_path / "new")
+    c3tools.split_store(smaller.path, output=tmp_path / "new")
     assert listed(tmp_path / "new") == listed(smaller)
 
 
 def test_a_split_by_a_table_changes_no_mark(smaller: Store, tmp_path: Path) -> None:
     table = write_jsonl(tmp_path / "splits.jsonl", {"key": "img1", "split": "val"})
-    c3tools.split_store(smaller, output=tmp_path / "new", file=table)
+    c3tools.split_store(smaller.path, output=tmp_path / "new", file=table)
     assert listed(tmp_path / "new") == listed(smaller)
     assert Store.open(tmp_path / "new").split_counts("text")["val"] == 1
 
@@ -263,7 +263,7 @@ def test_a_split_by_a_table_changes_no_mark(smaller: Store, tmp_path: Path) -> N
 def test_a_split_refuses_a_table_that_marks_rows(store: Store, tmp_path: Path) -> None:
     table = save_table(tmp_path / "pairs.parquet", store, {"img0#0": True})
     with pytest.raises(StoreError, match=r"marks rows to leave out"):
-        c3tools.split_store(store, output=tmp_path / "new", file=table)
+        c3tools.split_store(store.path, output=tmp_path / "new", file=table)
 
 
 def test_a_merge_carries_them(smaller: Store, store: Store, tmp_path: Path) -> None:
