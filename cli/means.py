@@ -22,8 +22,6 @@ def show(**options: Any) -> Any:
     """Show the mean of each modality and split, and the length of the modality gap."""
     store = c3tools.Store.open(options["store"], reporter=reporter())
     means = c3tools.compute_means(store)
-    if store.split_note:
-        message(store.split_note)
     print_table(means.table())
     for note in means.notes():
         out.print(note)

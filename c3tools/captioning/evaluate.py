@@ -218,8 +218,6 @@ def evaluate_captions(
         images, left_out = images_with_references(
             opened, split, all_references, modality=modality, exact=references is None
         )
-        if opened.split_note and split in STANDARD:
-            reporter.message(opened.split_note)
         if exported:
             decoder = decoder.after(*exported)
         texts = decoder.caption(

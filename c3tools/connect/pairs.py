@@ -28,7 +28,6 @@ from torch import Tensor
 from ..arrays import Indices, Mask, Pixels
 from ..corpus.images import ImageReader
 from ..corpus.items import ImageItem
-from ..corpus.splits import STANDARD, describe_rule, kept_splits, splits_of
 from ..encoders import UNREADABLE, ImagePreprocessor, open_image
 from ..errors import ConnectError, reason_of
 from ..identity import ModelIdentity
@@ -207,12 +206,8 @@ class PairInputs:
         )
 
     def where(self, split: str) -> PairInputs:
-        """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be
-        asked of all pairs.
-        """
-        kept = kept_splits(self.splits) if split in STANDARD else None
-        splits = splits_of(self.items.tolist(), self.splits.tolist(), kept)
-        return self.select(np.array([name == split.lower() for name in splits], dtype=bool))
+        """Return the pairs of one split."""
+        return self.select(self.splits == split.lower())
 
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
@@ -230,14 +225,10 @@ class PairInputs:
             raise ConnectError(
                 f"There are no pairs of {' and '.join(names)} in the split {train_split!r}, but "
                 f"in these: {splits}.",
-                remedy="Check that the keys of the two modalities match, or choose another split "
-                "with --train-split.",
+                remedy="Check that the keys of the two modalities match, choose another split with "
+                "--train-split, or divide the store with `c3 split`.",
             )
-        rule = describe_rule(self.splits)
-        if rule and train_split in STANDARD:
-            reporter.message(rule)
-        # Where rows are split by hash, those of a split that the corpus names are in val too
-        if not len(val) or train_split == "val" or (rule and train_split not in STANDARD):
+        if not len(val) or train_split == "val":
             held = held_out(train.items.tolist())
             train, val = train.select(~held), train.select(held)
             reporter.message(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..choices import Precision
 from ..corpus.items import Corpus
 from ..corpus.reading import read_corpus
-from ..corpus.splits import splits_of
+from ..corpus.splits import describe_val_alone, is_val_alone, splits_of
 from ..devices import pick
 from ..embedding.decoding import IMAGE_SECONDS, decoded_batches
 from ..encoders import DEFAULT_MODEL, Network, load_network
@@ -306,5 +306,9 @@ def _photo_pairs(
     tokens = ArrayInputs(np.asarray(network.tokenizer(captions or [""]), dtype=np.int32))
     rows = np.array([[row_of[item] for item in items], range(len(texts))], dtype=np.int64)
     inputs = (PhotoInputs(photos, network.preprocess, seed), tokens)
-    splits = splits_of(items, [text.split for text in texts])
+    names = [text.split for text in texts]
+    if is_val_alone(names):
+        reporter.message(describe_val_alone())
+        names = [None] * len(names)
+    splits = splits_of(items, names)
     return PairInputs.of(inputs, rows, captions, items, splits), len(failures)

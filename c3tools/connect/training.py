@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arrays import Indices, Matrix
-from ..corpus.splits import STANDARD, describe_rule
 from ..devices import Compute
 from ..errors import ConnectError
 from ..io.artifact import Target, digest_of, writing
@@ -462,9 +461,6 @@ class PairTask(Task):
 
     def _scores(self, pairs: PairInputs) -> dict[str, Any]:
         """Return the measures of the pairs of val and test that were not learned from, by split."""
-        # Rows that are split by hash are in val and test, even if another split is learned from
-        if self.settings.train_split not in STANDARD and describe_rule(pairs.splits) is not None:
-            return {}
         scores = {}
         for split in ("val", "test"):
             scored = pairs.where(split)

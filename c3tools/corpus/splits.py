@@ -3,8 +3,8 @@
 Train is for fitting, val for choosing checkpoints, and test for scores. A corpus may name its
 splits in its own way (``train2017``, ``restval``, ``validation``): in a field, or by the names of
 its files or folders (`choose_split`). One without splits is split by a stable hash of the key, the
-same on every machine and in every run. So are, in all commands, rows of a corpus that names no row
-train: see `kept_splits`.
+same on every machine and in every run; so is one that names nothing but val. The split of a row is
+settled when it is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ ALL = "all"
 SALT = "c3tools split"
 HASH_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 STANDARD = tuple(HASH_FRACTIONS)
-Kept = frozenset[str] | None
 _ALIASES = {
     "train": re.compile(r"(train|training|restval)[-_ ]?\d*"),
     "val": re.compile(r"(val|valid|validation|dev)[-_ ]?\d*"),
@@ -84,7 +83,7 @@ def splits_of_folders(names: Iterable[str]) -> dict[str, str]:
     return splits
 
 
-def splits_of(keys: Sequence[str], splits: Sequence[str | None], kept: Kept = None) -> list[str]:
+def splits_of(keys: Sequence[str], splits: Sequence[str | None]) -> list[str]:
     """Return the split of each row: ``train``, ``val``, ``test``, or the corpus' own name for
     something else.
 
@@ -92,10 +91,8 @@ def splits_of(keys: Sequence[str], splits: Sequence[str | None], kept: Kept = No
         keys: decide where the corpus names no split: the key of the image, so that an image and its
             captions are in the same split.
         splits: as the corpus names them; None or an empty string for none.
-        kept: the splits whose rows stay in them (`kept_splits`); the key decides for the others.
-            None keeps all.
     """
-    names = {split: named_split(split, kept) for split in set(splits)}
+    names = {split: named_split(split) for split in set(splits)}
     pairs = zip(keys, splits, strict=True)
     keys_without_split = [key for key, split in pairs if not names[split]]
     hashed_splits = iter(splits_by_hash(keys_without_split))
@@ -112,33 +109,20 @@ def splits_by_hash(
     return [STANDARD[place] for place in places]
 
 
-def named_split(split: str | None, kept: Kept = None) -> str:
-    """Return the split of a row by its name in the corpus; an empty text if its key decides (see
-    `splits_of`).
-    """
+def named_split(split: str | None) -> str:
+    """Return the split of a row by its name in the corpus; an empty text if its key decides."""
     name = (split or "").strip().lower()
     for standard_name, pattern in _ALIASES.items():
         if pattern.fullmatch(name):
-            name = standard_name
-            break
-    return name if kept is None or name in kept else ""
+            return standard_name
+    return name
 
 
-def kept_splits(names: Iterable[str]) -> Kept:
-    """Return the splits of a corpus whose rows stay in them, from the ``names`` of all; None if
-    every row stays.
-
-    Without rows named train, those that are neither val nor test are split by the hash of their
-    keys; where all rows are named val, so are these. Rows named test are never learned from.
+def is_val_alone(names: Iterable[str | None]) -> bool:
+    """Return whether val is the only split that is named. Such rows are written without a split,
+    so that the hash of their keys gives some to learn from; names of other splits are kept.
     """
-    splits = set(names)
-    if "train" in splits:
-        return None
-    if splits == {"val"}:
-        return frozenset()
-    if splits <= {"val", "test"}:
-        return None
-    return frozenset({"val", "test"})
+    return {named_split(name) for name in names if name} == {"val"}
 
 
 def describe_hash() -> str:
@@ -162,18 +146,11 @@ def describe_origins(origins: dict[str, set[str]], *, of: str = "Splits") -> str
     return f"{of} come from {' and '.join(parts)}."
 
 
-def describe_rule(names: Iterable[str]) -> str | None:
-    """Return a sentence that says which rows are split by hash; None if every row stays in its
-    split.
-    """
-    splits = sorted(set(names))
-    kept = kept_splits(splits)
-    if kept is None:
-        return None
-    which = "those that are neither val nor test are" if kept else "all are"
+def describe_val_alone() -> str:
+    """Return a sentence that says how rows are split where val is the only split that is named."""
     return (
-        f"No rows are named train (only {', '.join(splits)}): {which} split by a stable hash of "
-        f"their keys, {describe_hash()}."
+        f"All rows are named val, so no split is written, and a hash of their keys divides them "
+        f"({describe_hash()})."
     )
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..choices import EncoderPrecision, ExecutorName, LongTexts, NumberFormat
-from ..corpus.items import Corpus, ItemTable, TextItem, part_key
+from ..corpus.items import Corpus, ImageItem, ItemTable, TextItem, part_key
 from ..corpus.reading import read_corpus
-from ..corpus.splits import describe_origins
+from ..corpus.splits import describe_origins, describe_val_alone, is_val_alone
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.plugins import find_plugin
@@ -30,6 +32,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.carried import KeptRow, carried_types, names_to_keep
 from ..store.manifest import require_store_or_empty
+from ..store.rows import without_splits
 from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import ShardName, ShardRecord, shards_in
 from .inputs import MEDIA, StoredInputs, record_inputs
@@ -396,7 +399,7 @@ def embed_corpus(
         # Compare the corpus with the store
         opened = Store.open(folder, incomplete=True)
         stored = StoredInputs.read(opened)
-        corpus = with_stored_keys(corpus, stored, reporter)
+        corpus = _with_settled_splits(with_stored_keys(corpus, stored, reporter), stored, reporter)
         plans = plan_corpus(opened, stored, corpus, options, lost_shards)
         # Record new inputs before the first shard, so that an interrupted run knows the files
         # behind its rows. Inputs tried or embedded again are recorded after the shards are made.
@@ -444,6 +447,23 @@ def embed_corpus(
     run_summary.all_failed = _all_failed(Store.open(folder, incomplete=True), plans)
     run_summary.lost = _lost_shards(lost_shards, {*replaced_shards, *shards_in(folder)})
     return run_summary
+
+
+def _with_settled_splits(corpus: Corpus, stored: StoredInputs, reporter: Reporter) -> Corpus:
+    """Return a corpus that names no split if it and the store name nothing but val."""
+    items = {name: items.table for name, items in corpus.by_modality().items()}
+    names: set[str | None] = set()
+    for table in (*stored.tables.values(), *items.values()):
+        names.update(pc.unique(table["split"]).to_pylist())
+    if not is_val_alone(names):
+        return corpus
+    reporter.message(describe_val_alone())
+    settled = copy(corpus)
+    settled.images = ItemTable(ImageItem, without_splits(items["image"]))
+    settled.videos = ItemTable(ImageItem, without_splits(items["video"]))
+    settled.audio = ItemTable(ImageItem, without_splits(items["audio"]))
+    settled.texts = ItemTable(TextItem, without_splits(items["text"]))
+    return settled
 
 
 def _replaced_shards(plans: Mapping[str, Plan]) -> list[ShardName]:

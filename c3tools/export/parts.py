@@ -60,12 +60,10 @@ class Recipe:
     def digest(self) -> str:
         """Digest of the recipe; nothing in it changes when the store grows."""
         transform = self.pipeline.record()
-        kept = self.store.kept_splits
         return digest_of(
             transform["steps"],
             transform["tensors"],
             asdict(self.settings),
-            None if kept is None else sorted(kept),
             self.format.digest,
         )
 
@@ -156,7 +154,7 @@ class Recipe:
         return {part: self.store.items_of("text", ALL, [part]) for part in parts}
 
     def _transformed(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.Table:
-        splits = row_splits(batch, self.store.kept_splits)
+        splits = row_splits(batch)
         is_training = self._training_rows(modality, splits)
         vectors = self._vectors(modality, batch, is_training)
         columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}

@@ -26,7 +26,6 @@ REPLACE = "replace it with --overwrite"
 _WORDS = {
     "loaded_moments": "loaded moments",
     "moment_sources": "moments",
-    "kept_splits": "rule of the splits",
     "copied_from": "store's split or merge",
 }
 
@@ -68,7 +67,6 @@ class Request:
         loaded_moments: digest of the means that `c3 means load` has loaded; None for none, and
             if nothing is fitted.
         moment_sources: where the moments of each modality come from; empty if nothing is fitted.
-        kept_splits: see `Store.kept_splits`; another rule would score rows that were fitted on.
         copied_from: digest of what `c3 split` or `c3 merge` made the store from; None for others.
             Another split would score rows that were fitted on.
         options: further options of the command.
@@ -79,7 +77,6 @@ class Request:
     dim: int
     loaded_moments: str | None
     moment_sources: dict[str, str | None]
-    kept_splits: list[str] | None
     copied_from: str | None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -96,11 +93,8 @@ class Request:
             if external:
                 loaded = digest_of(*(external[name].mean for name in sorted(external)))
             sources = moment_sources(store)
-        kept = None if store.kept_splits is None else sorted(store.kept_splits)
         copied_from = store.copied.get("made_from")
-        values = cls(
-            recipe, dict(store.info.model), store.info.dim, loaded, sources, kept, copied_from
-        )
+        values = cls(recipe, dict(store.info.model), store.info.dim, loaded, sources, copied_from)
         # As JSON gives it back
         content = msgspec.json.encode({**asdict(values), "options": dict(options)})
         return msgspec.json.decode(content, type=cls)

@@ -303,7 +303,7 @@ def collect(
         StoreError: if a modality is missing or has fewer than 3 rows, or a row has no direction or
             a wrong norm.
     """
-    notes = [store.split_note] if store.split_note else []
+    notes: list[str] = []
     keys = {name: _read_keys(store, name, split) for name in (first, second)}
     independent = {name: rows.item_count for name, rows in keys.items()}
 

@@ -111,7 +111,7 @@ def _groups(store: Store, table: pa.Table, by: str | None) -> dict[str, list[Any
     """Return what the dots can be coloured by: the name of a grouping, and the group of each
     row.
     """
-    groups: dict[str, list[Any]] = {"split": row_splits(table, store.kept_splits)}
+    groups: dict[str, list[Any]] = {"split": row_splits(table)}
     if by in table.schema.names:
         groups[by] = [None if value is None else str(value) for value in _column(table, by)]
     return groups

@@ -709,7 +709,7 @@ def _row_table(source: Store) -> pa.Table:
             if not is_index:
                 # An index has the splits that rows had when it was built; a store may have kept
                 # other ones than its rows name
-                shown["split"] = pa.array(row_splits(batch, source.kept_splits), pa.string())
+                shown["split"] = pa.array(row_splits(batch), pa.string())
             tables.append(pa.table(shown))
     names = [*_ROW_SCHEMA.names, *sorted(source.info.columns)]
     rows = pa.concat_tables(tables, promote_options="permissive").select(names)

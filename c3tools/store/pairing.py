@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..arrays import Floats
+from ..corpus.splits import describe_val_alone, is_val_alone
 from ..corpus.tables import (
     ITEM,
     ROLES,
@@ -32,7 +34,7 @@ from ..corpus.tables import (
 from ..errors import StoreError
 from ..reporter import counted
 from .ids import Ids, ids_in, match_ids, numbered_keys
-from .rows import Rows
+from .rows import Rows, without_splits
 from .vector_files import VectorFile, part_files, read_vector_file
 from .vector_pickles import read_pickle
 
@@ -120,6 +122,9 @@ def read_files(
         _require_unique_keys(current)
         paired.append(current)
     rows = [current.rows(wanted_columns, keep) for current in paired]
+    if is_val_alone(chain.from_iterable(of_modality.column("split") for of_modality in rows)):
+        notes.append(describe_val_alone())
+        rows = [replace(each, table=without_splits(each.table)) for each in rows]
     # No splits of items are known but those that rows name
     return share_column(rows, "split", pa.string(), item_values={}), notes
 

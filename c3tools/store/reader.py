@@ -16,10 +16,6 @@ import pyarrow.parquet as pq
 
 from ..corpus.splits import (
     ALL,
-    STANDARD,
-    Kept,
-    describe_rule,
-    kept_splits,
     split_order,
 )
 from ..errors import C3Error, IncompleteStoreError, StoreError
@@ -355,67 +351,31 @@ class Store(HubRepository):
     def split_counts(self, modality: str) -> Counter[str]:
         """Return the number of rows of ``modality`` in each split of the corpus."""
         return Counter(
-            {split: moments.n for split, moments in _splits_in(self._written, modality).items()}
+            {split: moments.n for split, moments in _splits_in(self._moments, modality).items()}
         )
 
     @cached_property
-    def _written(self) -> dict[str, Moments]:
-        """The moments by modality and split of the corpus, ``image/train``: those of the file, or
-        of the rows.
-        """
+    def _moments(self) -> dict[str, Moments]:
+        """The moments by modality and split, ``image/train``: those of the file, or of the rows."""
         listed = self.manifest is not None and MOMENTS_FILE in self.manifest.files
         if listed and self.require_listed(MOMENTS_FILE):
             return load_moments(self.path / MOMENTS_FILE)[0]
-        return self._computed(None)
-
-    @cached_property
-    def _ruled(self) -> dict[str, Moments]:
-        """The moments by modality and split as all commands see them; if rows are split by hash,
-        they are read.
-        """
-        return self._written if self.kept_splits is None else self._computed(self.kept_splits)
-
-    def _computed(self, kept: Kept) -> dict[str, Moments]:
-        found: dict[str, Moments] = {}
+        groups: dict[str, Moments] = {}
         for modality in self.modalities:
             for batch in self.batches(modality, split=ALL):
-                add_moments(found, modality, batch, kept)
-        return found
-
-    @cached_property
-    def kept_splits(self) -> Kept:
-        """The splits that are used as they are, None for all:
-        `c3tools.corpus.splits.kept_splits`.
-        """
-        return kept_splits(self._split_names())
-
-    @property
-    def split_note(self) -> str | None:
-        """A message about rows that are split by hash although the corpus names their splits, or
-        None.
-        """
-        return describe_rule(self._split_names())
+                add_moments(groups, modality, batch)
+        return groups
 
     def list_splits(self, modality: str | None = None) -> str:
         """Return the splits and their numbers of rows as text."""
         names = self.modalities if modality is None else [modality]
         counts = sum((self.split_counts(name) for name in names), Counter[str]())
-        listed = (
-            ", ".join(f"{split} ({counts[split]:,})" for split in sorted(counts, key=split_order))
-            or "none"
-        )
-        return (
-            listed if self.kept_splits is None else f"{listed}; split by hash: train, val and test"
-        )
-
-    def _split_names(self) -> set[str]:
-        return {name.partition("/")[2] for name in self._written}
+        splits = sorted(counts, key=split_order)
+        return ", ".join(f"{split} ({counts[split]:,})" for split in splits) or "none"
 
     def moments(self, modality: str, split: str | None = None) -> Moments:
         """Return the moments of the rows of ``modality`` in ``split`` (None or ``all``: every row
         that is not left out).
-
-        They are in the store; rows are read only to split them by hash (see `kept_splits`).
 
         Raises:
             StoreError: if the store does not have the modality, or it has no rows in the split.
@@ -425,15 +385,13 @@ class Store(HubRepository):
         if not found.n and split not in (None, ALL):
             raise StoreError(
                 f"The store {self.path} has no {modality} rows in the split {split!r}.",
-                remedy=f"Its splits of {modality} rows: {self.list_splits(modality)}.",
+                remedy=f"Its splits of {modality} rows: {self.list_splits(modality)}. `c3 split` "
+                "gives them others.",
             )
         return found
 
     def _in_split(self, modality: str, split: str | None) -> Moments:
-        """Return the moments of a split: of train, val and test as all commands see them, of others
-        as written.
-        """
-        groups = _splits_in(self._ruled if split in STANDARD else self._written, modality)
+        groups = _splits_in(self._moments, modality)
         chosen = (
             moments
             for name, moments in groups.items()
@@ -442,16 +400,13 @@ class Store(HubRepository):
         return Moments.merge_all(chosen, self.info.dim)
 
     def moments_by_split(self, modality: str) -> SplitMoments:
-        """Return the moments of ``modality`` for each split, as all commands see them
-        (`kept_splits`).
-
-        If rows are split by hash, they are read once.
+        """Return the moments of ``modality`` for each split.
 
         Raises:
             StoreError: if the store does not have the modality, or moments cannot be read.
         """
         self.require(modality)
-        return _splits_in(self._ruled, modality)
+        return _splits_in(self._moments, modality)
 
     def external_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
         """Return the moments of another corpus that `c3 means load` has loaded, by modality, and
@@ -517,7 +472,7 @@ class Store(HubRepository):
                     if leaves_out:
                         chosen, _ = self.left_out.divide(modality, batch)
                     if is_one_split:
-                        is_in_split = split_mask(chosen, split, self.kept_splits)
+                        is_in_split = split_mask(chosen, split)
                         chosen = chosen.filter(pa.array(is_in_split))
                     if wanted is not columns:
                         chosen = chosen.select(
@@ -541,7 +496,7 @@ class Store(HubRepository):
             embeddings[start:end] = embedding_matrix(batch)
         schema = None if blocks else shard_schema(modality, self.info).remove(1)
         table = pa.Table.from_batches(blocks, schema).combine_chunks().replace_schema_metadata(None)
-        return Rows(modality, embeddings[:end], table, self.kept_splits)
+        return Rows(modality, embeddings[:end], table)
 
     def pairs(
         self, first: str = "image", second: str = "text", *, split: str | None = None
@@ -638,20 +593,20 @@ def training_split(
         StoreError: if the store has no such modality.
         C3Error: of the class ``error``.
     """
-    train, notes = store.load(modality, split), [store.split_note] if store.split_note else []
+    train = store.load(modality, split)
     if not len(train):
         raise error(
             f"The store {store.path} has no {modality} rows in the split {split!r}. Its splits are "
             f"{store.list_splits(modality)}.",
-            remedy="Choose the split to train on with --train-split.",
+            remedy="Choose the split to train on with --train-split, or divide the store with "
+            "`c3 split`.",
         )
     why = "There is no val split"
     if store.count(modality, "val"):
-        # where rows are split by hash, those of a split that the corpus names are in val too
-        if split not in ("val", ALL) and (split in STANDARD or store.kept_splits is None):
-            return train, store.load(modality, "val"), notes
+        if split not in ("val", ALL):
+            return train, store.load(modality, "val"), []
         why = "All splits are trained on" if split == ALL else "Rows of val are trained on"
     train, val = train.hold_out()
     captions = f"{counted(len(val), 'caption')} of " if modality == "text" else ""
     held = counted(val.item_count, "image is", "images are")
-    return train, val, [*notes, f"{why}, so {captions}{held} held out."]
+    return train, val, [f"{why}, so {captions}{held} held out."]

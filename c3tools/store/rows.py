@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..arrays import Indices, Mask, Matrix
-from ..corpus.splits import ALL, STANDARD, Kept, named_split, splits_of
+from ..corpus.splits import ALL, named_split, splits_of
 from ..errors import StoreError
 from ..reporter import counted
 from ..seeds import stable_fractions
@@ -39,13 +39,11 @@ class Rows:
         embeddings: float32 (n, d).
         table: an Arrow table of n rows with the column ``key``, of n unique keys, and the other
             columns.
-        kept_splits: the splits that are used as they are (`Store.kept_splits`); None for all.
     """
 
     modality: str
     embeddings: Matrix
     table: pa.Table
-    kept_splits: Kept = None
 
     def __post_init__(self) -> None:
         if len(self.embeddings) != self.table.num_rows:
@@ -127,16 +125,14 @@ class Rows:
     @cached_property
     def splits(self) -> list[str]:
         """The split of each row."""
-        return row_splits(self.table, self.kept_splits)
+        return row_splits(self.table)
 
     def select(self, rows: Indices | Mask) -> Rows:
         """Return the rows with these numbers, in this order, or those for which a mask (n,) is
         true.
         """
         numbers: Indices = np.arange(len(self))[rows]
-        return Rows(
-            self.modality, self.embeddings[numbers], self.table.take(numbers), self.kept_splits
-        )
+        return Rows(self.modality, self.embeddings[numbers], self.table.take(numbers))
 
     def hash_order(self, salt: str) -> Indices:
         """Return the numbers of the rows, ordered by a stable hash of their keys, whatever the
@@ -200,7 +196,7 @@ class Pairs:
         """
         embeddings, _ = self.arrays()
         table = self.second.table.take(self.rows)
-        return Rows(self.first.modality, embeddings, table, self.second.kept_splits)
+        return Rows(self.first.modality, embeddings, table)
 
 
 def one_array(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.Array[Any]:
@@ -249,30 +245,29 @@ def own_items(table: pa.Table | pa.RecordBatch) -> Any:
     return pc.if_else(names_no_item, one_array(table.column("key")), items)
 
 
-def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:
-    """Return the split of each row: as the corpus says, else by a stable hash of the item's key.
-
-    Rows of splits that are not in ``kept`` are split by the hash too; None keeps all.
-    """
+def row_splits(table: pa.Table | pa.RecordBatch) -> list[str]:
+    """Return the split of each row: as the corpus says, else by a stable hash of the item's key."""
     splits: list[str | None] = [None] * table.num_rows
     if "split" in table.schema.names:
         splits = table.column("split").to_pylist()
-    names = {split: named_split(split, kept) for split in set(splits)}
+    names = {split: named_split(split) for split in set(splits)}
     if all(names.values()):
         return [names[split] for split in splits]
-    return splits_of(own_items(table).to_pylist(), splits, kept)
+    return splits_of(own_items(table).to_pylist(), splits)
 
 
-def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept = None) -> Mask:
-    """Return which rows are in a split: bool (n,), all of them for None and ``all``.
+def without_splits(table: pa.Table) -> pa.Table:
+    """Return rows whose column ``split`` names nothing."""
+    place = table.schema.get_field_index("split")
+    field = table.schema.field(place)
+    return table.set_column(place, field, pa.nulls(len(table), field.type))
 
-    ``train``, ``val`` and ``test`` are as all commands see them, given the splits that are
-    ``kept``; another name is the corpus' own.
-    """
+
+def split_mask(table: pa.Table | pa.RecordBatch, split: str | None) -> Mask:
+    """Return which rows are in a split: bool (n,), all of them for None and ``all``."""
     if split in (None, ALL):
         return np.ones(table.num_rows, dtype=bool)
-    splits = row_splits(table, kept if split in STANDARD else None)
-    return np.array([name == split.lower() for name in splits], dtype=bool)
+    return np.array([name == split.lower() for name in row_splits(table)], dtype=bool)
 
 
 def held_out(items: Sequence[str]) -> Mask:

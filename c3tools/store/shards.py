@@ -646,20 +646,14 @@ def _completed(batch: pa.RecordBatch, wanted: Sequence[pa.Field[Any]]) -> pa.Rec
     return pa.RecordBatch.from_arrays([*arrays, *columns.values()], schema=schema)
 
 
-def add_moments(
-    groups: dict[str, Moments],
-    modality: str,
-    batch: pa.RecordBatch,
-    kept: frozenset[str] | None = None,
-) -> None:
-    """Add rows to the moments of their splits, ``image/train`` and others; for ``kept`` see
-    `row_splits`.
+def add_moments(groups: dict[str, Moments], modality: str, batch: pa.RecordBatch) -> None:
+    """Add rows to the moments of their splits, ``image/train`` and others.
 
     The moments are those of the stored values, so that they can be checked against the rows.
     """
     dtype = batch.schema.field("embedding").type.value_type.to_pandas_dtype()
     matrix = embedding_matrix(batch, dtype)
-    splits = np.array(row_splits(batch, kept), dtype=object)
+    splits = np.array(row_splits(batch), dtype=object)
     batch_groups = {}
     for split in sorted(set(splits)):
         batch_groups[f"{modality}/{split}"] = Moments.from_rows(matrix[splits == split])

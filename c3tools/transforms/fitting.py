@@ -356,8 +356,6 @@ def read_store(store: Store, split: str, *, rows: bool, pairs: bool) -> StoreDat
             for modality in store.modalities
         }
     origin: dict[str, Any] = {"model": store.info.model, "split": split, "moments": moments.sources}
-    if store.split_note:
-        origin["split_rule"] = store.split_note
     if read:
         origin["rows"] = {modality: len(value) for modality, value in read.items()}
     return StoreData(moments, read, origin)
@@ -413,7 +411,7 @@ def first_pairs(store: Store, split: str | None, most: int) -> Pairs:
         def choose(batch: pa.RecordBatch) -> Mask:
             is_of_items = np.array([item in items for item in item_keys(batch).to_pylist()], bool)
             if split is None:
-                return is_of_items & ~split_mask(batch, "test", store.kept_splits)
+                return is_of_items & ~split_mask(batch, "test")
             return is_of_items
 
         return choose

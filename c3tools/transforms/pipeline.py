@@ -306,7 +306,7 @@ class Pipeline(HubRepository):
         sentences = [f"Fitted {self.name} on the {split} split: {' and '.join(parts)}."]
         if not parts:
             sentences = [f"Fitted {self.name} on the {split} split."]
-        sentences += [provenance[key] for key in ("note", "split_rule") if key in provenance]
+        sentences += [provenance[key] for key in ("note",) if key in provenance]
         if "sigma" in provenance:
             sentences.append(f"{provenance['sigma']}.")
         return " ".join(sentences)

@@ -23,7 +23,7 @@ from PIL import Image
 from c3tools.corpus.images import read_sound
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import assign_keys, read_corpus
-from c3tools.corpus.splits import describe_rule, kept_splits, split_order, splits_by_hash, splits_of
+from c3tools.corpus.splits import is_val_alone, split_order, splits_by_hash, splits_of
 from c3tools.errors import UnusedOptionError
 from tests.conftest import Counted, write_jsonl
 from tests.corpus.packing import assert_refused, write_list, write_tar
@@ -532,32 +532,17 @@ def test_without_a_split_the_key_decides_and_always_the_same() -> None:
     )
 
 
-KEPT = {
-    "train": None,
-    "train base val": None,
-    "": None,
-    "test": None,
-    "val test": None,
-    "val": set[str](),
-}
-KEPT |= {said: {"val", "test"} for said in ("base modifier", "base val", "unused test")}
-
-
-@pytest.mark.parametrize("said", KEPT)
-def test_without_rows_named_train_the_others_are_split_by_hash(said: str) -> None:
-    names, kept = {*said.split()}, KEPT[said]
-    assert kept_splits(names) == kept
-    for name in names:
-        stays = kept is None or name in kept
-        assert splits_of(["photo7"], [name], kept_splits(names)) == (
-            [name] if stays else splits_by_hash(["photo7"])
-        )
-    sentence = describe_rule(names)
-    assert (sentence is None) == (kept is None)
-    if sentence:
-        assert "80 % train, 10 % val, 10 % test" in sentence and all(
-            name in sentence for name in names
-        )
+@pytest.mark.parametrize(
+    ("names", "is_alone"),
+    [
+        (["val2017", None, "validation"], True),
+        (["val", "test"], False),
+        (["val", "base"], False),
+        ([None, ""], False),
+    ],
+)
+def test_val_alone_is_no_split(names: list[str | None], is_alone: bool) -> None:
+    assert is_val_alone(names) == is_alone
 
 
 @given(st.lists(st.text("ab.", min_size=1, max_size=4), unique=True))

@@ -17,9 +17,10 @@ from PIL import Image
 from c3tools.corpus.reading import read_corpus
 from c3tools.corpus.splits import splits_by_hash
 from c3tools.embedding import EmbedSummary, embed
+from c3tools.errors import StoreError
 from c3tools.store import Store, StoreWriter
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, as_json, contents, write_jsonl
+from tests.conftest import C3, Messages, as_json, contents, write_jsonl
 from tests.corpus.packing import damage_column, photos_of, webdataset, write_tar
 from tests.stores import colour_corpus, embed_colours
 
@@ -134,6 +135,42 @@ def test_rows_that_the_corpus_names_another_split_of_are_listed_and_keep_theirs(
     assert (splits_by_hash(["a", "d"]), again.other_split) == (["train", "test"], ["d"])
 
 
+def test_a_corpus_of_val_alone_is_split_by_hash_as_it_grows(tmp_path: Path) -> None:
+    folder, store = tmp_path / "p", tmp_path / "s"
+    colours = {"a": "red", "d": "lime"}
+    said = Messages()
+    for _ in range(2):
+        colour_corpus(folder, colours)
+        write_captions(folder, {name: [f"{name} 0"] for name in colours}, split="val2017")
+        embed_colours(folder, store, reporter=said)
+        assert Store.open(store).load("image").column("split") == [None] * len(colours)
+        colours |= {"e": "blue", "f": "tan"}
+    assert [text.partition(",")[0] for text in said.texts] == ["All rows are named val"] * 2
+    assert Store.open(store).load("image").splits == splits_by_hash(["a", "d", "e", "f"])
+
+    # train arrives: names are written from now on, and it is said that rows in the store differ
+    write_jsonl(
+        folder / "captions.jsonl",
+        *({"image": f"{name}.png", "captions": ["x"], "split": "val"} for name in "adef"),
+        {"image": "g.png", "captions": ["g 0"], "split": "train"},
+    )
+    Image.new("RGB", (3, 3), "gold").save(folder / "g.png")
+    summary = embed_colours(folder, store)
+    assert summary.modalities["image"].other_split == ["a", "d", "e"]
+    assert Store.open(store).load("image").column("split") == [*[None] * 4, "train"]
+
+
+def test_other_names_of_splits_are_written_as_they_are(tmp_path: Path) -> None:
+    folder = colour_corpus(tmp_path / "p", {"a": "red", "d": "lime"})
+    write_captions(folder, {"a": ["a 0"], "d": ["d 0"]}, split="base")
+    embed_colours(folder, tmp_path / "s")
+    store = Store.open(tmp_path / "s")
+    assert store.load("image").splits == ["base", "base"]
+    with pytest.raises(StoreError, match="no image rows in the split 'train'") as refusal:
+        store.moments("image", "train")
+    assert "base (2). `c3 split` gives them others." in str(refusal.value.remedy)
+
+
 def test_rows_of_other_paths_are_left_alone(tmp_path: Path) -> None:
     one, two, s = (
         colour_corpus(tmp_path / "one", {"a": "red", "b": "lime"}),
@@ -205,11 +242,11 @@ def test_a_lost_shard_is_made_again_where_another_number_is_free(
 
 def test_new_captions_have_the_split_of_their_image_in_the_store(tmp_path: Path) -> None:
     folder = colour_corpus(tmp_path / "p", {"a": "red"})
-    write_captions(folder, {"a": ["a 0"]}, split="val")
+    write_captions(folder, {"a": ["a 0"]}, split="test")
     embed_colours(folder, tmp_path / "s")
     write_captions(folder, {"a": ["a 0", "a 1"]})
     embed_colours(folder, tmp_path / "s")
-    assert Store.open(tmp_path / "s").load("text").column("split") == ["val", "val"]
+    assert Store.open(tmp_path / "s").load("text").column("split") == ["test", "test"]
 
 
 def test_texts_that_stand_alone(tmp_path: Path) -> None:
