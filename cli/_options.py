@@ -186,6 +186,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "verify store": OptionSettings(metavar="PATH", not_with=("path",)),
     "search store": OptionSettings(metavar="PATH", needs=("key",)),
     "merge stores": OptionSettings(metavar="STORE..."),
+    "embed faiss": OptionSettings(not_with=("dry_run",)),
     "leave-out tables": OptionSettings(metavar="TABLE..."),
     "leave-out keys": OptionSettings(flags=("--key",)),
     "leave-out modality": OptionSettings(needs=("keys",)),

@@ -70,8 +70,8 @@ def search(
     Args:
         image: Search with this image.
         audio: Search with this sound file.
-        index: The folder of the index, or a store that c3 embed --faiss made. By default c3-index;
-            if it is not there, such a store.
+        index: The folder of the index. By default c3-index; if it is not there, the index that
+            c3 embed --faiss made beside the store.
         html: Also write an HTML page with thumbnails.
         text: Texts to search for; - reads them from standard input, one a line.
     """

@@ -18,7 +18,7 @@ from ._derive import Outcome
 NOT_WHOLE = 3  # the exit code of `c3 verify`
 
 
-def embed(paths: list[str], *, strict: bool = False, **options: Any) -> Any:
+def embed(paths: list[str], *, faiss: bool = False, strict: bool = False, **options: Any) -> Any:
     """Embed images and videos with their captions, or texts, into a store.
 
     Captions are detected automatically for each image: captions.jsonl, metadata.jsonl, metadata.csv
@@ -29,14 +29,32 @@ def embed(paths: list[str], *, strict: bool = False, **options: Any) -> Any:
     code is 1 if every image, video, sound or text failed, or with --strict if any input did.
 
     Args:
+        faiss: Also index the embeddings as they are, in STORE-index: c3 search opens it if there is
+            no c3-index.
         strict: Exit with code 1 if any input could not be embedded.
     """
+    if faiss:
+        from c3tools.index.codes import load_faiss
+        from c3tools.index.index import index_beside
+
+        load_faiss()  # a missing FAISS is reported before the work
     with TemporaryDirectory() as folder:
         if "-" in paths:  # the texts have the keys stdin:1, stdin:2, ...
             lines = Path(folder, "stdin.txt")
             lines.write_bytes(sys.stdin.buffer.read())
             paths = [str(lines) if path == "-" else path for path in paths]
-        summary = c3tools.embed(paths, **options, reporter=reporter()).summary
+        store = c3tools.embed(paths, **options, reporter=reporter())
+    if faiss:
+        # An exact index keeps float16 rows of norm 1 as they are
+        is_half = store.info.normalised and store.info.dtype == "float16"
+        c3tools.build_index(
+            store,
+            index_beside(store.path),
+            factory="SQfp16" if is_half else "Flat",
+            preset="c1",
+            reporter=reporter(),
+        )
+    summary = store.summary
     print_table(summary.table())
     for note in summary.notes():
         out.print(note)

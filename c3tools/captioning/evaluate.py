@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from .. import devices
 from ..choices import EncoderPrecision, Steer
 from ..corpus.items import PART_SUFFIX
-from ..corpus.splits import ALL, STANDARD, split_order
+from ..corpus.splits import ALL, split_order
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
 from ..metrics.caption_metric import EncodedImages

@@ -14,12 +14,11 @@ from ..arrays import Indices, Mask, Matrix, Pixels
 from ..corpus.containers import PhotoFinder
 from ..corpus.splits import LEFT_OUT, split_order
 from ..embedding.decoding import decode_photos
-from ..index.codes import cell_count, set_nprobe
+from ..index.codes import cell_count, load_faiss, set_nprobe
 from ..index.training import choose_factory
 from ..moments import unit_rows
 from ..reporter import Reporter, counted
 from ..store import Rows, Store
-from ..store.shard_indexes import load_faiss
 from .agreement import COPY, SAME_SCENE, THUMBNAILS, Photo, agreement
 from .groups import Copy, DuplicateGroup, Tier
 

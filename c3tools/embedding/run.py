@@ -33,7 +33,6 @@ from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.carried import KeptRow, carried_types, names_to_keep
 from ..store.manifest import require_store_or_empty
 from ..store.rows import without_splits
-from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import ShardName, ShardRecord, shards_in
 from .inputs import MEDIA, StoredInputs, record_inputs
 from .keys import with_stored_keys
@@ -74,7 +73,6 @@ def embed(
     retry_failed: bool = False,
     update: bool = False,
     prune: bool = False,
-    faiss: bool = False,
     dry_run: bool = False,
     follow_symlinks: bool = False,
     executor: ExecutorName | Executor = "local",
@@ -133,7 +131,6 @@ def embed(
         update: Embed changed inputs again (edited captions, replaced images), and write the new
             paths of files that moved.
         prune: Remove the rows of images and captions that are no longer in ``paths``.
-        faiss: Write a FAISS index beside each shard: c3 search then needs no c3 index.
         dry_run: Show what would be embedded, updated and removed, and write nothing.
         follow_symlinks: Also read symbolic links, and paths in lists, that lead out of ``paths``.
         executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
@@ -149,7 +146,6 @@ def embed(
     Raises:
         CorpusError: if a path is missing, or there is nothing to embed.
         UnusedOptionError: if an option on tables or captions is given, and no path needs it.
-        MissingExtraError: if ``faiss`` is asked for and FAISS is not installed.
         EncoderError: if the model cannot be loaded.
         StoreError: if the store has embeddings of another model, or is damaged.
         OutputError: if another run is writing to it, or its folder contains other files.
@@ -171,7 +167,6 @@ def embed(
         retry_failed=retry_failed,
         update=update,
         prune=prune,
-        faiss=faiss,
         long_texts=_choose_long_texts(long_texts, folder, recorded),
         exact_decoding=_choose_exact_decoding(exact_decoding, folder, recorded),
     )
@@ -181,8 +176,6 @@ def embed(
             f"{recorded.model.get('query_prompt')!r}.",
             remedy="Leave --query-prompt out, and give it to `c3 search`.",
         )
-    if faiss:
-        load_faiss()  # so that a missing FAISS is reported before the work
 
     # Read the corpus
     model_name = model or (recorded.model.name if recorded else "")
@@ -399,7 +392,8 @@ def embed_corpus(
         # Compare the corpus with the store
         opened = Store.open(folder, incomplete=True)
         stored = StoredInputs.read(opened)
-        corpus = _with_settled_splits(with_stored_keys(corpus, stored, reporter), stored, reporter)
+        corpus = with_stored_keys(corpus, stored, reporter)
+        corpus = _with_settled_splits(corpus, stored, reporter)
         plans = plan_corpus(opened, stored, corpus, options, lost_shards)
         # Record new inputs before the first shard, so that an interrupted run knows the files
         # behind its rows. Inputs tried or embedded again are recorded after the shards are made.
@@ -430,15 +424,10 @@ def embed_corpus(
 
         # List the shards in the manifest, and the failures of files that were only listed
         replaced_shards = _replaced_shards(plans)
-        # The manifest that the run began with says whether shards had FAISS indexes
-        store_before = Store(folder, writer.info, writer.before)
-        has_indexes = options.faiss or store_before.indexed
         writer.finish(_failures_of_listing(opened, corpus), forget=replaced_shards)
         opened = Store.open(folder, incomplete=True)
         media = _media_to_record(plans, finished=True)
         record_inputs(opened, stored, media, made=made_media_shards, overwrite=True)
-        if has_indexes:
-            keep_indexes(folder, reporter)
 
     run_summary = _summary(opened, corpus, plans)
     if isinstance(encoder, Encoder):

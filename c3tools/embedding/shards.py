@@ -51,7 +51,6 @@ class EmbedOptions:
     retry_failed: bool = False
     update: bool = False
     prune: bool = False
-    faiss: bool = False
     long_texts: str = "cut"
     exact_decoding: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)  # see `StoreInfo.columns`

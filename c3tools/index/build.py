@@ -22,13 +22,12 @@ from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..store.manifest import MOMENTS_FILE, StoreWriter
-from ..store.shard_indexes import load_faiss
 from ..store.shards import INFO_FILE
 from ..transforms import Pipeline, open_pipeline
 from ..transforms.calibration import Calibration
 from ..transforms.fitting import load_command
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
-from .codes import CodeFormat
+from .codes import CodeFormat, load_faiss
 from .index import TRAINED_FILE, Index
 from .recall import measure_bias, measure_recall
 from .rows import TransformedRows

@@ -18,14 +18,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..arrays import Indices, Matrix
+from ..errors import optional_module
 from ..export.formats import ParquetFormat
 from ..store import Store
 from ..store.rows import one_array
-from ..store.shard_indexes import load_faiss, read_index
 from ..store.shards import CODE_FORMAT
 
 Codes = npt.NDArray[np.uint8]
 HIT_COLUMNS = ("key", "caption", "path", "image_key", "split")
+
+
+def load_faiss() -> Any:
+    """Return the module faiss."""
+    return optional_module("faiss", "faiss-cpu", extra="cpu", purpose="Indexing and searching")
 
 
 class CodeFormat(ParquetFormat):
@@ -144,30 +149,13 @@ def codes_of(batch: pa.RecordBatch) -> Codes:
     return content[start : start + len(column) * size].reshape(len(column), size)
 
 
-def open_codes(store: Store, modality: str, coder: CodeFormat | None) -> Any:
-    """Return a FAISS index of all rows of one modality, in their order.
-
-    Args:
-        store: an index; or a store whose shards have FAISS indexes.
-        modality: of the rows.
-        coder: of the index; None for the second kind of store.
+def open_codes(store: Store, modality: str, coder: CodeFormat) -> Any:
+    """Return a FAISS index of all rows of one modality of an index, in their order.
 
     Raises:
         StoreError: if a part is damaged, or not the one that the manifest lists.
     """
-    faiss = load_faiss()
-    if coder is not None:
-        whole = faiss.clone_index(coder.trained)
-        for batch in store.batches(modality, ["code"]):
-            add_codes(whole, codes_of(batch))
-        return whole
-    whole = None
-    for part in store.parts(modality):
-        shard = read_index(store, modality, part)
-        codes = faiss.vector_to_array(shard.codes).reshape(shard.ntotal, -1)
-        if whole is None:
-            whole = faiss.clone_index(shard)
-            whole.reset()
-        if shard.ntotal:
-            add_codes(whole, codes)
+    whole = load_faiss().clone_index(coder.trained)
+    for batch in store.batches(modality, ["code"]):
+        add_codes(whole, codes_of(batch))
     return whole

@@ -45,13 +45,12 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
 from ..store.manifest import MOMENTS_FILE
-from ..store.rows import keys_of, one_array, row_splits
-from ..store.shard_indexes import load_faiss
+from ..store.rows import keys_of, one_array
 from ..store.shards import INFO_FILE, ShardName, part_name, read_header, shard_schema
 from ..tables import Table
-from ..transforms import Pipeline, preset
+from ..transforms import Pipeline
 from ..transforms.calibration import Calibration
-from .codes import HIT_COLUMNS, CodeFormat, open_codes, set_nprobe
+from .codes import HIT_COLUMNS, CodeFormat, load_faiss, open_codes, set_nprobe
 from .pairs import fit_on_pairs
 
 if TYPE_CHECKING:
@@ -143,11 +142,11 @@ class Index:
         record: how it was built: model, factory, dim, rows, nprobe, measured recall, store.
         rows: the table of keys, one row per vector.
         calibration: compares scores of different modalities.
-        source: the files of the index as a store, or the store whose FAISS shards it is.
+        source: the files of the index as a store.
+        coder: has the trained FAISS index.
         bias: share of own-modality rows among the 10 nearest, per modality, before and after the
             transform, in a balanced sample (0.5 without bias); None for one modality, and for an
             index that was opened or extended.
-        coder: has the trained FAISS index; None for a store with FAISS shards.
     """
 
     path: Path
@@ -155,8 +154,8 @@ class Index:
     rows: pa.Table
     calibration: Calibration
     source: Store
+    coder: CodeFormat
     bias: dict[str, dict[str, float]] | None = None
-    coder: CodeFormat | None = None
     _encoders: dict[tuple[str | None, ...], Encoder] = field(default_factory=dict, init=False)
 
     @property
@@ -187,12 +186,8 @@ class Index:
         """Open the index in the folder or at the URL ``path``; it is searched on GPUs where faiss
         finds any.
 
-        A store whose shards have FAISS indexes (`c3 embed --faiss`) is opened as one exact index of
-        its embeddings as they are: nothing is centred.
-
         Raises:
-            StoreError: if there is no index, it is damaged or unfinished, or shards of a store have
-                no index.
+            StoreError: if there is no index, or it is damaged or unfinished.
             TransformError: if its pipeline is damaged.
             MissingExtraError: if faiss is not installed.
         """
@@ -212,7 +207,10 @@ class Index:
             )
         source = Store.open(folder, codes=True)
         if not source.info.code_size:
-            return cls._of_store(source)
+            raise StoreError(
+                f"{folder} is {'an export' if source.info.exported else 'a store'}, not an index.",
+                remedy=f"Make an index of it: c3 index --store {folder}",
+            )
         record = ExportRecord.of(source.info)
         if source.manifest is None or record is None or "nprobe" not in record.index:
             raise StoreError(
@@ -224,6 +222,7 @@ class Index:
                 return cls.describe(folder)
         calibration = Calibration(load_moments(folder / MOMENTS_FILE)[0], Pipeline.load(folder))
         coder = CodeFormat(read_all(folder / TRAINED_FILE))
+        rows = _row_table(source)
         index = {**record.index}
         content = {
             "model": source.info.model,
@@ -231,44 +230,10 @@ class Index:
             "dim": source.info.dim,
             "metric": "cosine",
             **index,
+            "rows": rows.num_rows,
+            "shards": [part_name(*shard) for shard, part in source.shards.items() if part.rows],
         }
-        return cls._opened(source, content, coder, calibration)
-
-    @classmethod
-    def _of_store(cls, store: Store) -> Index:
-        """Return the FAISS indexes of the shards of a store as one."""
-        having = store.indexed
-        if not 0 < len(having) == len(store.shards):
-            raise StoreError(
-                f"{len(store.shards) - len(having):,} of {counted(len(store.shards), 'shard')} of "
-                f"the store "
-                f"{store.path} have no FAISS index of their present rows.",
-                remedy=f"Make those that are missing: c3 verify {store.path} --repair"
-                if having
-                else "Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
-            )
-        content = {
-            "model": store.info.model,
-            "factory": "Flat",
-            "dim": store.info.dim,
-            "metric": "cosine",
-            "store": "." if isinstance(store.path, Path) else str(store.path),
-        }
-        return cls._opened(store, content, None, Calibration.fit(store, pipeline=preset("c1")))
-
-    @classmethod
-    def _opened(
-        cls,
-        source: Store,
-        content: dict[str, Any],
-        coder: CodeFormat | None,
-        calibration: Calibration,
-    ) -> Index:
-        """Return the index of all rows of a store of codes, or of one whose shards have indexes."""
-        rows = _row_table(source)
-        parts = [part_name(*shard) for shard, record in source.shards.items() if record.rows]
-        content |= {"rows": rows.num_rows, "shards": parts}
-        return cls(source.path, content, rows, calibration, source, coder=coder)
+        return cls(source.path, content, rows, calibration, source, coder)
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}: {self.rows.num_rows:,} rows, {self.record['factory']})"
@@ -622,8 +587,7 @@ class Index:
     def _is_stale(self, store: Store) -> bool:
         """Return whether parts would be written or removed if the index were brought up to date."""
         record = ExportRecord.of(self.source.info)
-        if self.coder is None or record is None:
-            return store.manifest != self.source.manifest
+        assert record is not None  # that of an index that was opened
         recipe = Recipe(store, self.pipeline, self.coder, record.settings)
         modalities = record.asked.options["modality"] or store.modalities
         wanted = {}
@@ -696,20 +660,15 @@ def _row_table(source: Store) -> pa.Table:
 
     A text has the path of its image, video or sound.
     """
-    # Read the columns. `row_splits` needs pair_key, which is dropped below
-    is_index = bool(source.info.code_size)
+    # Read the columns
     tables = [_ROW_SCHEMA.empty_table()]
     for modality in source.modalities:
         schema = shard_schema(modality, source.info)
-        read_names = {*HIT_COLUMNS, "pair_key", *source.info.columns}
+        read_names = {*HIT_COLUMNS, *source.info.columns}
         columns = [name for name in schema.names if name in read_names]
         for batch in source.batches(modality, columns):
             shown: dict[str, Any] = {name: batch.column(name) for name in columns}
             shown["modality"] = pa.array([modality] * len(batch), pa.string())
-            if not is_index:
-                # An index has the splits that rows had when it was built; a store may have kept
-                # other ones than its rows name
-                shown["split"] = pa.array(row_splits(batch), pa.string())
             tables.append(pa.table(shown))
     names = [*_ROW_SCHEMA.names, *sorted(source.info.columns)]
     rows = pa.concat_tables(tables, promote_options="permissive").select(names)
@@ -724,16 +683,20 @@ def _row_table(source: Store) -> pa.Table:
 
 
 def find_index(folder: str | Path | None = None) -> Path:
-    """Return the folder that is given; for None ``c3-index``, or the store here if that alone has
-    FAISS indexes.
+    """Return the folder that is given; for None ``c3-index``, or if there is none, the index that
+    `c3 embed --faiss` made beside the store.
     """
     if folder is not None:
         return location(folder)
-    if not _OWN.exists():
-        place = location(os.environ.get("C3_STORE") or "c3-store")
-        if kind_of(place / INFO_FILE) == "file" and Store.open(place).indexed:
-            return place
+    beside = location(index_beside(os.environ.get("C3_STORE") or "c3-store"))
+    if not _OWN.exists() and kind_of(beside / INFO_FILE) == "file":
+        return beside
     return _OWN
+
+
+def index_beside(store: str | Path) -> str:
+    """Return where `c3 embed --faiss` puts the index of a store."""
+    return f"{str(store).rstrip('/')}-index"
 
 
 def _vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:

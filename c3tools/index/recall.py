@@ -13,11 +13,10 @@ from ..export.parts import Recipe
 from ..io.locations import kind_of
 from ..store import Store
 from ..store.manifest import StoreWriter
-from ..store.shard_indexes import load_faiss
 from ..store.shards import part_name, read_batches
 from ..transforms import Pipeline, preset
 from ..transforms.fitting import first_rows
-from .codes import CodeFormat, NearestCells, add_codes, cell_count, codes_of
+from .codes import CodeFormat, NearestCells, add_codes, cell_count, codes_of, load_faiss
 from .rows import TransformedRows
 
 _NEIGHBOURS = 10

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from ..errors import StoreError
 from ..reporter import counted
 from ..seeds import generator
-from ..store.shard_indexes import last_line, load_faiss
-from .codes import CodeFormat, cell_count, has_codes
+from .codes import CodeFormat, cell_count, has_codes, load_faiss
 from .rows import TransformedRows
 
 _FLAT_ROWS = 20_000
@@ -50,6 +51,15 @@ def train_coder(source: TransformedRows, count: int, factory: str, seed: int) ->
             f"({last_line(error)}).",
             remedy="Use --factory auto, Flat, or fewer cells.",
         ) from error
+
+
+def last_line(error: Exception) -> str:
+    """Return what an error of FAISS says, without the place in its source."""
+    return re.sub(
+        r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?",
+        "",
+        str(error).strip().splitlines()[-1],
+    )
 
 
 def _most_rows(dim: int) -> int:

@@ -23,8 +23,8 @@ def serve_index(
     """Serve a search page for an index until it is interrupted, and the same search in JSON.
 
     Args:
-        index: The folder of the index, or a store that c3 embed --faiss made. By default c3-index;
-            if it is not there, such a store.
+        index: The folder of the index. By default c3-index; if it is not there, the index that
+            c3 embed --faiss made beside the store.
         host: Address to listen on, of IPv4 or IPv6. 0.0.0.0: all of this machine's; anyone who
             reaches it can then search, and see the photos of the index.
         port: Port to listen on.

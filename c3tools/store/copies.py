@@ -92,8 +92,8 @@ def merge_stores(
     """Join stores of the same model into a new store.
 
     Keys that several stores share are an error unless ``keep`` or ``prefix`` is given. An item that
-    several stores have rows of is in its split of the first of them. The new store has FAISS
-    indexes if one of the stores has. Moments that `c3 means load` loaded are not copied.
+    several stores have rows of is in its split of the first of them. Moments that
+    `c3 means load` loaded are not copied.
 
     Args:
         stores: Two or more stores of the same model: folders or URLs (s3://, gs://).
@@ -405,13 +405,11 @@ def _make_copy(
 
 
 def _content_of(store: Store) -> str:
-    """Return a digest of the rows, the failures, the rows that are left out and the indexed shards
-    of a store.
-    """
+    """Return a digest of the rows, the failures and the rows that are left out of a store."""
     shards = [[*shard, store.shard_digest(*shard)] for shard in store.shards]
     failures = [asdict(failure) for failure in store.recorded_failures()]
     left_out = [[*row, reason] for row, reason in store.left_out.reasons.items()]
-    return digest_of(asdict(store.info), shards, failures, left_out, store.indexed)
+    return digest_of(asdict(store.info), shards, failures, left_out)
 
 
 def _finished_copy(folder: Path, made_from: str) -> CopyReport | None:

@@ -25,7 +25,6 @@ from ..moments import load_moments
 from ..reporter import SILENT, Reporter
 from .left_out import LeftOut, RowName
 from .manifest import MOMENTS_FILE, StoreWriter, new_store
-from .shard_indexes import keep_indexes
 from .shards import COPY_FILE, Failure, StoreInfo, part_name, write_rows
 
 
@@ -103,7 +102,7 @@ def copy_store(
     reporter: Reporter = SILENT,
     split_bytes: bool = True,
 ) -> dict[str, dict[str, int]]:
-    """Write a new store of the shards of others, with FAISS indexes if a source has them.
+    """Write a new store of the shards of others.
 
     Args:
         destination: its folder.
@@ -147,8 +146,6 @@ def copy_store(
             reasons |= left_out(store)
         record(building)
         StoreWriter(building, files=[COPY_FILE], left_out=LeftOut(reasons)).finish(listed)
-        if any(store.indexed for store in sources):
-            keep_indexes(building, reporter=reporter)
         rows: dict[str, dict[str, int]] = defaultdict(dict)
         for name, moments in sorted(load_moments(building / MOMENTS_FILE)[0].items()):
             modality, _, split = name.partition("/")

@@ -28,7 +28,6 @@ from .manifest import StoreWriter, create_store
 from .pairing import ambiguous_in, read_files, share_column
 from .reader import Store
 from .rows import Rows, match_items
-from .shard_indexes import keep_indexes
 from .shards import (
     CARRIED_TYPES,
     INFO_FILE,
@@ -315,8 +314,6 @@ def write_modalities(
                 _write_shards(store, info, rows, report, progress)
         writer.finish()
         store = Store.open(path)
-        if store.indexed:
-            keep_indexes(path, reporter=reporter)
     report.pairs = _count_pairs(store, list(report.rows))
     return report
 

@@ -247,7 +247,8 @@ def _list_rows(store: Store) -> LeftOutRows:
                 contents = left_out.column(name).fill_null("").to_pylist()
             items = item_keys(left_out).to_pylist()
             for key, item, content in zip(keys_of(left_out), items, contents, strict=True):
-                names = [RowName(modality, key), *(RowName(name, item) for name in media)]
+                # The row itself is named, or the image, video or sound of a text
+                names = [RowName(modality, key), *(RowName(name, item or "") for name in media)]
                 reason = next((reasons[name] for name in names if name in reasons), "")
                 rows.append(LeftOutRow(modality, key, reason, content))
     return LeftOutRows(store.path, rows)

@@ -1,7 +1,7 @@
 """The manifest of a store, and writing to a store: every writer ends with the manifest.
 
     manifest.json   {"checksum": of the others,
-                     "files": {"moments.safetensors": sha256, "image/_part-00000.faiss": sha256, …},
+                     "files": {"moments.safetensors": sha256, …},
                      "shards": {"image/part-00000.parquet": {"rows": n, "sha256": …, "size": n}}}
 
 What the manifest lists is the store. Shards that it does not list come from a run that did not
@@ -58,8 +58,6 @@ from .shards import (
     ShardRecord,
     StoreInfo,
     add_moments,
-    index_name,
-    is_index_name,
     part_name,
     part_named,
     read_batches,
@@ -84,7 +82,7 @@ class Differences:
     """Differences between the files of a store and those that its manifest lists.
 
     Attributes:
-        missing: names of listed files that are missing, FAISS indexes of shards apart.
+        missing: names of listed files that are missing.
         lost: the shards among them.
         unlisted_shards: the shards that are not listed.
         unlisted_files: the files of parts of other exports that are not listed.
@@ -108,8 +106,8 @@ class Manifest:
 
     Attributes:
         shards: by modality and number.
-        files: SHA-256 of the other files, by name; those in folders are FAISS indexes of shards, or
-            the parts of an export that is no store.
+        files: SHA-256 of the other files, by name; those in folders are the parts of an export that
+            is no store.
     """
 
     shards: Mapping[ShardName, ShardRecord]
@@ -141,16 +139,14 @@ class Manifest:
         content = {"files": self.files, "shards": shards}
         return json_text({"checksum": digest_of(content), **content})
 
-    def with_files(
-        self, store: Path, names: Collection[str], gone: Collection[str] = ()
-    ) -> Manifest:
+    def with_files(self, store: Path, names: Collection[str]) -> Manifest:
         """Return the manifest with other files beside the shards: those of ``names`` by the digest
-        that they have now, without ``gone`` and without those that do not exist.
+        that they have now, without those that do not exist.
         """
         files = dict(self.files)
-        for name in sorted({*names, *gone}):
+        for name in sorted(names):
             files.pop(name, None)
-            if name in names and kind_of(store / name):
+            if kind_of(store / name):
                 files[name] = sha256_of(store / name)
         return Manifest(self.shards, files)
 
@@ -159,7 +155,7 @@ class Manifest:
         present = set(names_below(store))
         present_shards = shards_among(present)
         lost = sorted(self.shards.keys() - present_shards)
-        missing_files = {name for name in self.files.keys() - present if not is_index_name(name)}
+        missing_files = self.files.keys() - present
         return Differences(
             missing=[*(part_name(*shard) for shard in lost), *sorted(missing_files)],
             lost=lost,
@@ -421,9 +417,8 @@ class StoreWriter:
             may_be_unlisted.add(LEFT_OUT_FILE)
         unlisted = may_be_unlisted - previous.files.keys()
         unlisted.update(previous.compare(self.path).unlisted_files)
-        stale_indexes = {index_name(*shard) for shard in stale_shards}
         manifest = Manifest(records | new_records, previous.files)
-        manifest = manifest.with_files(self.path, written | unlisted, gone=stale_indexes)
+        manifest = manifest.with_files(self.path, written | unlisted)
         write_text_atomically(self.path / MANIFEST_FILE, manifest.text())
         self.rewriting.discard()
         self.before = manifest  # a second call continues from here

@@ -53,7 +53,6 @@ from .shards import (
     StoreInfo,
     add_moments,
     header_of,
-    index_name,
     open_shard,
     part_name,
     read_failures,
@@ -217,12 +216,6 @@ class Store(HubRepository):
             shard: ShardRecord(read_header(self.file(*shard)).rows, "", 0)
             for shard in shards_in(self.path)
         }
-
-    @property
-    def indexed(self) -> list[ShardName]:
-        """The shards that have a FAISS index of their rows, as the manifest lists them."""
-        listed = self.manifest.files if self.manifest else {}
-        return [shard for shard in self.shards if index_name(*shard) in listed]
 
     @property
     def modalities(self) -> list[str]:

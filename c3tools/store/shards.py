@@ -340,18 +340,6 @@ def part_name(modality: str, index: int) -> str:
     return f"{modality}/part-{index:05d}.parquet"
 
 
-def index_name(modality: str, index: int) -> str:
-    """Return the name of the FAISS index of a shard; readers of a folder skip names that begin with
-    _.
-    """
-    return f"{modality}/_part-{index:05d}.faiss"
-
-
-def is_index_name(name: str) -> bool:
-    """Return whether a file of a store is the FAISS index of a shard."""
-    return "/" in name and name.endswith(".faiss")
-
-
 def shard_named(name: str) -> ShardName | None:
     """Return the shard whose file has this name, relative to the store; None for other files."""
     match = _SHARD.fullmatch(name)

@@ -30,7 +30,6 @@ from .manifest import (
 )
 from .rewriting import REWRITING, REWRITING_LIST
 from .rows import embedding_matrix, item_keys, one_array
-from .shard_indexes import keep_indexes
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
@@ -40,7 +39,6 @@ from .shards import (
     ShardRecord,
     StoreInfo,
     add_moments,
-    is_index_name,
     part_name,
     part_named,
     read_batches,
@@ -65,7 +63,7 @@ class Finding:
     Attributes:
         level: defect, or warning if the store is intact nevertheless.
         check: that found it: description, manifest, files, checksum, schema, values, norms,
-            moments, faiss, keys, pairing, failures, unfinished.
+            moments, keys, pairing, failures, unfinished.
         file: relative to the store; a folder if its files are meant.
         problem: what is wrong with the file.
         remedy: what to do.
@@ -190,7 +188,7 @@ def verify_store(
     if repair or forget:
         with locked(path), note_on_interrupt(lambda: kept):
             if result.defects:
-                _repair(result, repair=repair, forget=forget, reporter=reporter)
+                _repair(result, repair=repair, forget=forget)
                 result.open = len(_check(path, reporter).defects)
     return result
 
@@ -461,19 +459,15 @@ def _check_files(
     for name, digest in manifest.files.items():
         remedy = _remedy(name, info, copy_again)
         if kind_of(path / name) is None:
-            check = "faiss" if is_index_name(name) else "files"
-            result.add_defect(check, name, "it is listed, but missing", remedy)
+            result.add_defect("files", name, "it is listed, but missing", remedy)
         elif sha256_of(path / name) != digest:
-            check = "faiss" if is_index_name(name) else "checksum"
-            result.add_defect(check, name, _OTHER, remedy)
+            result.add_defect("checksum", name, _OTHER, remedy)
         elif name == MOMENTS_FILE and moments is not None and not info.code_size:
             _check_moments(result, moments, remedy)
 
 
 def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:
     """Return what to do about a listed file beside the shards that is missing or damaged."""
-    if is_index_name(name):
-        return "Make it anew from the rows: c3 verify --repair"
     if name == LEFT_OUT_FILE:
         return LEFT_OUT_REMEDY
     if name == EXTERNAL_FILE:
@@ -513,19 +507,18 @@ def _agree(first: Moments, second: Moments) -> bool:
     return first.n == second.n and np.allclose(kept, own, rtol=0, atol=atol)
 
 
-def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Reporter) -> None:
+def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
     """Repair what the findings name, under the lock of the store, and say so in ``result``."""
     path = result.store
     info, _ = _check_description(Verification(path))
     check_of = {finding.file: finding.check for finding in reversed(result.defects)}
-    indexes = [name for name, check in check_of.items() if check == "faiss"]
     rewritten = [name for name in _rewritable(info) if name in check_of]
     removed = []
     for name, check in check_of.items():
         if check in _OF_ROWS and part_named(name) is not None:
             removed.append(name)
     if repair:
-        for name in (*removed, *indexes, *rewritten):
+        for name in (*removed, *rewritten):
             if name != INFO_FILE:
                 remove(path / name)
         if INFO_FILE in check_of:
@@ -545,10 +538,7 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
         rows = counted(record.rows, "row")
         result.repaired.append(f"{part_name(*shard)} was given up; its {rows} are lost")
     if repair:
-        record_files(path, indexes)
-        if indexes:
-            keep_indexes(path, reporter=reporter)
-        result.repaired += [f"{name} was written again" for name in (*rewritten, *indexes)]
+        result.repaired += [f"{name} was written again" for name in rewritten]
 
 
 def _restore_info(path: Path) -> None:

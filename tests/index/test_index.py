@@ -19,7 +19,7 @@ from PIL import Image
 
 from c3tools import Store, export_store
 from c3tools.errors import StoreError, UnusedOptionError
-from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet
+from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet, find_index
 from c3tools.index.codes import NearestCells, set_nprobe
 from c3tools.index.training import choose_factory
 from c3tools.store import Rows
@@ -531,3 +531,21 @@ def test_an_index_is_centred_as_soon_as_there_are_rows_enough(tmp_path: Path) ->
     index = build_index(store, tmp_path / "index", reporter=messages)
     assert "its moments changed" in " ".join(messages.texts)
     assert index.calibration.moments.keys() == {"image", "text"}
+
+
+def test_the_index_beside_a_store_is_searched_if_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_index() == Path("c3-index")
+    gap_store(tmp_path / "c3-store", 30)
+    build_index("c3-store", "c3-store-index", factory="SQfp16", preset="c1")
+    assert find_index().name == "c3-store-index"
+    build_index("c3-store")
+    assert find_index() == Path("c3-index")
+
+
+def test_a_store_is_no_index(tmp_path: Path) -> None:
+    gap_store(tmp_path / "c3-store", 30)
+    with pytest.raises(StoreError, match=r"is a store, not an index\.\s+Make an index of it"):
+        Index.open(tmp_path / "c3-store")
