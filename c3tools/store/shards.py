@@ -176,37 +176,42 @@ class StoreInfo:
         """Describe rows in the layout of an export from their first file, and from a pipeline
         beside it.
         """
-        names, shards = names_in(store)[1], shards_in(store)
-        own, model, extra = b"", dict[str, Any](), dict[str, Any](rows_of="another program")
-        if shards and MANIFEST_FILE not in names:
-            path = store / part_name(*shards[0])
-            with (
-                refusing_damage(path, _LAYOUT),
-                name_or_file(path) as source,
-                pq.ParquetFile(source) as file,
-            ):
-                if not file.metadata.num_rows:
-                    raise ValueError("it has no rows")
-                column = next(file.iter_batches(1, columns=["embedding"])).column("embedding")
-                own = (file.schema_arrow.metadata or {}).get(METADATA_KEY, b"")
-            if not own and PIPELINE_FILE in names:
-                with refusing_damage(store / PIPELINE_FILE, "Save the pipeline again."):
-                    pipeline = read_json(store / PIPELINE_FILE)
-                    model = pipeline["provenance"].get("model") or {}
-                    extra["exported"] = {"settings": {"applied": len(pipeline["steps"])}}
-            if not own:
-                dtype = "float16" if column.type.value_type == pa.float16() else "float32"
-                return cls(
-                    ModelIdentity(model), len(column[0]), dtype, normalised=False, extra=extra
-                )
-        if shards:
+        shards = shards_in(store)
+        if not shards:
             raise StoreError(
-                f"The store {store} has shards, but no {INFO_FILE}.",
-                remedy=f"Write it again from a shard: c3 verify {store} --repair",
+                f"There is no store at {store} ({INFO_FILE} is missing).", remedy=_NO_STORE
             )
-        raise StoreError(
-            f"There is no store at {store} ({INFO_FILE} is missing).", remedy=_NO_STORE
+        info_is_lost = StoreError(
+            f"The store {store} has shards, but no {INFO_FILE}.",
+            remedy=f"Write it again from a shard: c3 verify {store} --repair",
         )
+        beside = names_in(store)[1]
+        if MANIFEST_FILE in beside:
+            raise info_is_lost
+        first_file = store / part_name(*shards[0])
+        with (
+            refusing_damage(first_file, _LAYOUT),
+            name_or_file(first_file) as source,
+            pq.ParquetFile(source) as file,
+        ):
+            if not file.metadata.num_rows:
+                raise ValueError("it has no rows")
+            embeddings = next(file.iter_batches(1, columns=["embedding"])).column("embedding")
+            is_shard_of_ours = METADATA_KEY in (file.schema_arrow.metadata or {})
+        if is_shard_of_ours:
+            raise info_is_lost
+
+        # Rows that went through a pipeline have it beside them
+        model: dict[str, Any] = {}
+        extra: dict[str, Any] = {"rows_of": "another program"}
+        if PIPELINE_FILE in beside:
+            with refusing_damage(store / PIPELINE_FILE, "Save the pipeline again."):
+                pipeline = read_json(store / PIPELINE_FILE)
+                model = pipeline["provenance"].get("model") or {}
+                extra["exported"] = {"settings": {"applied": len(pipeline["steps"])}}
+        dtype = "float16" if embeddings.type.value_type == pa.float16() else "float32"
+        dim = len(embeddings[0])
+        return cls(ModelIdentity(model), dim, dtype, normalised=False, extra=extra)
 
     @property
     def exported(self) -> dict[str, Any]:
