@@ -232,7 +232,8 @@ class Generator(ImageGenerator, HubRepository):
     Attributes:
         network: predicts the velocity of its flow.
         record: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``size``, ``seed``,
-            ``photos``, ``training``, ``trace``, ``validations``, ``best_val_loss``.
+            ``photos``, ``training``, ``trace``, ``validations`` (each a step, the training loss
+            since the last one, and its own loss), ``best_val_loss``.
     """
 
     def __init__(
@@ -267,18 +268,11 @@ class Generator(ImageGenerator, HubRepository):
 
     def losses(self) -> Table:
         """Return the losses of its training by step, as `c3 train-generator` prints them."""
-        training_losses = self.record["trace"]
         rows = []
-        for step, loss in self.record["validations"]:
-            # The training loss is noted at other steps: the next one stands beside it
-            training_loss = training_losses[-1][1]
-            for noted_at, noted_loss in training_losses:
-                if noted_at >= step:
-                    training_loss = noted_loss
-                    break
-            is_kept = loss == self.record["best_val_loss"]
-            validation_loss = f"{loss:.4f} (kept)" if is_kept else f"{loss:.4f}"
-            rows.append([f"{step:,}", f"{training_loss:.4f}", validation_loss])
+        for step, train_loss, val_loss in self.record["validations"]:
+            is_kept = val_loss == self.record["best_val_loss"]
+            validation_loss = f"{val_loss:.4f} (kept)" if is_kept else f"{val_loss:.4f}"
+            rows.append([f"{step:,}", f"{train_loss:.4f}", validation_loss])
         return Table(["step", "training loss", "validation loss"], rows)
 
     def card(self) -> Card:

@@ -148,7 +148,7 @@ class GeneratorTask(Task):
             "photos": {"train": len(self.train), "val": len(self.val)},
             "training": {**asdict(self.config), "precision": self.compute.precision},
             "trace": [list(point) for point in run.trace],
-            "validations": [[one.step, one.val_loss] for one in run.history],
+            "validations": [[one.step, one.train_loss, one.val_loss] for one in run.history],
             "best_val_loss": None if run.kept is None else run.kept.val_loss,
             "seconds": round(sum(one.seconds + one.facts["seconds"] for one in run.history), 1),
         }
