@@ -9,10 +9,10 @@ from typing import Any
 
 from ..choices import ExecutorName, ExportFormat, ExportRole, NumberFormat
 from ..corpus.splits import ALL
-from ..errors import OutputError, TransformError, note_on_interrupt
+from ..errors import OutputError, StoreError, TransformError, note_on_interrupt
 from ..executors import Executor
 from ..io.artifact import digest_of, holds_result
-from ..io.files import write_json_atomically, write_text_atomically
+from ..io.files import sha256_of, write_json_atomically, write_text_atomically
 from ..io.locations import location, size_of
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
@@ -289,7 +289,14 @@ def open_export(
     if (info.export_format == CODE_FORMAT) != is_index:
         other = "an export" if is_index else "an index"
         raise OutputError(f"{output} is {other}, not a former {name}.", remedy=new_folder)
-    return StoreWriter(output, files=files, reporter=reporter)
+    writer = StoreWriter(output, files=files, reporter=reporter)
+    listed = None if writer.before is None else writer.before.files.get(INFO_FILE)
+    if listed is not None and sha256_of(output / INFO_FILE) != listed:
+        raise StoreError(
+            f"{output / INFO_FILE} is not the file that {MANIFEST_FILE} lists: it is damaged.",
+            remedy=f"Write it again with `c3 verify {output} --repair`.",
+        )
+    return writer
 
 
 def _refuse_other_export(

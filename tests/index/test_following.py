@@ -127,6 +127,17 @@ def test_exchanged_parts_are_found_and_refused(folder: Path) -> None:
     assert index(folder).record["added"] == 60
 
 
+def test_a_damaged_part_is_made_again(folder: Path) -> None:
+    index(folder)
+    whole = contents(folder / "i")
+    file = folder / "i" / "text" / "part-00001.parquet"
+    content = bytearray(whole["text/part-00001.parquet"])
+    content[len(content) // 4] ^= 1  # a bit of a code or a key: the header is as it was
+    file.write_bytes(content)
+    assert index(folder).record["added"] == 60
+    assert contents(folder / "i") == whole
+
+
 @pytest.mark.parametrize("name", ["text/part-00001.parquet", "moments.safetensors", *FIT])
 def test_damage_is_found_refused_and_repaired(folder: Path, name: str) -> None:
     index(folder)
