@@ -376,6 +376,14 @@ def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -
         thread.start()
         try:
             browser.get(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+            browser.execute_script(
+                "document.querySelector('#file').onclick = event => "
+                "{ event.preventDefault(); document.title = 'a photo is chosen'; }"
+            )
+            element("#q").send_keys("\ue004")  # Tab, to the button for photos
+            browser.switch_to.active_element.send_keys("\ue007")  # Enter
+            until("document.title == 'a photo is chosen'")
+            browser.refresh()
             element("#q").send_keys("b 0\ue007")  # Enter
             until("document.querySelector('#hits figure.text blockquote')?.innerText == 'b 0'")
             until("[...document.images].some(i => i.naturalWidth > 0)")
