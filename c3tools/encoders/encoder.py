@@ -108,6 +108,14 @@ class Encoder:
         self._tokenizer = facts.tokenizer
         self._end_token = facts.end_token
 
+    def __repr__(self) -> str:
+        """Return model, dimension, device, precision and backend."""
+        compute = self.compute
+        return (
+            f"Encoder({self.identity.name!r}, dim={self.dim}, {compute.device}, "
+            f"{compute.precision}, {self.backend.name})"
+        )
+
     def require(self, *modalities: str) -> None:
         """Refuse modalities that the model does not embed; frames of videos are images.
 
