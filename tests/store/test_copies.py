@@ -163,6 +163,12 @@ def test_an_export_is_not_merged_with_a_store(tmp_path: Path, export_first: bool
     assert "Merge the stores that were exported" in str(refused.value)
 
 
+def test_a_split_into_its_own_store_is_refused(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s", images("ab")).path
+    with pytest.raises(OutputError, match=f"out is inside the store {store}"):
+        split_store(store, output=store / "out")
+
+
 def test_a_merge_says_what_to_do_about_another_dtype_and_one_name(tmp_path: Path) -> None:
     one = whole_store(tmp_path / "a" / "c3-store", dtype="float32").path
     two = whole_store(tmp_path / "b" / "c3-store").path
