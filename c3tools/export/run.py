@@ -13,11 +13,11 @@ from ..errors import OutputError, StoreError, TransformError, note_on_interrupt
 from ..executors import Executor
 from ..io.artifact import digest_of, holds_result
 from ..io.files import sha256_of, write_json_atomically, write_text_atomically
-from ..io.locations import location, size_of
+from ..io.locations import location, remove, size_of
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo
-from ..store.manifest import MOMENTS_FILE, StoreWriter
+from ..store.manifest import MOMENTS_FILE, Manifest, StoreWriter
 from ..store.rows import keys_of, match_items
 from ..store.shards import (
     CODE_FORMAT,
@@ -169,7 +169,9 @@ def export_store(
     kept = f"Finished files are kept in {output}; run the same command again to write the others."
     with locked(output), note_on_interrupt(lambda: kept):
         # See what is there, and refuse what may not be replaced
-        writer = open_export(output, is_index=False, files=_FILES, reporter=reporter)
+        writer = open_export(
+            output, is_index=False, files=_FILES, replaces=overwrite, reporter=reporter
+        )
         former = None if writer is None else ExportRecord.of(writer.info)
         if writer is not None and not overwrite:
             _refuse_other_export(output, former, asked, settings, refit=refit)
@@ -270,14 +272,15 @@ def _steps_before_noise(pipeline: Pipeline) -> int:
 
 
 def open_export(
-    output: Path, *, is_index: bool, files: Collection[str], reporter: Reporter
+    output: Path, *, is_index: bool, files: Collection[str], replaces: bool, reporter: Reporter
 ) -> StoreWriter | None:
     """Return a writer for the export in a folder or at a URL, or for ``is_index`` the index; None
     if there is none.
 
     Raises:
         OutputError: if there is something else.
-        StoreError: if store.json or the manifest is damaged.
+        StoreError: if store.json is damaged, or the manifest of an export that this run does not
+            replace.
     """
     name = "index" if is_index else "export"
     if not holds_result(output, name, (INFO_FILE, MANIFEST_FILE)):
@@ -289,6 +292,12 @@ def open_export(
     if (info.export_format == CODE_FORMAT) != is_index:
         other = "an export" if is_index else "an index"
         raise OutputError(f"{output} is {other}, not a former {name}.", remedy=new_folder)
+    if replaces:
+        # Without its manifest, an export is one that did not finish
+        try:
+            Manifest.load(output)
+        except StoreError:
+            remove(output / MANIFEST_FILE)
     writer = StoreWriter(output, files=files, reporter=reporter)
     listed = None if writer.before is None else writer.before.files.get(INFO_FILE)
     if listed is not None and sha256_of(output / INFO_FILE) != listed:

@@ -125,7 +125,9 @@ def build_index(
     kept = "What is finished was kept; run the same command again to make the rest."
     with locked(output), note_on_interrupt(lambda: kept):
         # Use the fit that is there, or make a new one
-        existing = open_export(output, is_index=True, files=_FILES, reporter=reporter)
+        existing = open_export(
+            output, is_index=True, files=_FILES, replaces=rebuild, reporter=reporter
+        )
         build = None
         if existing is not None and not rebuild:
             build = _reuse_fit(existing, store, request, modalities, reporter)

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from c3tools import Pipeline, Store, preset
 from c3tools.choices import ExportFormat
-from c3tools.errors import C3Error, OutputError
+from c3tools.errors import C3Error, OutputError, StoreError
 from c3tools.export import FORMATS, ExportReport, export_store
 from c3tools.io.locations import location
 from c3tools.seeds import keyed_normal
@@ -209,6 +209,17 @@ def test_another_export_is_replaced_only_if_asked() -> None:
     ok(preset="c1", format="npy", output="fresh")
     (OUT / "text" / "notes.txt").unlink()
     assert same("fresh")
+
+
+@pytest.mark.parametrize("damage", ["{", '{"checksum": ""}'])
+def test_an_export_with_a_damaged_manifest_is_replaced_if_asked(damage: str) -> None:
+    ok()
+    whole = contents(OUT)
+    (OUT / "manifest.json").write_text(damage)
+    with pytest.raises(StoreError, match=r"manifest\.json cannot be read"):
+        ok()
+    ok(overwrite=True)
+    assert contents(OUT) == whole
 
 
 def test_pipelines_of_files_and_of_exports() -> None:

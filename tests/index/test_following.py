@@ -283,3 +283,13 @@ def test_the_model_stays_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     given = opened.search("a dog", k=3, encoder=encoder)  # type: ignore[arg-type]
     assert first == second == given
     assert load.call_count == 1
+
+
+def test_an_index_with_a_damaged_manifest_is_rebuilt_if_asked(folder: Path) -> None:
+    index(folder)
+    whole = contents(folder / "i")
+    (folder / "i" / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match=r"manifest\.json cannot be read"):
+        index(folder)
+    index(folder, rebuild=True)
+    assert contents(folder / "i") == whole
