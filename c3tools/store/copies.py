@@ -51,12 +51,18 @@ class CopyReport:
         rows: by modality and split.
         dropped: rows that a merge left out, because an earlier store had their key.
         unnamed: rows whose split the file does not name; they keep the one they had.
+        new_splits: splits that the file names, and that neither the store has nor commands know.
+        unknown: keys in the file that the store does not have.
+        first_unknown: the first of them.
     """
 
     store: Path
     rows: dict[str, dict[str, int]] = field(default_factory=dict)
     dropped: int = 0
     unnamed: int = 0
+    new_splits: list[str] = field(default_factory=list)
+    unknown: int = 0
+    first_unknown: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -72,11 +78,21 @@ class CopyReport:
         return Table(["", *splits], cells, str(self.store))
 
     def notes(self) -> list[str]:
-        """Return a sentence on rows that a split file does not name."""
-        if not self.unnamed:
-            return []
-        rows = counted(self.unnamed, "row")
-        return [f"The table does not name {rows}; these stay in the split they were in."]
+        """Return sentences on new splits, on rows that a split file does not name, and on keys that
+        the store does not have.
+        """
+        notes = []
+        if self.new_splits:
+            names = ", ".join(self.new_splits)
+            new = counted(len(self.new_splits), "split")
+            notes.append(f"The table has {new} that the store did not have: {names}.")
+        if self.unnamed:
+            rows = counted(self.unnamed, "row")
+            notes.append(f"The table does not name {rows}; these stay in the split they were in.")
+        if self.unknown:
+            keys = counted(self.unknown, "key")
+            notes.append(f"The store has no rows of {keys} in the table: {self.first_unknown}, …")
+        return notes
 
     def line(self) -> str:
         """Return the rows of a merge, and how many were left out, in one line."""
@@ -272,6 +288,12 @@ def split_store(
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     item_splits = source.item_splits()
     named = _read_splits(Path(file), source, item_splits, key_column, split_column)
+    splits_before = {named_split(split) for split in item_splits.values()}
+    named_splits = {named_split(split) for key, split in named.items.items() if key in item_splits}
+    report.new_splits = sorted(named_splits - splits_before - {*HASH_FRACTIONS, LEFT_OUT})
+    unknown = [key for key in named.items if key not in item_splits]
+    report.unknown = len(unknown)
+    report.first_unknown = next(iter(unknown), "")
     settings["splits"] = named.items
     if named.rows:
         settings["rows"] = named.rows
@@ -448,10 +470,12 @@ def _make_copy(
 
     def record(folder: Path, rows: dict[str, dict[str, int]]) -> None:
         report.rows = rows
+        counts = asdict(report)
+        del counts["store"]
         content = {
             "made_from": made_from,
             "content": _content_of(Store.open(folder)),
-            "report": {"rows": rows, "dropped": report.dropped, "unnamed": report.unnamed},
+            "report": counts,
         }
         write_json_atomically(folder / COPY_FILE, content)
 

@@ -43,7 +43,7 @@ def read_reasons(store: Any) -> Mapping[RowName, str]:
     if kind_of(path) is None:
         return {}
     with (
-        refusing_damage(path, "Make the store again with `c3 split`."),
+        refusing_damage(path, "Check the store with `c3 verify`; --repair gives the reasons up."),
         name_or_file(path) as source,
         pq.ParquetFile(source, page_checksum_verification=True) as file,
     ):

@@ -27,6 +27,7 @@ from .manifest import (
     StoreWriter,
     record_files,
 )
+from .reasons import LEFT_OUT_FILE
 from .rewriting import REWRITING, REWRITING_LIST
 from .rows import embedding_matrix, item_keys, one_array
 from .shard_indexes import keep_indexes
@@ -470,6 +471,10 @@ def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:
         return "Load it again with `c3 means load FILE`, or remove it with `c3 means unload`."
     if part_named(name) is not None:
         return f"Remove it with `c3 verify --repair`, then run `{info.command}` again to make it."
+    if name == LEFT_OUT_FILE:
+        return (
+            f"{copy_again} `c3 verify --repair` gives up the reasons in it; the rows stay left out."
+        )
     if name in _rewritable(info):
         return f"{copy_again} `c3 verify --repair` writes it again."
     fit_anew = "--rebuild" if info.code_size else "--refit"
@@ -511,11 +516,13 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
     indexes = [name for name, check in check_of.items() if check == "faiss"]
     rewritten = [name for name in _rewritable(info) if name in check_of]
     removed = []
+    # The splits of the rows say what is left out, and the reasons are nowhere else
+    without_reasons = [name for name in (LEFT_OUT_FILE,) if name in check_of]
     for name, check in check_of.items():
         if check in _OF_ROWS and part_named(name) is not None:
             removed.append(name)
     if repair:
-        for name in (*removed, *indexes, *rewritten):
+        for name in (*removed, *indexes, *rewritten, *without_reasons):
             if name != INFO_FILE:
                 remove(path / name)
         if INFO_FILE in check_of:
@@ -535,10 +542,11 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
         rows = counted(record.rows, "row")
         result.repaired.append(f"{part_name(*shard)} was given up; its {rows} are lost")
     if repair:
-        record_files(path, indexes)
+        record_files(path, [*indexes, *without_reasons])
         if indexes:
             keep_indexes(path, reporter=reporter)
         result.repaired += [f"{name} was written again" for name in (*rewritten, *indexes)]
+        result.repaired += [f"the reasons in {name} were given up" for name in without_reasons]
 
 
 def _restore_info(path: Path) -> None:

@@ -304,6 +304,20 @@ def test_a_split_table_without_keys_of_the_store_is_refused_with_its_columns(
         split_store(store, output=tmp_path / "new", file=file)
 
 
+def test_new_splits_and_keys_that_are_not_in_the_store_are_said(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s", images("abc", "base")).path
+    table = tmp_path / "splits.csv"
+    table.write_text("key,split\na,tets\nb,Testing\nc,base\nx,tset\ny,test\n")
+    for _ in range(2):  # the second run finds the store there
+        report = split_store(store, output=tmp_path / "out", file=table)
+        assert report.notes() == [
+            "The table has 1 split that the store did not have: tets.",
+            "The store has no rows of 2 keys in the table: x, …",
+        ]
+    table.write_text("key,split\na,test\nb,left-out\nc,base\n")
+    assert split_store(store, output=tmp_path / "known", file=table).notes() == []
+
+
 def test_a_file_of_karpathy_names_splits(tmp_path: Path) -> None:
     store = build_store(tmp_path / "one", images("ab")).path
     file = tmp_path / "dataset.json"

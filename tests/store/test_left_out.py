@@ -211,6 +211,11 @@ def test_verify_finds_a_damaged_list_of_reasons(
     assert not c3tools.verify_store(new.path).whole
     with pytest.raises(StoreError, match=r"left-out\.parquet"):
         c3tools.list_left_out(new.path)
+    splits = splits_of(new)
+    repaired = c3tools.verify_store(new.path, repair=True)
+    assert "--repair` gives up the reasons" in repaired.findings[0].remedy
+    assert (repaired.whole, splits_of(Store.open(new.path))) == (True, splits)
+    assert [(row[1], row[2]) for row in listed(new.path)] == [("img1#0", "")]
 
 
 @pytest.mark.parametrize("lost", [["text"], ["image", "text"]])
