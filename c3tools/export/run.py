@@ -15,6 +15,7 @@ from ..io.artifact import digest_of, holds_result
 from ..io.files import sha256_of, write_json_atomically, write_text_atomically
 from ..io.locations import location, remove, size_of
 from ..io.lock import locked
+from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo
 from ..store.manifest import MOMENTS_FILE, Manifest, StoreWriter
@@ -90,8 +91,8 @@ class ExportReport:
 
 def export_store(
     store: Store | str | Path = "c3-store",
-    output: str | Path = "c3-export",
     *,
+    output: str | Path = "c3-export",
     preset: str = "c3",
     pipeline: Pipeline | str | Path | None = None,
     format: ExportFormat = "parquet",
@@ -150,6 +151,7 @@ def export_store(
             run.
         StoreError: if the store cannot be read.
     """
+    modality = as_list(modality)
     store = Store.open(store, reporter=reporter)
     _check_choices(format=format, dtype=dtype, role=role)
     wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)

@@ -31,6 +31,7 @@ from ..errors import GeneratorError, reason_of
 from ..identity import ModelIdentity
 from ..io.artifact import ArtifactType, digest_of, reading, writing
 from ..io.hub import Card, HubRepository
+from ..lists import as_list
 from ..reporter import SILENT, Reporter
 from ..seeds import keyed_normal, torch_seed
 from ..store import Store
@@ -126,6 +127,8 @@ class ImageGenerator(ABC):
             GeneratorError: if the model or the dimension is another than the generator's.
             EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
         """
+        texts = as_list(texts)
+        images = as_list(images)
         if sum(given is not None for given in (texts, images, embeddings)) != 1:
             raise GeneratorError("Give exactly one of texts, photos and embeddings.")
         if embeddings is None:
@@ -194,7 +197,7 @@ class ImageGenerator(ABC):
         )
         self.check_model(encoder.identity, encoder.dim)
         if texts is None:
-            return encoder.encode_images(list(images or ()), batch_size=1)
+            return encoder.encode_images(images or [], batch_size=1)
         return encoder.encode_texts(texts, batch_size=1)
 
     @property

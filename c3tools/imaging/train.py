@@ -29,6 +29,7 @@ from ..choices import GeneratorSize, Precision
 from ..devices import Compute
 from ..errors import GeneratorError
 from ..io.artifact import digest_of, reserve_output
+from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, torch_seed
 from ..store import Store
@@ -331,6 +332,7 @@ def train_generator(
         TransformError: if sigma, the preset or the pipeline cannot be used.
         MissingExtraError: if diffusers is not installed.
     """
+    set = as_list(set)
     store = Store.open(store, reporter=reporter)
     training_pipeline = TrainingPipeline.choose(store, pipeline, preset, sigma, reporter=reporter)
     size_settings = load_size(size, set)

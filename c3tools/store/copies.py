@@ -30,6 +30,7 @@ from ..corpus.tables import IMAGE_KEY, pick, pick_all, read_table, text_columns
 from ..errors import StoreError
 from ..io.artifact import digest_of
 from ..io.files import MALFORMED, read_json, write_json_atomically
+from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted, counted_rows
 from ..tables import Table
 from .dataset import copy_store, with_column
@@ -127,6 +128,7 @@ def merge_stores(
             export, keys repeat, a shard is damaged, or ``output`` is a URL or contains anything
             but the result of the same merge, which is returned.
     """
+    stores = as_list(stores)
     if keep and (prefix or keep != "first"):
         raise StoreError(
             f"--keep {keep} cannot be used here.", remedy="Use either --keep first or --prefix."

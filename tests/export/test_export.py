@@ -269,17 +269,17 @@ OUT, URL = Path("c3-export"), "s3://bucket/runs/export"
 
 @pytest.mark.parametrize("format", ["parquet", "npy"])
 def test_an_export_at_a_url(store: Store, tmp_path: Path, s3: Faults, format: ExportFormat) -> None:
-    disk = export_store(store, tmp_path / "disk", format=format)
+    disk = export_store(store, output=tmp_path / "disk", format=format)
     s3.every = 7
     cut = Mock(wraps=write_rows, side_effect=[DEFAULT] * 3 + [KeyboardInterrupt])
     with patch("c3tools.export.formats.write_rows", cut), pytest.raises(KeyboardInterrupt):
-        export_store(store, URL, format=format, workers=1)
-    there = export_store(store, URL, format=format)
+        export_store(store, output=URL, format=format, workers=1)
+    there = export_store(store, output=URL, format=format)
     assert (there.parts, there.kept, there.rows, there.bytes) == (3, 3, disk.rows, disk.bytes)
     assert contents_at_url(location(URL)) == contents(tmp_path / "disk")
     assert s3.failed > 3
     with pytest.raises(OutputError, match="its pipeline changed"):
-        export_store(store, URL, preset="c1", format=format)
-    export_store(store, URL, preset="c1", format=format, overwrite=True)
-    export_store(store, tmp_path / "other", preset="c1", format=format)
+        export_store(store, output=URL, preset="c1", format=format)
+    export_store(store, output=URL, preset="c1", format=format, overwrite=True)
+    export_store(store, output=tmp_path / "other", preset="c1", format=format)
     assert contents_at_url(location(URL)) == contents(tmp_path / "other")

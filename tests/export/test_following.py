@@ -54,7 +54,7 @@ def change(folder: Path) -> None:
 
 
 def export(folder: Path, output: str = "e", **options: Any) -> Any:
-    return export_store(folder / "s", folder / output, workers=1, **options)
+    return export_store(folder / "s", output=folder / output, workers=1, **options)
 
 
 def fresh_with_the_fit_of(folder: Path, **options: Any) -> dict[str, bytes]:
@@ -228,8 +228,8 @@ def test_the_export_of_another_store_is_not_brought_up_to_date(folder: Path) -> 
     write_photos(folder / "c2", {f"other{i:02d}": f"#{i * 5:02x}0000" for i in range(48)})
     embed(folder, "c2", "other")
     with pytest.raises(OutputError, match=r"of another store[\s\S]*--overwrite"):
-        export_store(folder / "other", folder / "e")
-    export_store(folder / "other", folder / "e", overwrite=True)
+        export_store(folder / "other", output=folder / "e")
+    export_store(folder / "other", output=folder / "e", overwrite=True)
     assert Store.open(folder / "e").load("image").keys[0] == "other00"
 
 

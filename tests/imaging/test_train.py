@@ -238,7 +238,7 @@ def test_an_export_before_the_noise_gives_the_weights_of_the_store(
     train: Train, store: Store
 ) -> None:
     noise: dict[str, Any] = {"preset": "c3", "sigma": 0.1}
-    export_store(store, "export", train_on="image", before_noise=True, **noise)
+    export_store(store, output="export", train_on="image", before_noise=True, **noise)
     of_export: dict[str, Any] = {"store": "export", "sigma": None}
     own, other = train(**of_export)[0], train(output="other", **noise)[0]
     assert own.fingerprint() == other.fingerprint()

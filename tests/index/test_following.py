@@ -52,7 +52,7 @@ def grow(folder: Path) -> None:
 
 
 def index(folder: Path, output: str = "i", **options: Any) -> Index:
-    return build_index(folder / "s", folder / output, **options)
+    return build_index(folder / "s", output=folder / output, **options)
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,SQfp16"])
@@ -217,9 +217,9 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
 def test_an_index_at_a_url(folder: Path, s3: Faults) -> None:
     local = index(folder)
     s3.every = 7
-    build_index(folder / "s", "s3://bucket/index")
+    build_index(folder / "s", output="s3://bucket/index")
     grow(folder)
-    there = build_index(folder / "s", "s3://bucket/index")
+    there = build_index(folder / "s", output="s3://bucket/index")
     local = index(folder)
     query = Store.open(folder / "s").load("text").embeddings[:3]
     assert there.rank(query, "text") == local.rank(query, "text")
@@ -233,7 +233,7 @@ def test_an_index_at_a_url_finds_its_store(
     folder: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    built = build_index("s", "s3://bucket/index")
+    built = build_index("s", output="s3://bucket/index")
     assert built.store_path == folder / "s"
     # an index and its store that were copied together
     index(folder)
@@ -252,8 +252,8 @@ def test_an_index_is_no_store_and_no_export(folder: Path) -> None:
     with pytest.raises(StoreError, match="is an index, which has no embeddings"):
         Store.open(folder / "i")
     with pytest.raises(OutputError, match="is an index, not a former export"):
-        export_store(folder / "s", folder / "i", overwrite=True)
-    export_store(folder / "s", folder / "e")
+        export_store(folder / "s", output=folder / "i", overwrite=True)
+    export_store(folder / "s", output=folder / "e")
     with pytest.raises(OutputError, match="is an export, not a former index"):
         index(folder, "e", rebuild=True)
 

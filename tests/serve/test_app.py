@@ -34,7 +34,7 @@ COLOURS = {"a": "red", "b": "blue", "c": "lime", "d": "gold", "e": "navy"}
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("serve")
     embed_colours(colour_corpus(folder / "photos", COLOURS), folder / "c3-store")
-    return build_index(folder / "c3-store", folder / "index", preset="c1")
+    return build_index(folder / "c3-store", output=folder / "index", preset="c1")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def sound_client(tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "a.ogg").write_bytes(b"OggS of a")
     paths = [str(tmp_path / name) for name in ("a.ogg", "b.mp3")]
     build_store(tmp_path / "s", Rows.of("audio", ["a", "b"], unit_rows(2, 8), path=paths))
-    index = build_index(tmp_path / "s", tmp_path / "index", preset="c1")
+    index = build_index(tmp_path / "s", output=tmp_path / "index", preset="c1")
     with testclient.TestClient(
         create_app(index, colour_encoder()), base_url="http://127.0.0.1"
     ) as client:

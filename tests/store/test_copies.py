@@ -156,7 +156,7 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("export_first", [True, False])
 def test_an_export_is_not_merged_with_a_store(tmp_path: Path, export_first: bool) -> None:
     store = whole_store(tmp_path / "store")
-    export_store(whole_store(tmp_path / "other"), tmp_path / "export", preset="c2-collapse")
+    export_store(whole_store(tmp_path / "other"), output=tmp_path / "export", preset="c2-collapse")
     stores = [store.path, tmp_path / "export"]
     with pytest.raises(StoreError, match=r"export is an export: .* pipeline") as refused:
         merge_stores(sorted(stores, reverse=not export_first), output=tmp_path / "m")

@@ -59,7 +59,7 @@ def test_every_reader_gives_the_same_rows(store: Store, naming: list[str], tmp_p
         "image", "train"
     ] == train
     assert preset("c3").fit(store).provenance["split_rule"] == store.split_note
-    assert export_store(store, tmp_path / "out").rows["text"]["training"] == 2 * train
+    assert export_store(store, output=tmp_path / "out").rows["text"]["training"] == 2 * train
     said = Messages()
     learned, _ = read_features(store=store).inputs().train_and_val("train", ("image", "text"), said)
     assert set(learned.items) == set(store.load("image", "train").keys) and said.texts == [

@@ -129,7 +129,7 @@ def test_exports_have_no_rows_that_are_left_out(
     store: Store, tmp_path: Path, format: ExportFormat
 ) -> None:
     new = split_by(store, tmp_path / "new", img0="left-out", img1_0="left-out")
-    report = c3tools.export_store(new, tmp_path / "export", format=format)
+    report = c3tools.export_store(new, output=tmp_path / "export", format=format)
     assert {name: sum(roles.values()) for name, roles in report.rows.items()} == {
         "image": 39,
         "text": 77,
@@ -138,7 +138,7 @@ def test_exports_have_no_rows_that_are_left_out(
 
 def test_a_search_finds_no_rows_that_are_left_out(store: Store, tmp_path: Path) -> None:
     new = split_by(store, tmp_path / "new", img0="left-out")
-    index = c3tools.build_index(new, tmp_path / "index")
+    index = c3tools.build_index(new, output=tmp_path / "index")
     result = index.search(vector=store.load("image").embeddings[:1], modality="image", k=200)
     keys = {hit.key for hit in result[0].hits}
     assert len(keys) == 39 + 78
