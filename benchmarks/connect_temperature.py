@@ -51,7 +51,7 @@ def scores(
     if not (folder / "connect.json").exists():
         connect_heads(
             features,
-            folder,
+            output=folder,
             dropout=0.5,
             cone=1.33,
             logit_scale=scale,
@@ -107,7 +107,7 @@ def main() -> None:
         ]
         lines.append(f"| {scale} | {' | '.join(cells)} |")
         for each in folders if arguments.stores else ():
-            apply_heads(arguments.work / each, features, arguments.stores / each)
+            apply_heads(arguments.work / each, features, output=arguments.stores / each)
     print("\n".join(lines))
 
 

@@ -163,7 +163,11 @@ def measure_commands(
     features = c3tools.read_features(store=store)
     with table.seconds("c3 connect heads"):
         c3tools.connect_heads(
-            features, folder / "heads", epochs=1 if small else 20, batch_size=8, device=device
+            features,
+            output=folder / "heads",
+            epochs=1 if small else 20,
+            batch_size=8,
+            device=device,
         )
     training: dict[str, Any] = {"sigma": 0.1, "train_split": "all", "device": device}
     with table.seconds("c3 train-decoder, size tiny"):

@@ -54,7 +54,7 @@ def print_recall(store: Store, *, slow: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             record = build_index(
-                store, folder, pipeline=pipeline, modality=modalities, factory=factory
+                store, output=folder, pipeline=pipeline, modality=modalities, factory=factory
             ).record
             seconds = time.perf_counter() - start
         label = f"{record['rows']:,} {' + '.join(modalities)}"

@@ -64,7 +64,7 @@ def build_photo_index(images: Rows, texts: Rows, work: Path) -> Path:
         text_meta=work / "text.jsonl",
         model="c3-mini",
     )
-    return c3tools.build_index(work / "photos", work / "photos-index").path
+    return c3tools.build_index(work / "photos", output=work / "photos-index").path
 
 
 def build_random_index(count: int, dim: int, work: Path) -> Path:
@@ -79,7 +79,7 @@ def build_random_index(count: int, dim: int, work: Path) -> Path:
         text=work / "text.npy",
         model="c3-mini",
     )
-    return c3tools.build_index(work / "random", work / "random-index").path
+    return c3tools.build_index(work / "random", output=work / "random-index").path
 
 
 def milliseconds(seconds: Sequence[float]) -> list[str]:

@@ -135,12 +135,12 @@ def optional_module(name: str, package: str, *, extra: str, purpose: str) -> Any
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error of any library says, in one line of at most 500 letters; its kind if it
-    says nothing.
+    """Return what an error of any library says, in one line of at most 500 letters, without a full
+    stop at its end; its kind if it says nothing.
     """
     text = getattr(error, "strerror", None) or str(error)
     one_line = " ".join(str(text).split())
-    return one_line[:500] or type(error).__name__
+    return one_line[:500].rstrip(".") or type(error).__name__
 
 
 def remedy_of(error: OSError) -> str:

@@ -14,9 +14,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from ._console import err, message, write_json
 from ._derive import CommandSource, derive, summary
-from ._former import add_present_spelling
-
-UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy in typer since 0.29
 
 # in the order of the workflow
 COMMANDS = {
@@ -127,9 +124,6 @@ class _Group(TyperGroup):
                     "Free some memory or use a machine with more, then run the same command again."
                 )
                 _fail(ctx, error, OUT_OF_MEMORY, remedy)
-            if isinstance(error, UsageError):
-                add_present_spelling(error)
-                raise
             if isinstance(error, C3Error):
                 code = 2 if isinstance(error, UnusedOptionError) else 1
                 _fail(ctx, error, error.message, error.remedy, code)

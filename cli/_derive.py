@@ -35,7 +35,6 @@ from c3tools.errors import C3Error
 from c3tools.io.locations import is_url
 
 from ._console import out, write_json
-from ._former import FORMER_FLAGS
 from ._options import NamedFile, option_settings, output_file
 
 _EXPERT_PANEL = "Options for experts and clusters"
@@ -247,10 +246,7 @@ class _DerivedCommand(TyperCommand):
     derived: _Command
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line; refuse former flags, and a second value for an option that has
-        one.
-        """
-        self._refuse_former_flags(ctx, args)
+        """Parse the command line; refuse a second value for an option that has one."""
         rewritten = []
         for argument, following in zip_longest(args, args[1:], fillvalue=""):
             rewritten.append(argument)
@@ -295,13 +291,6 @@ class _DerivedCommand(TyperCommand):
             if other in settings.not_with or (is_alone and name not in (other, "json")):
                 return f"with {self.derived.flags(other)[0]}"
         return settings.unused(values) if settings.unused else None
-
-    def _refuse_former_flags(self, ctx: Any, args: list[str]) -> None:
-        flags = {flag for option in self.params for flag in option.opts}
-        for argument in args:
-            replacement = FORMER_FLAGS.get(argument, "")
-            if argument not in flags and replacement.partition(" ")[0] in flags:
-                ctx.fail(f"{argument} is now {replacement}.")
 
 
 def summary(name: str, source: CommandSource) -> str:

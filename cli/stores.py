@@ -21,9 +21,10 @@ NOT_WHOLE = 3  # the exit code of `c3 verify`
 def embed(paths: list[str], *, faiss: bool = False, strict: bool = False, **options: Any) -> Any:
     """Embed images and videos with their captions, or texts, into a store.
 
-    Captions are detected automatically for each image: captions.jsonl, metadata.jsonl, metadata.csv
-    or COCO .json in the folder, or a .txt file with the name of the image. Tars and tables contain
-    their own. Run the same command again to continue an interrupted run or to add new inputs.
+    Captions are detected automatically for each image: captions.jsonl, metadata.jsonl,
+    metadata.csv, captions.csv or COCO .json in the folder, or a .txt file with the name of the
+    image. Tars and tables contain their own. Run the same command again to continue an interrupted
+    run or to add new inputs.
 
     Inputs that cannot be embedded are listed in failures.parquet, and the run goes on. The exit
     code is 1 if every image, video, sound or text failed, or with --strict if any input did.
@@ -49,7 +50,7 @@ def embed(paths: list[str], *, faiss: bool = False, strict: bool = False, **opti
         is_half = store.info.normalised and store.info.dtype == "float16"
         c3tools.build_index(
             store,
-            index_beside(store.path),
+            output=index_beside(store.path),
             factory="SQfp16" if is_half else "Flat",
             preset="c1",
             reporter=reporter(),

@@ -75,5 +75,5 @@ dict(zip(images.keys[:3], written, strict=True))
 # Each modality is searched by itself: first the nearest images, then the nearest texts.
 
 # %%
-index = c3tools.build_index(store, folder / "c3-index")
+index = c3tools.build_index(store, output=folder / "c3-index")
 index.search("a dog on the grass", k=3)[0]

@@ -52,7 +52,7 @@ def main(images: Path, folder: Path, query: str) -> None:
     means = [collapsed(pipeline, store.load(name)).mean(axis=0) for name in ("image", "text")]
     before = gap.length.value if gap else float("nan")
     print(f"the gap was {before:.2f} and is {np.linalg.norm(means[0] - means[1]):.2f}")
-    for hit in best(c3tools.build_index(store, folder / "index"), encoder, query):
+    for hit in best(c3tools.build_index(store, output=folder / "index"), encoder, query):
         print(f"{hit.score:5.2f} {hit.modality:5} {hit.key}")
 
 

@@ -125,6 +125,7 @@ def test_the_reason_is_one_line_of_at_most_500_letters() -> None:
         (KeyError(), "KeyError"),
         (OSError(2, "No such file", "x.png"), "No such file"),
         (ValueError("ab " * 300), "ab " * 166 + "ab"),
+        (ValueError("It is cut. Use it again..."), "It is cut. Use it again"),
     ):
         assert reason_of(error) == said
 

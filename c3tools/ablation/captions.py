@@ -30,6 +30,7 @@ from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import C3Error, MetricError, TransformError
 from ..io.artifact import digest_of
+from ..lists import as_list
 from ..metrics.captions import DEFAULT_METRICS, require_metrics, score_captions
 from ..metrics.retrieval import nearest
 from ..moments import Moments, unit_rows
@@ -109,6 +110,8 @@ def ablate(
         StoreError: if texts or images are missing.
         OutputError: if ``output`` contains other files, or another run is writing to it.
     """
+    set = as_list(set)
+    metrics = as_list(metrics)
     names = chosen_methods(methods, METHODS)
     sigmas = chosen_sigmas(sigma)
     if split == "val" and PAIRS in sigmas:

@@ -26,6 +26,7 @@ from ..imaging.model import SAMPLING_STEPS, Size, load_size
 from ..imaging.photos import Photos
 from ..imaging.train import GeneratorTask, training_photos
 from ..io.artifact import digest_of
+from ..lists import as_list
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
@@ -92,6 +93,8 @@ def ablate_images(
         StoreError: if texts or images are missing.
         OutputError: if ``output`` contains other files, or another run is writing to it.
     """
+    set = as_list(set)
+    encoder = as_list(encoder)
     names = chosen_methods(methods, IMAGE_METHODS)
     command = command_of(
         "ablate-images",

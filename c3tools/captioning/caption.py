@@ -38,6 +38,7 @@ from ..errors import (
 from ..executors import cores
 from ..io.artifact import digest_of
 from ..io.locations import is_url, location
+from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows
 from ..store.import_embeddings import read_rows
@@ -96,7 +97,7 @@ class Captions:
 
 
 def caption_images(
-    paths: Sequence[str | Path] = (),
+    paths: str | Path | Sequence[str | Path] = (),
     *,
     embeddings: str | Path | None = None,
     modality: str = "image",
@@ -206,7 +207,7 @@ def caption_images(
         suffixes = IMAGE_SUFFIXES
         if find_plugin(model or str(decoder.model.get("name", ""))) is not None:
             suffixes = IMAGE_SUFFIXES | AUDIO_SUFFIXES
-        files, failures = _files_by_key([Path(path) for path in paths], suffixes, follow_symlinks)
+        files, failures = _files_by_key(as_list(paths), suffixes, follow_symlinks)
     else:
         decoder.check_model(identity, rows.embeddings.shape[1])
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
@@ -316,9 +317,13 @@ def _row_batches(rows: Rows, modality: str, pending: Sequence[str], size: int) -
 def _image_batches(
     photos: Mapping[str, Path], pending: Sequence[str], encoder: Encoder, size: int
 ) -> Iterator[_Batch]:
-    """Yield the embeddings of the pending photos, at most ``size`` at a time."""
+    """Yield the embeddings of the pending photos: ``size`` at a time, or, if that is more than
+    `_PHOTOS`, in whole batches of the encoder that have at least as many.
+    """
     images = [ImageItem(key, str(photos[key]), None, None) for key in pending]
-    options = EmbedOptions(workers=None if len(images) > _FEW else 0)
+    options = EmbedOptions(
+        workers=None if len(images) > _FEW else 0, batch_size=size if size < _PHOTOS else None
+    )
     keys: list[str] = []
     parts: list[Matrix] = []
     failures: list[Failure] = []
@@ -352,7 +357,7 @@ def _sound_batches(
 
 
 def _files_by_key(
-    paths: Sequence[Path], suffixes: frozenset[str], follow_symlinks: bool = False
+    paths: Sequence[str | Path], suffixes: frozenset[str], follow_symlinks: bool = False
 ) -> tuple[dict[str, Path], list[Failure]]:
     """Find files by their suffixes; their keys are paths relative to the folder without the
     suffix, as in a store.
@@ -370,8 +375,9 @@ def _files_by_key(
         )
     path_by_key: dict[str, Path] = {}
     listed = Corpus()
-    has_several_folders = sum(path.is_dir() for path in paths) > 1
-    for root in paths:
+    roots = [Path(path) for path in paths]
+    has_several_folders = sum(root.is_dir() for root in roots) > 1
+    for root in roots:
         images = find_images(listed, root, follow_symlinks, suffixes)
         if not images:
             raise _error_without_images(root, suffixes)

@@ -29,6 +29,7 @@ from ..errors import DecoderError
 from ..identity import ModelIdentity
 from ..io.artifact import ArtifactType, digest_of, reading, writing
 from ..io.hub import Card, HubRepository, local_folder
+from ..lists import as_list
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..tables import Table
@@ -75,7 +76,7 @@ class Captioner(HubRepository):
 
     def caption(
         self,
-        images: Sequence[str | Path | Image.Image] | None = None,
+        images: str | Path | Image.Image | Sequence[str | Path | Image.Image] | None = None,
         *,
         embeddings: Matrix | None = None,
         modality: str = "image",
@@ -96,7 +97,7 @@ class Captioner(HubRepository):
         float16.
 
         Args:
-            images: paths or PIL images; None if embeddings are given.
+            images: paths or PIL images, or one of them; None if embeddings are given.
             embeddings: (n, d), as the encoder computes them; the pipeline is applied here. No
                 encoder is loaded for them, unless they are steered.
             modality: of the embeddings.
@@ -118,6 +119,7 @@ class Captioner(HubRepository):
                 cannot come from the encoder, or the options contradict each other.
             EncoderError: if the encoder cannot be loaded, or an image cannot be read.
         """
+        images = as_list(images)
         if (images is None) == (embeddings is None):
             raise DecoderError(
                 "Captions need either images or embeddings.", remedy="Pass one of them."

@@ -18,6 +18,7 @@ from ..corpus.items import PART_SUFFIX
 from ..corpus.splits import ALL, split_order
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
+from ..lists import as_list
 from ..metrics.caption_metric import EncodedImages
 from ..metrics.captions import (
     DEFAULT_METRICS,
@@ -160,7 +161,7 @@ def evaluate_captions(
             if the captions of the store are in parts (``long_texts="chunk"``).
         MissingExtraError: if pycocoevalcap is not installed.
     """
-    metric_names = DEFAULT_METRICS if metrics is None else tuple(metrics)
+    metric_names = DEFAULT_METRICS if metrics is None else as_list(metrics)
     image_metrics = [metric.name for metric in require_metrics(metric_names) if metric.needs_images]
     if captions is None:
         if not isinstance(decoder, Captioner):

@@ -27,6 +27,7 @@ from ..choices import DecoderSize, Monitor, Precision
 from ..devices import Compute
 from ..errors import DecoderError
 from ..io.artifact import digest_of, reserve_output
+from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, torch_seed
 from ..store import Pairs, Rows, Store
@@ -156,6 +157,7 @@ def train_captioner(
             to it, or it is ``start``.
         TransformError: if sigma, the preset or the pipeline cannot be used.
     """
+    set = as_list(set)
     asked = CaptionerSettings(
         preset=preset,
         sigma=sigma,

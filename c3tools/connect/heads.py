@@ -219,8 +219,8 @@ class ConnectedHeads:
 
 def connect_heads(
     features: PairedFeatures,
-    output: str | Path = "c3-heads",
     *,
+    output: str | Path = "c3-heads",
     dim: int = 256,
     hidden: int = 512,
     dropout: float = 0.0,
@@ -315,8 +315,8 @@ def connect_heads(
 def apply_heads(
     heads: ConnectedHeads | str | Path,
     features: PairedFeatures,
-    output: str | Path = "c3-connected",
     *,
+    output: str | Path = "c3-connected",
     dtype: NumberFormat = "float16",
     reporter: Reporter = SILENT,
 ) -> ImportReport:

@@ -31,6 +31,7 @@ from ..corpus.items import ImageItem
 from ..encoders import UNREADABLE, ImagePreprocessor, open_image
 from ..errors import ConnectError, reason_of
 from ..identity import ModelIdentity
+from ..lists import as_list
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
@@ -307,6 +308,7 @@ def read_features(
             other types.
         StoreError: if a file or store cannot be read, or rows cannot be paired.
     """
+    modalities = as_list(modalities)
     models: dict[str, ModelIdentity] = {}
     columns: dict[str, str] = {}
     notes: list[str] = []

@@ -86,8 +86,8 @@ class ConnectedTowers:
 
 def connect_towers(
     paths: str | Path | Sequence[str | Path],
-    output: str | Path = "c3-model",
     *,
+    output: str | Path = "c3-model",
     mode: str = "lit",
     captions: str | Path | None = None,
     model: str | None = None,

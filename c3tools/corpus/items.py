@@ -32,6 +32,13 @@ AUDIO_TYPES = {
 AUDIO_SUFFIXES = frozenset(AUDIO_TYPES)
 # items that are kept as objects before they become Arrow columns: small columns waste memory
 _BLOCK = 1 << 16
+# of network drives and macOS: thumbnails, what was deleted, attributes of files
+_NOT_ENTERED = frozenset({"@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "__MACOSX"})
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file of this name, or what is in a folder of this name, is left out."""
+    return name in _NOT_ENTERED or (name.startswith(".") and name not in (".", ".."))
 
 
 def is_sound(path: str | Path) -> bool:

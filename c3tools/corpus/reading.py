@@ -2,7 +2,7 @@
 without an image.
 
 Captions of a folder are looked for in captions files, of two folders in the deeper one's first, in
-one folder in captions.jsonl, metadata.jsonl, metadata.csv, then those of COCO and Karpathy
+one folder in the order of `_CAPTIONS_NAMES`, the last of which are those of COCO and Karpathy
 (captions*.json, dataset*.json); then in the .txt file with the stem of the image. Each image takes
 those of the first source that has some. A source that names an image by its path comes before one
 that has only its file name. Links that lead out of the folder are refused.
@@ -15,6 +15,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, islice
 from operator import itemgetter
 from os.path import normpath
@@ -41,6 +42,7 @@ from .items import (
     as_key,
     as_storable,
     existing_file,
+    is_hidden,
     is_utf8,
     key_of_name,
 )
@@ -52,25 +54,30 @@ _RAW = "RAW photos are not read: convert them to JPEG, for example with darktabl
 _PDF = (
     "PDFs are not read: render their pages, for example with pdftoppm -r 150 -jpeg FILE.pdf page."
 )
+_ARCHIVE = "Archives are not read: unpack them."
+_TAR = "A folder with images is read as these. Give the tars as further paths to read them, too."
 _SOUND = "Sounds need a model of sounds: --model st:laion/clap-htsat-unfused, for example."
 # files that a user may expect to be embedded, and what makes it possible
 PASSED_OVER = {
     ".pdf": _PDF,
+    ".tar": _TAR,
+    **dict.fromkeys((".zip", ".tgz", ".gz", ".7z", ".rar"), _ARCHIVE),
     **dict.fromkeys(AUDIO_SUFFIXES, _SOUND),
     **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2"), _RAW),
 }
-# of network drives: thumbnails, and what was deleted
-_NOT_ENTERED = frozenset({"@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN"})
 _CACHED = ("cache-", "indices")  # what Hugging Face datasets keeps beside its data
 # by precedence; the last two are those of COCO and of Karpathy
 _CAPTIONS_NAMES = (
     "captions.jsonl",
     "metadata.jsonl",
     "metadata.csv",
+    "captions.csv",
     "captions*.json",
     "dataset*.json",
 )
+_OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".xlsx")
 _IMAGES_FOLDER = "images"
+_BROKEN_LINK = "a symbolic link whose target does not exist"
 _LOOKED_AT = 100  # lines of a text file, which may be paths
 # options that only some files need, and what leaves them without effect
 _WHY_UNUSED = {
@@ -151,20 +158,20 @@ def read_corpus(
         paths = [paths]
     roots = [root for path in paths for root in expand(path)]
     kinds = {root: kind_of(root) for root in roots}
-    _require_there([root for root in roots if kinds[root] is None], options.captions)
+    missing = [root for root, kind in kinds.items() if kind is None]
+    broken_links = [root for root in missing if os.path.islink(str(root))]  # noqa: PTH114 - or URLs
+    _require_there([root for root in missing if root not in broken_links], options.captions)
     corpus = Corpus()
+    for root in broken_links:
+        corpus.skip(root.name, str(root), "BrokenLink", _BROKEN_LINK)
+        del kinds[root]
     corpus.sources = [str(root) for root in kinds]
     corpus.captions = None if options.captions is None else str(options.captions)
 
     # Files of images, videos and sounds, with their captions
     suffixes = _MEDIA_SUFFIXES | AUDIO_SUFFIXES if audio else _MEDIA_SUFFIXES
-    media: dict[Path, list[ImageItem]] = {}
-    with reporter.progress("Listing files") as progress:
-        for root in kinds:
-            is_listed = not is_url(root)
-            media[root] = (
-                find_images(corpus, root, follow_symlinks, suffixes, progress) if is_listed else []
-            )
+    media = _list_media(corpus, list(kinds), options, suffixes, reporter)
+    kinds = {root: kinds[root] for root in media}
     folders = [root for root, kind in kinds.items() if kind == "folder"]
     corpus.prefixes = {str(root): "" for root in kinds}
     if len(folders) > 1:
@@ -228,6 +235,39 @@ def _require_there(missing: Sequence[Path], captions: Path | None) -> None:
         if is_url(missing[0]):
             hint = "Check the address and the credentials in the environment."
         raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
+
+
+def _list_media(
+    corpus: Corpus,
+    roots: Sequence[Path],
+    options: ReadOptions,
+    suffixes: frozenset[str],
+    reporter: Reporter,
+) -> dict[Path, list[ImageItem]]:
+    """Return the images, videos and sounds of each path. A file that several paths lead to is
+    listed once, and a path that only leads to such files is left out.
+    """
+    media: dict[Path, list[ImageItem]] = {}
+    real_folder = cache(os.path.realpath)
+    places: set[tuple[str, str]] = set()
+    with reporter.progress("Listing files") as progress:
+        for root in roots:
+            if is_url(root):
+                media[root] = []
+                continue
+            images = find_images(corpus, root, options.follow_symlinks, suffixes, progress)
+            if len(roots) == 1:
+                return {root: images}
+            new_images = []
+            for image in images:
+                folder, name = os.path.split(image.path)
+                place = (real_folder(folder), name)
+                if place not in places:
+                    places.add(place)
+                    new_images.append(image)
+            if new_images or not images:
+                media[root] = new_images
+    return media
 
 
 def _add_media(
@@ -314,7 +354,7 @@ def find_images(
     for path in _walk(root, follow_symlinks) if is_folder else [root]:
         suffix = path.suffix.lower()
         if suffix not in suffixes:
-            if suffix in PASSED_OVER:
+            if suffix in PASSED_OVER and str(path) not in corpus.sources:
                 passed_over[PASSED_OVER[suffix]][suffix] += 1
             continue
         if progress is not None:
@@ -330,6 +370,8 @@ def find_images(
             corpus.skip(key, str(path), type(error).__name__, reason_of(error))
     # looking for tars and tables comes second
     if not suffixes.isdisjoint(IMAGE_SUFFIXES):
+        if not images:
+            passed_over.pop(_TAR, None)
         for advice, counts in passed_over.items():
             files = counted(counts.total(), "file")
             corpus.notes.append(
@@ -355,8 +397,7 @@ def assign_keys(names: list[str]) -> list[str]:
 
 
 def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
-    """Yield the files below ``root``, folder by folder; hidden ones, thumbnails of network drives
-    and their deleted files are left out.
+    """Yield the files below ``root``, folder by folder, without those that `is_hidden` names.
 
     Raises:
         CorpusError: if a folder cannot be listed: its files are not to be taken for removed.
@@ -375,10 +416,8 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and name not in _NOT_ENTERED
-        )
-        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield from (Path(folder) / name for name in sorted(files) if not is_hidden(name))
 
 
 def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> bool:
@@ -399,7 +438,7 @@ def _refusal_of(path: Path, inside: Path | None) -> Refusal | None:
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError):  # missing, or a loop
-            return Refusal("BrokenLink", "a symbolic link whose target does not exist")
+            return Refusal("BrokenLink", _BROKEN_LINK)
         if inside is not None and not target.is_relative_to(inside):
             return Refusal(
                 "SymlinkOutside",
@@ -585,10 +624,9 @@ def _detect_captions(
     folder = root if root.is_dir() else root.parent
     # Links may not lead out of this folder; None if they may lead anywhere
     allowed_folder = None if options.follow_symlinks else folder.resolve()
+    named_files, other_tables = _captions_files(root, options.follow_symlinks)
     caption_files = [
-        path
-        for path in _captions_files(root, options.follow_symlinks)
-        if _may_be_read(corpus, path.name, path, allowed_folder)
+        path for path in named_files if _may_be_read(corpus, path.name, path, allowed_folder)
     ]
     # The files of one folder follow each other, the most important first
     previous_folder: Path | None = None
@@ -610,24 +648,33 @@ def _detect_captions(
         if why_unused:
             corpus.notes.append(f"{root}: {name} is not used: {why_unused}")
     sources.add_texts(corpus, allowed_folder)
-    corpus.notes += sources.note(root)
+    notes = sources.note(root)
+    unread_tables = [str(path) for path in other_tables if str(path) not in corpus.sources]
+    if not notes and unread_tables:
+        tables = counted(len(unread_tables), "table is", "tables are")
+        notes = [
+            f"{root}: {tables} not read, such as {unread_tables[0]}. If captions are there, give "
+            f"it with --captions."
+        ]
+    corpus.notes += notes
     corpus.captions_without_image += sources.unmatched
     # If one of these lies in the root, the caller cuts images/ off the keys; COCO's do not count
     return sources, [path for path in caption_files if path.suffix != ".json"]
 
 
-def _captions_files(root: Path, follow_symlinks: bool) -> list[Path]:
+def _captions_files(root: Path, follow_symlinks: bool) -> tuple[list[Path], list[Path]]:
     """Return the captions files of a folder in the order in which they count: those of the deepest
-    folder first, in one folder in the order of `_CAPTIONS_NAMES`.
+    folder first, in one folder in the order of `_CAPTIONS_NAMES`. And the tables of other names.
     """
-    if not root.is_dir():
-        return []
     ranked = []
-    for path in _walk(root, follow_symlinks):
-        for rank, name in enumerate(_CAPTIONS_NAMES):
-            if path.match(name):
-                ranked.append((-len(path.parts), rank, path))
-    return [path for _, _, path in sorted(ranked)]
+    other_tables = []
+    for path in _walk(root, follow_symlinks) if root.is_dir() else ():
+        ranks = [rank for rank, name in enumerate(_CAPTIONS_NAMES) if path.match(name)]
+        if ranks:
+            ranked.append((-len(path.parts), ranks[0], path))
+        elif path.suffix.lower() in _OTHER_TABLES:
+            other_tables.append(path)
+    return [path for _, _, path in sorted(ranked)], other_tables
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
@@ -837,8 +884,8 @@ def _check(corpus: Corpus, captions: Path | None) -> None:
     }
     if not items_by_name:
         raise CorpusError(
-            f"There is nothing to embed in {', '.join(corpus.sources)}: no images, videos or "
-            f"texts.{_first_reason(corpus)}"
+            f"There is nothing to embed in {', '.join(corpus.sources) or 'these paths'}: no "
+            f"images, videos or texts.{_first_reason(corpus)}{_passed_over(corpus)}"
         )
     without_caption = len(corpus.images_without_caption)
     if captions is not None and 0 < sum(map(len, corpus.media())) == without_caption:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,12 @@ from ..errors import CorpusError
 from ..io.files import MALFORMED
 from ..io.limits import LARGEST_TEXT, TooLargeError
 from ..io.locations import open_binary
+from ..reporter import counted
 from .captions import SPLIT_COLUMN, captions_of, kept_values, pick_text_columns
 from .items import (
+    AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
     Captioned,
     Corpus,
     ImageItem,
@@ -25,6 +29,7 @@ from .items import (
     Refusal,
     as_key,
     as_storable,
+    is_hidden,
     is_utf8,
 )
 
@@ -37,13 +42,13 @@ _REMEDY = (
 
 
 class _Member(NamedTuple):
-    """An image, a text or JSON in a tar.
+    """An image, a video, a sound, a text or JSON in a tar.
 
     Attributes:
         name: its path in the tar.
         start: where its content begins, in bytes.
         size: of the content, in bytes.
-        content: of a text or JSON; None for an image.
+        content: of a text or JSON; None for others.
     """
 
     name: str
@@ -104,8 +109,13 @@ def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Capti
 def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
     """Return the samples of a tar by their stems."""
     samples: dict[str, _Sample] = {}
+    passed_over: Counter[str] = Counter()
     for member in _members(path, corpus):
         key, suffix = _split_member(as_key(member.name))
+        ending = _ending(suffix)
+        if ending in VIDEO_SUFFIXES | AUDIO_SUFFIXES:
+            passed_over[ending] += 1
+            continue
         sample = samples.setdefault(key, _Sample())
         if member.content is None:
             if sample.image is None or _is_better_image(member, sample.image):
@@ -123,6 +133,12 @@ def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
             text = member.content.decode("utf-8-sig", errors="surrogateescape")
             lines = [line.strip() for line in text.splitlines()]
             sample.lines += [line for line in lines if line]
+    if passed_over:
+        members = counted(passed_over.total(), "member")
+        corpus.notes.append(
+            f"{path}: {members} passed over ({', '.join(sorted(passed_over))}). Videos and sounds "
+            f"in tars are not read: unpack them."
+        )
     return samples
 
 
@@ -171,8 +187,13 @@ def _split_member(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
+def _ending(suffix: str) -> str:
+    """Return the last part of the suffix of a member: ``seg.png`` → ``.png``."""
+    return f".{suffix.rpartition('.')[2]}"
+
+
 def _members(path: Path, corpus: Corpus) -> Iterator[_Member]:
-    """Yield the images, texts and JSON of a tar.
+    """Yield the images, videos, sounds, texts and JSON of a tar.
 
     It goes from header to header; the contents of images are jumped over.
     """
@@ -224,25 +245,26 @@ def _with_small_headers(file: BinaryIO) -> Any:
 def _usable_member(
     path: Path, file: BinaryIO, header: tarfile.TarInfo, corpus: Corpus
 ) -> Iterator[_Member]:
-    """Yield a member if it is an image, a text or JSON that may be read."""
+    """Yield a member if it is an image, a video, a sound, a text or JSON that may be read."""
     name = as_storable(header.name).removeprefix("./")
+    if any(map(is_hidden, name.split("/"))):
+        return
     _, suffix = _split_member(name)
-    is_image = f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
-    refusal = _refusal_of(header, is_image)
+    is_text = suffix in _TEXT_MEMBERS
+    refusal = _refusal_of(header, is_text)
     if refusal is not None:
         _skip_member(corpus, path, name, refusal)
         return
-    is_hidden = name.rpartition("/")[2].startswith(".")
-    if not header.isreg() or is_hidden:
+    if not header.isreg():
         return
     start = header.offset_data
-    if is_image:
+    if _ending(suffix) in IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES:
         yield _Member(name, start, header.size, None)
-    elif suffix in _TEXT_MEMBERS:
+    elif is_text:
         yield _Member(name, start, header.size, file.read(header.size))
 
 
-def _refusal_of(member: tarfile.TarInfo, is_image: bool) -> Refusal | None:
+def _refusal_of(member: tarfile.TarInfo, is_text: bool) -> Refusal | None:
     """Return why a member is not read; None if it may be."""
     parts = member.name.replace("\\", "/").split("/")
     if not parts[0] or ".." in parts or parts[0].endswith(":"):
@@ -256,6 +278,6 @@ def _refusal_of(member: tarfile.TarInfo, is_image: bool) -> Refusal | None:
         return Refusal("NotAFile", "a sparse member, whose content is not stored in one piece")
     if not member.isdir() and not is_utf8(member.name):
         return Refusal("UnicodeError", "the member's name is not UTF-8")
-    if not is_image and member.size > LARGEST_TEXT:
+    if is_text and member.size > LARGEST_TEXT:
         return Refusal("TooLarge", f"{member.size:,} bytes are too many for a caption")
     return None

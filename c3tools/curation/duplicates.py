@@ -20,6 +20,7 @@ from ..corpus.splits import LEFT_OUT
 from ..errors import StoreError
 from ..io.files import write_atomically, write_text_atomically
 from ..io.locations import location
+from ..lists import as_list
 from ..pages import render_page
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store
@@ -164,6 +165,7 @@ def find_duplicates(
             not between 0 and 1.
         MissingExtraError: if faiss is not installed.
     """
+    modality = as_list(modality)
     if cosine is not None and not 0 < cosine <= 1:
         raise StoreError(
             f"A cosine of {cosine:g} does not tell rows that are alike from others.",

@@ -28,6 +28,7 @@ from ..corpus.splits import LEFT_OUT, split_order
 from ..errors import StoreError
 from ..io.files import write_atomically, write_text_atomically
 from ..io.locations import location
+from ..lists import as_list
 from ..metrics.significance import share_interval
 from ..moments import unit_rows
 from ..pages import Section, render_page
@@ -218,6 +219,7 @@ def check_pairs(
         StoreError: if there is no store, it is an export, a modality is missing, or there are too
             few pairs.
     """
+    modalities = as_list(modalities)
     store = Store.open(store, reporter=reporter)
     require_no_export(store)
     first, second = _two_modalities(store, modalities)

@@ -229,12 +229,17 @@ def embed(
 
     if options.long_texts == "chunk":
         encoder = encoder or load()
-        corpus.texts = _chunked(corpus.texts, encoder)
+        corpus.texts = _chunked(corpus.texts, encoder, reporter)
     names_new_model = _names_new_model(recorded, model, random_init) or truncate_dim is not None
     is_planned_without_store = dry_run and recorded is None
     if encoder is None and names_new_model and not is_planned_without_store:
         # A model that does not exist, or is not the store's, is refused even if there is nothing
         # to embed
+        if recorded is not None and model not in (None, recorded.model.name):
+            reporter.message(
+                f"The store {folder} has embeddings of {recorded.model.name}. {model} is loaded "
+                f"to see whether it is the same model."
+            )
         encoder = load()
 
     if dry_run:
@@ -582,8 +587,12 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
     )
 
 
-def _chunked(texts: ItemTable[TextItem], encoder: Encoder) -> ItemTable[TextItem]:
-    """Return texts with those that the model would cut in parts, which belong to one item."""
+def _chunked(
+    texts: ItemTable[TextItem], encoder: Encoder, reporter: Reporter
+) -> ItemTable[TextItem]:
+    """Return texts with those that the model would cut in parts, which belong to one item; report
+    how many parts there are.
+    """
     divided = ItemTable(TextItem)
     for start in range(0, len(texts), _BLOCK):
         block = texts[start : start + _BLOCK]
@@ -596,6 +605,11 @@ def _chunked(texts: ItemTable[TextItem], encoder: Encoder) -> ItemTable[TextItem
             for number, part in enumerate(parts):
                 key = part_key(text.key, number)
                 divided.append(text._replace(key=key, caption=part, image_key=item))
+    if len(divided) > len(texts):
+        reporter.message(
+            f"Texts that are longer than the model reads are embedded in parts: "
+            f"{counted(len(texts), 'text')} in {counted(len(divided), 'row')}."
+        )
     return divided
 
 

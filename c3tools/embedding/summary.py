@@ -178,8 +178,10 @@ class EmbedSummary:
         """Return notes, one sentence each, on missing partners, changes, failures and the slowest
         stage.
         """
+        # Videos and sounds are listed with the images
+        noun = "input" if self.modalities.keys() & {"video", "audio"} else "image"
         notes = [
-            *_listed("image", "without a caption", self.images_without_caption),
+            *_listed(noun, "without a caption", self.images_without_caption),
             *_listed("caption", "for images that were not found", self.captions_without_image),
         ]
         stages: dict[tuple[str, str], float] = {}

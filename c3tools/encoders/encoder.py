@@ -15,6 +15,7 @@ from ..arrays import Floats, Indices, Mask, Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
+from ..lists import as_list
 from ..reporter import Progress
 from .preprocessing import UNREADABLE, ImagePreprocessor
 
@@ -108,6 +109,14 @@ class Encoder:
         self._tokenizer = facts.tokenizer
         self._end_token = facts.end_token
 
+    def __repr__(self) -> str:
+        """Return model, dimension, device, precision and backend."""
+        compute = self.compute
+        return (
+            f"Encoder({self.identity.name!r}, dim={self.dim}, {compute.device}, "
+            f"{compute.precision}, {self.backend.name})"
+        )
+
     def require(self, *modalities: str) -> None:
         """Refuse modalities that the model does not embed; frames of videos are images.
 
@@ -140,7 +149,7 @@ class Encoder:
 
     def encode_images(
         self,
-        images: Sequence[str | Path | Image.Image | Pixels] | Pixels,
+        images: str | Path | Image.Image | Pixels | Sequence[str | Path | Image.Image | Pixels],
         *,
         batch_size: int | None = None,
         progress: Progress | None = None,
@@ -149,7 +158,7 @@ class Encoder:
 
         Args:
             images: paths of image files, Pillow images, or arrays, uint8 (height, width, 3), of any
-                size.
+                size; or one of them.
             batch_size: images run at a time; None for `batch_size`.
             progress: counts the images of each batch.
 
@@ -157,6 +166,7 @@ class Encoder:
             EncoderError: if the model takes no images, a file cannot be decoded (the message names
                 it), or an array is no RGB image.
         """
+        images = as_list(images)
         self.require("image")
         batches = self._pixel_batches(images, batch_size or self.batch_size("image"))
         parts = [np.zeros((0, self.dim), np.float32)]
@@ -209,18 +219,19 @@ class Encoder:
         return self.encode_texts(texts)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Matrix:
-        """Return L2-normalised embeddings, float32 (n, d), of texts.
+        """Return L2-normalised embeddings, float32 (n, d), of texts; (1, d) of a single one.
 
         Texts longer than the context are cut.
 
         Raises:
-            EncoderError: for anything but a list of texts.
+            EncoderError: for anything but texts.
         """
         return self._encode("text", texts, batch_size)
 
     def _encode(
         self, modality: Modality, texts: Sequence[str], batch_size: int | None = None
     ) -> Matrix:
+        texts = as_list(texts)
         _require_texts(texts)
         out = np.zeros((len(texts), self.dim), np.float32)
         if texts:
@@ -335,16 +346,11 @@ def _halves(text: str) -> tuple[str, str]:
 
 
 def _require_texts(texts: Sequence[str]) -> None:
-    """Refuse anything but a list of texts: each letter of a single text would count as a text.
+    """Refuse anything but texts.
 
     Raises:
         EncoderError: with the type of the value.
     """
-    if isinstance(texts, str):
-        raise EncoderError(
-            f"A list of texts is needed, but one text was given: {texts[:40]!r}.",
-            remedy="Put it in a list: encode_texts([text])",
-        )
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise EncoderError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -49,6 +50,9 @@ def load_encoder(
     reporter: Reporter = SILENT,
 ) -> Encoder:
     """Load a contrastive model for inference.
+
+    A pickle of it has its name and settings alone: the model is loaded again, and its weights have
+    to be the same.
 
     Args:
         model: ``c3-mini`` (bundled), ``ARCH/PRETRAINED`` as open_clip lists them (PRETRAINED may be
@@ -214,3 +218,19 @@ def resolve_encoder(
             remedy="Use the old weights, or embed again into another --store.",
         )
     return encoder
+
+
+def _pickled(encoder: Encoder) -> tuple[Any, ...]:
+    """Return the call that loads an encoder again: a pickle has its name and settings alone."""
+    load = partial(
+        resolve_encoder,
+        recorded=dict(encoder.identity),
+        device=encoder.compute.device,
+        backend=encoder.backend.name,
+        precision=encoder.compute.precision,
+    )
+    return load, ()
+
+
+copyreg.pickle(Encoder, _pickled)
+copyreg.pickle(PluginEncoder, _pickled)

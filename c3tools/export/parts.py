@@ -17,16 +17,18 @@ from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..executors import Executor, Report, Work, cores, open_executor
 from ..io.artifact import digest_of
+from ..io.files import sha256_of
 from ..io.locations import remove, size_of
 from ..moments import Moments
 from ..reporter import Reporter
 from ..store import Store, StoreInfo, embedding_matrix
-from ..store.manifest import StoreWriter
+from ..store.manifest import Manifest, StoreWriter
 from ..store.rewriting import REWRITING
 from ..store.rows import ITEM_COLUMNS, keys_of, own_items, row_splits
 from ..store.shards import (
     ShardName,
     add_moments,
+    part_name,
     read_header,
     shard_schema,
     shard_table,
@@ -246,7 +248,7 @@ def plan_parts(
     for shard in shards:
         made_from = recipe.made_from(shard)
         names = files.get(shard, [])
-        if not _is_whole(recipe, writer.path, names, shard, made_from):
+        if not _is_whole(recipe, writer, names, shard, made_from):
             is_replaced = bool(names) and writer.before is not None
             folder = writer.path / REWRITING if is_replaced else writer.path
             todo.append(Part(*shard, made_from, folder))
@@ -258,25 +260,46 @@ def plan_parts(
 
 
 def _is_whole(
-    recipe: Recipe, output: Path, names: list[str], shard: ShardName, made_from: str
+    recipe: Recipe, writer: StoreWriter, names: list[str], shard: ShardName, made_from: str
 ) -> bool:
-    """Return whether all files of a part are there, and have the rows that would be written."""
+    """Return whether all files of a part are there, are those that the manifest lists, and have the
+    rows that would be written.
+
+    At a URL, where it would take a download, no SHA-256 is compared.
+    """
     tables = [name for name in names if name.endswith(".parquet")]
     if not tables or len(names) != len(tables) + recipe.format.arrays:
         return False
+    listed = writer.before or Manifest({}, {})
+
+    # Compare what takes no time: settings, rows and sizes
     written_rows = 0
     for name in names:
+        path = writer.path / name
         try:
+            size = size_of(path)
             if name not in tables:
-                size_of(output / name)
                 continue
-            header = read_header(output / name)
+            header = read_header(path)
         except (StoreError, FileNotFoundError):
             return False
-        if header.made_from != made_from:
+        record = listed.shards.get(shard)
+        is_other_size = name == part_name(*shard) and record is not None and size != record.size
+        if header.made_from != made_from or is_other_size:
             return False
         written_rows += header.rows
-    return written_rows == recipe.row_count(shard)
+    if written_rows != recipe.row_count(shard):
+        return False
+
+    # Compare the content. Nothing is listed of a run that did not finish
+    digests = dict(listed.files)
+    if shard in listed.shards:
+        digests[part_name(*shard)] = listed.shards[shard].sha256
+    for name in names:
+        path = writer.path / name
+        if name in digests and isinstance(path, Path) and sha256_of(path) != digests[name]:
+            return False
+    return True
 
 
 def write_parts(

@@ -9,15 +9,16 @@ from typing import Any
 
 from ..choices import ExecutorName, ExportFormat, ExportRole, NumberFormat
 from ..corpus.splits import ALL
-from ..errors import OutputError, TransformError, note_on_interrupt
+from ..errors import OutputError, StoreError, TransformError, note_on_interrupt
 from ..executors import Executor
 from ..io.artifact import digest_of, holds_result
-from ..io.files import write_json_atomically, write_text_atomically
-from ..io.locations import location, size_of
+from ..io.files import sha256_of, write_json_atomically, write_text_atomically
+from ..io.locations import location, remove, size_of
 from ..io.lock import locked
+from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo
-from ..store.manifest import MOMENTS_FILE, StoreWriter
+from ..store.manifest import MOMENTS_FILE, Manifest, StoreWriter
 from ..store.rows import match_items
 from ..store.shards import (
     CODE_FORMAT,
@@ -88,8 +89,8 @@ class ExportReport:
 
 def export_store(
     store: Store | str | Path = "c3-store",
-    output: str | Path = "c3-export",
     *,
+    output: str | Path = "c3-export",
     preset: str = "c3",
     pipeline: Pipeline | str | Path | None = None,
     format: ExportFormat = "parquet",
@@ -148,6 +149,7 @@ def export_store(
             run.
         StoreError: if the store cannot be read.
     """
+    modality = as_list(modality)
     store = Store.open(store, reporter=reporter)
     _check_choices(format=format, dtype=dtype, role=role)
     wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
@@ -167,7 +169,9 @@ def export_store(
     kept = f"Finished files are kept in {output}; run the same command again to write the others."
     with locked(output), note_on_interrupt(lambda: kept):
         # See what is there, and refuse what may not be replaced
-        writer = open_export(output, is_index=False, files=_FILES, reporter=reporter)
+        writer = open_export(
+            output, is_index=False, files=_FILES, replaces=overwrite, reporter=reporter
+        )
         former = None if writer is None else ExportRecord.of(writer.info)
         if writer is not None and not overwrite:
             _refuse_other_export(output, former, asked, settings, refit=refit)
@@ -266,14 +270,15 @@ def _steps_before_noise(pipeline: Pipeline) -> int:
 
 
 def open_export(
-    output: Path, *, is_index: bool, files: Collection[str], reporter: Reporter
+    output: Path, *, is_index: bool, files: Collection[str], replaces: bool, reporter: Reporter
 ) -> StoreWriter | None:
     """Return a writer for the export in a folder or at a URL, or for ``is_index`` the index; None
     if there is none.
 
     Raises:
         OutputError: if there is something else.
-        StoreError: if store.json or the manifest is damaged.
+        StoreError: if store.json is damaged, or the manifest of an export that this run does not
+            replace.
     """
     name = "index" if is_index else "export"
     if not holds_result(output, name, (INFO_FILE, MANIFEST_FILE)):
@@ -285,7 +290,20 @@ def open_export(
     if (info.export_format == CODE_FORMAT) != is_index:
         other = "an export" if is_index else "an index"
         raise OutputError(f"{output} is {other}, not a former {name}.", remedy=new_folder)
-    return StoreWriter(output, files=files, reporter=reporter)
+    if replaces:
+        # Without its manifest, an export is one that did not finish
+        try:
+            Manifest.load(output)
+        except StoreError:
+            remove(output / MANIFEST_FILE)
+    writer = StoreWriter(output, files=files, reporter=reporter)
+    listed = None if writer.before is None else writer.before.files.get(INFO_FILE)
+    if listed is not None and sha256_of(output / INFO_FILE) != listed:
+        raise StoreError(
+            f"{output / INFO_FILE} is not the file that {MANIFEST_FILE} lists: it is damaged.",
+            remedy=f"Write it again with `c3 verify {output} --repair`.",
+        )
+    return writer
 
 
 def _refuse_other_export(

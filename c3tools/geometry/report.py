@@ -12,6 +12,7 @@ from ..arrays import Floats
 from ..errors import StoreError, TransformError
 from ..io.files import json_text, write_text_atomically
 from ..io.locations import location
+from ..lists import as_list
 from ..metrics.retrieval import DEFAULT_KS
 from ..metrics.significance import Estimate
 from ..pages import FigureBlock, Section, Table, render_page, save_figure
@@ -197,6 +198,8 @@ def gap_report(
         StoreError: if there is no store, a modality is missing or has fewer than 3 rows, or rows
             are invalid.
     """
+    modalities = as_list(modalities)
+    presets = as_list(presets)
     store = Store.open(store, reporter=reporter)
     names = _choose_modalities(store, modalities)
     _check_presets(presets)

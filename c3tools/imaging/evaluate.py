@@ -21,6 +21,7 @@ from ..choices import EncoderPrecision
 from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import GeneratorError, MetricError
 from ..identity import ModelIdentity
+from ..lists import as_list
 from ..metrics.images import (
     Measured,
     MeasuredAlone,
@@ -146,6 +147,7 @@ def evaluate_images(
         StoreError: if the store is missing.
         EncoderError: if an encoder cannot be loaded.
     """
+    encoder = as_list(encoder)
     store = Store.open(store, reporter=reporter)
     made = images if isinstance(images, GeneratedImages) else GeneratedImages.load(images)
     opened = made.open()

@@ -40,6 +40,7 @@ from ..io.files import (
     write_text_atomically,
 )
 from ..io.lock import locked
+from ..lists import as_list
 from ..pages import render_page
 from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
@@ -159,7 +160,7 @@ def generate(
     split: str | None = None,
     embeddings: str | Path | Matrix | None = None,
     modality: str = "text",
-    images: Sequence[str | Path] = (),
+    images: str | Path | Sequence[str | Path] = (),
     generator: ImageGenerator | str | Path = "c3-generator",
     store: Store | str | Path = "c3-store",
     output: str | Path = "c3-images",
@@ -208,7 +209,8 @@ def generate(
         EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
         OSError: if an image cannot be written; the images before it are kept.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    images = as_list(images)
+    texts = as_list(texts)
     sources = [bool(texts), captions is not None, embeddings is not None, bool(images)]
     if n < 1 or sum(sources) != 1:
         raise GeneratorError(

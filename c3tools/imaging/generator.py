@@ -31,6 +31,7 @@ from ..errors import GeneratorError, reason_of
 from ..identity import ModelIdentity
 from ..io.artifact import ArtifactType, digest_of, reading, writing
 from ..io.hub import Card, HubRepository
+from ..lists import as_list
 from ..reporter import SILENT, Reporter
 from ..seeds import keyed_normal, torch_seed
 from ..store import Store
@@ -126,6 +127,8 @@ class ImageGenerator(ABC):
             GeneratorError: if the model or the dimension is another than the generator's.
             EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
         """
+        texts = as_list(texts)
+        images = as_list(images)
         if sum(given is not None for given in (texts, images, embeddings)) != 1:
             raise GeneratorError("Give exactly one of texts, photos and embeddings.")
         if embeddings is None:
@@ -194,7 +197,7 @@ class ImageGenerator(ABC):
         )
         self.check_model(encoder.identity, encoder.dim)
         if texts is None:
-            return encoder.encode_images(list(images or ()), batch_size=1)
+            return encoder.encode_images(images or [], batch_size=1)
         return encoder.encode_texts(texts, batch_size=1)
 
     @property
@@ -232,7 +235,8 @@ class Generator(ImageGenerator, HubRepository):
     Attributes:
         network: predicts the velocity of its flow.
         record: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``size``, ``seed``,
-            ``photos``, ``training``, ``trace``, ``validations``, ``best_val_loss``.
+            ``photos``, ``training``, ``trace``, ``validations`` (each a step, the training loss
+            since the last one, and its own loss), ``best_val_loss``.
     """
 
     def __init__(
@@ -267,18 +271,11 @@ class Generator(ImageGenerator, HubRepository):
 
     def losses(self) -> Table:
         """Return the losses of its training by step, as `c3 train-generator` prints them."""
-        training_losses = self.record["trace"]
         rows = []
-        for step, loss in self.record["validations"]:
-            # The training loss is noted at other steps: the next one stands beside it
-            training_loss = training_losses[-1][1]
-            for noted_at, noted_loss in training_losses:
-                if noted_at >= step:
-                    training_loss = noted_loss
-                    break
-            is_kept = loss == self.record["best_val_loss"]
-            validation_loss = f"{loss:.4f} (kept)" if is_kept else f"{loss:.4f}"
-            rows.append([f"{step:,}", f"{training_loss:.4f}", validation_loss])
+        for step, train_loss, val_loss in self.record["validations"]:
+            is_kept = val_loss == self.record["best_val_loss"]
+            validation_loss = f"{val_loss:.4f} (kept)" if is_kept else f"{val_loss:.4f}"
+            rows.append([f"{step:,}", f"{train_loss:.4f}", validation_loss])
         return Table(["step", "training loss", "validation loss"], rows)
 
     def card(self) -> Card:

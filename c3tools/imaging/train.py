@@ -29,6 +29,7 @@ from ..choices import GeneratorSize, Precision
 from ..devices import Compute
 from ..errors import GeneratorError
 from ..io.artifact import digest_of, reserve_output
+from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, torch_seed
 from ..store import Store
@@ -148,7 +149,7 @@ class GeneratorTask(Task):
             "photos": {"train": len(self.train), "val": len(self.val)},
             "training": {**asdict(self.config), "precision": self.compute.precision},
             "trace": [list(point) for point in run.trace],
-            "validations": [[one.step, one.val_loss] for one in run.history],
+            "validations": [[one.step, one.train_loss, one.val_loss] for one in run.history],
             "best_val_loss": None if run.kept is None else run.kept.val_loss,
             "seconds": round(sum(one.seconds + one.facts["seconds"] for one in run.history), 1),
         }
@@ -331,6 +332,7 @@ def train_generator(
         TransformError: if sigma, the preset or the pipeline cannot be used.
         MissingExtraError: if diffusers is not installed.
     """
+    set = as_list(set)
     store = Store.open(store, reporter=reporter)
     training_pipeline = TrainingPipeline.choose(store, pipeline, preset, sigma, reporter=reporter)
     size_settings = load_size(size, set)

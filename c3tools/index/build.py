@@ -18,6 +18,7 @@ from ..export.run import describe, load_fit, open_export
 from ..io.files import sha256_of, write_atomically, write_json_atomically
 from ..io.locations import kind_of, location, read_all
 from ..io.lock import locked
+from ..lists import as_list
 from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter
 from ..store import Store
@@ -54,8 +55,8 @@ class _Fit:
 
 def build_index(
     store: Store | str | Path = "c3-store",
-    output: str | Path = "c3-index",
     *,
+    output: str | Path = "c3-index",
     factory: str = "auto",
     modality: Sequence[str] | None = None,
     split: str | None = None,
@@ -105,6 +106,7 @@ def build_index(
         TransformError: if the pipeline does not fit the store.
         MissingExtraError: if faiss is not installed.
     """
+    modality = as_list(modality)
     load_faiss()
     output = location(output)
     store = Store.open(store, reporter=reporter)
@@ -123,7 +125,9 @@ def build_index(
     kept = "What is finished was kept; run the same command again to make the rest."
     with locked(output), note_on_interrupt(lambda: kept):
         # Use the fit that is there, or make a new one
-        existing = open_export(output, is_index=True, files=_FILES, reporter=reporter)
+        existing = open_export(
+            output, is_index=True, files=_FILES, replaces=rebuild, reporter=reporter
+        )
         build = None
         if existing is not None and not rebuild:
             build = _reuse_fit(existing, store, request, modalities, reporter)

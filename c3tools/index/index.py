@@ -40,6 +40,7 @@ from ..export.record import ExportRecord
 from ..identity import ModelIdentity
 from ..io.hub import local_folder
 from ..io.locations import is_url, kind_of, location, read_all
+from ..lists import as_list
 from ..moments import load_moments
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, embedding_matrix
@@ -626,7 +627,12 @@ def _check_one_query(**queries: Any) -> None:
     is_empty = False
     for name in ("text", "image"):
         is_empty |= isinstance(queries[name], list | tuple) and not queries[name]
-    texts = _as_list(queries["text"])
+    texts = as_list(queries["text"]) or []
+    if not all(isinstance(text, str) for text in texts):
+        raise StoreError(
+            f"The text to search for is of type {type(queries['text']).__name__}.",
+            remedy="Pass vectors as vector=..., and images as image=....",
+        )
     if len(kinds) != 1 or is_empty or not all(text.strip() for text in texts):
         raise StoreError(
             f"One kind of query is needed, with content, but these were given: "
@@ -638,21 +644,14 @@ def _check_one_query(**queries: Any) -> None:
 def _encoded_query(text: Any, image: Any, audio: Any, load: Callable[[], Encoder]) -> _Query:
     """Return texts, sounds or images as queries."""
     if text is not None:
-        texts = _as_list(text)
+        texts = as_list(text)
         return _Query(texts, load().encode_queries(texts), "text")
     if audio is not None:
-        sounds = _as_list(audio)
+        sounds = as_list(audio)
         return _Query([str(sound) for sound in sounds], encode_sounds(load(), sounds), "audio")
-    images = _as_list(image)
+    images = as_list(image)
     labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
     return _Query(labels, load().encode_images(images), "image")
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Return one query, several, or none as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _row_table(source: Store) -> pa.Table:

@@ -45,7 +45,7 @@ from .files import (
 )
 from .hub import local_folder
 from .locations import kind_of, names_in
-from .lock import locked_file
+from .lock import locked_file, require_outside_stores
 
 FORMAT_VERSION = 1
 T = TypeVar("T")
@@ -402,8 +402,9 @@ def reserve_output(
         reporter: gets messages.
 
     Raises:
-        OutputError: if another run is writing there; if the folder contains another result that is
-            not to be replaced, or anything else; or if the new result would replace ``start``.
+        OutputError: if another run is writing there; if the folder is inside a store, or contains
+            another result that is not to be replaced, or anything else; or if the new result would
+            replace ``start``.
     """
     if start is not None:
         replaced = (folder.resolve(), _previous(folder).resolve())
@@ -414,6 +415,7 @@ def reserve_output(
                 remedy="Choose another folder with --output.",
             )
     folder = folder if folder.name else folder.absolute()
+    require_outside_stores(folder)
     with locked_file(folder):
         target = Target(folder, kind, _json_values(settings), overwrite, reporter)
         if holds_result(folder, kind.name, (kind.record, *kind.others)):

@@ -130,12 +130,27 @@ def _matches(pattern: str) -> list[Path]:
         names = sorted(retrying(partial(filesystem.glob, pattern), pattern))
         matches = [location(filesystem.unstrip_protocol(name)) for name in names]
     else:
-        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute ones
+        names = sorted(_local_matches(pattern))
         matches = [Path(name) for name in names]
     if not matches:
         raise CorpusError(
             f"Nothing matches {pattern}.", remedy="Check the path before the first *, ? or [."
         )
+    return matches
+
+
+def _local_matches(pattern: str) -> set[str]:
+    """Return what a pattern matches on this machine. ``**`` enters no links to folders: they may
+    lead back.
+    """
+    start, *rest = re.split(r"(?:^|(?<=/))\*\*/+", pattern, maxsplit=1)
+    if not rest:
+        return set(glob.glob(pattern))  # noqa: PTH207 - absolute ones
+    matches: set[str] = set()
+    for root in glob.glob(start) if start else [""]:  # noqa: PTH207
+        for folder, folders, _ in os.walk(root or "."):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            matches |= _local_matches(f"{glob.escape(folder)}/{rest[0]}")
     return matches
 
 

@@ -21,6 +21,8 @@ from filelock import FileLock, Timeout
 from ..errors import OutputError
 from .files import make_folder, remove_leftovers
 
+_STORE = "store.json"  # INFO_FILE of c3tools.store.shards, which this room may not import
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -33,11 +35,12 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         OutputError: if another run is writing, with its process, host and start; if the folder
-            cannot be written, or a file is in the way.
+            cannot be written, is inside a store, or a file is in the way.
     """
     if not isinstance(folder, Path):
         yield
         return
+    require_outside_stores(folder)
     made = not folder.exists()
     try:
         make_folder(folder)
@@ -58,6 +61,21 @@ def locked(folder: Path) -> Iterator[None]:
             if made:
                 with suppress(OSError):
                     folder.rmdir()  # unless something was written
+
+
+def require_outside_stores(folder: Path) -> None:
+    """Refuse a folder for results inside a store or an export, which would list them as its own.
+
+    Raises:
+        OutputError: with the store.
+    """
+    for parent in folder.resolve().parents:
+        if (parent / _STORE).is_file():
+            raise OutputError(
+                f"{folder} is inside the store {parent}, whose files are those of the store alone.",
+                remedy="Choose a folder outside the store. A relative path starts from the current "
+                "folder.",
+            )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..arrays import Array, Indices
 from ..errors import MetricError
+from ..lists import as_list
 from .caption_metric import CaptionMetric, CaptionSet, EncodedImages, Score
 from .clip_score import ClipScore
 from .java_metrics import Meteor, Spice
@@ -53,6 +54,7 @@ def require_metrics(names: Sequence[str]) -> list[CaptionMetric]:
     Raises:
         MetricError: for an unknown name, or none.
     """
+    names = as_list(names)
     by_name = {name.lower(): metric for name, metric in METRICS.items()}
     unknown = [name for name in names if name.lower() not in by_name]
     if unknown:

@@ -171,7 +171,7 @@ class _Server:
         try:
             query = msgspec.json.decode(body, type=_VectorQuery)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise HTTPException(400, f"This is not a vector: {error}.") from None
+            raise HTTPException(400, f"This is not a vector: {reason_of(error)}.") from None
         vector = np.array([query.vector], np.float64)
         if vector.shape[1] != self.index.record["dim"]:
             raise HTTPException(
@@ -252,7 +252,7 @@ class _Server:
                 return open_image(io.BytesIO(body), (512, 512))[0]
         except _UNREADABLE as error:
             raise HTTPException(
-                400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {error}."
+                400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {reason_of(error)}."
             ) from None
 
     def _jpeg(self, path: str) -> bytes:

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from ..encoders import resolve_encoder
-from ..errors import MissingExtraError, StoreError
+from ..errors import MissingExtraError, StoreError, reason_of
 from ..index import Index, find_index
 from ..reporter import SILENT, Reporter
 
@@ -59,7 +59,8 @@ def serve_index(
         )
     except (OSError, OverflowError) as error:
         raise StoreError(
-            f"{host}:{port} cannot be listened on: {error}.", remedy="Choose another --port."
+            f"{host}:{port} cannot be listened on: {reason_of(error)}.",
+            remedy="Choose another --port.",
         ) from error
     reporter.message(f"Serving {opened.path} at http://{name}:{port}/ (Ctrl-C ends it)")
     config = uvicorn.Config(

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from ..corpus.splits import (
     HASH_FRACTIONS,
     SALT,
+    named_split,
     split_order,
     splits_by_hash,
 )
@@ -28,6 +29,7 @@ from ..corpus.tables import IMAGE_KEY, pick, pick_all, read_table, text_columns
 from ..errors import StoreError
 from ..io.artifact import digest_of
 from ..io.files import write_json_atomically
+from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted, counted_rows
 from ..tables import Table
 from .dataset import copy_store, with_column
@@ -47,12 +49,18 @@ class CopyReport:
         rows: by modality and split, without those that are left out.
         dropped: rows that a merge left out, because an earlier store had their key.
         unnamed: rows whose split the file does not name; they keep the one they had.
+        new_splits: splits that the file names, and that neither the store has nor commands know.
+        unknown: keys in the file that the store does not have.
+        first_unknown: the first of them.
     """
 
     store: Path
     rows: dict[str, dict[str, int]] = field(default_factory=dict)
     dropped: int = 0
     unnamed: int = 0
+    new_splits: list[str] = field(default_factory=list)
+    unknown: int = 0
+    first_unknown: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -68,11 +76,21 @@ class CopyReport:
         return Table(["", *splits], cells, str(self.store))
 
     def notes(self) -> list[str]:
-        """Return a sentence on rows that a split file does not name."""
-        if not self.unnamed:
-            return []
-        rows = counted(self.unnamed, "row")
-        return [f"The table does not name {rows}; these stay in the split they were in."]
+        """Return sentences on new splits, on rows that a split file does not name, and on keys that
+        the store does not have.
+        """
+        notes = []
+        if self.new_splits:
+            names = ", ".join(self.new_splits)
+            new = counted(len(self.new_splits), "split")
+            notes.append(f"The table has {new} that the store did not have: {names}.")
+        if self.unnamed:
+            rows = counted(self.unnamed, "row")
+            notes.append(f"The table does not name {rows}; these stay in the split they were in.")
+        if self.unknown:
+            keys = counted(self.unknown, "key")
+            notes.append(f"The store has no rows of {keys} in the table: {self.first_unknown}, …")
+        return notes
 
     def line(self) -> str:
         """Return the rows of a merge, and how many were left out, in one line."""
@@ -107,6 +125,7 @@ def merge_stores(
             export, keys repeat, a shard is damaged, or ``output`` is a URL or contains anything
             but the result of the same merge, which is returned.
     """
+    stores = as_list(stores)
     if keep and (prefix or keep != "first"):
         raise StoreError(
             f"--keep {keep} cannot be used here.", remedy="Use either --keep first or --prefix."
@@ -278,6 +297,12 @@ def split_store(
     item_splits = source.item_splits()
     named_splits = _read_splits(Path(file), source, item_splits, key_column, split_column)
     settings["splits"] = named_splits
+    splits_before = {named_split(split) for split in item_splits.values()}
+    splits_now = {named_split(split) for key, split in named_splits.items() if key in item_splits}
+    report.new_splits = sorted(splits_now - splits_before - {*HASH_FRACTIONS})
+    unknown = [key for key in named_splits if key not in item_splits]
+    report.unknown = len(unknown)
+    report.first_unknown = next(iter(unknown), "")
 
     def change_named(_: Store, modality: str, table: pa.Table) -> pa.Table:
         items = own_items(table).to_pylist()
@@ -387,8 +412,9 @@ def _make_copy(
         return finished
 
     def record(folder: Path) -> None:
-        counts = {"dropped": report.dropped, "unnamed": report.unnamed}
-        write_json_atomically(folder / COPY_FILE, {"made_from": made_from, **counts})
+        counts = asdict(report)
+        del counts["store"], counts["rows"]
+        write_json_atomically(folder / COPY_FILE, {"made_from": made_from, "report": counts})
 
     info = sources[0].info
     report.rows = copy_store(
@@ -422,7 +448,7 @@ def _finished_copy(folder: Path, made_from: str) -> CopyReport | None:
     if record.get("made_from") != made_from:
         return None
     rows = {name: dict(sorted(store.split_counts(name).items())) for name in store.modalities}
-    return CopyReport(folder, rows, record["dropped"], record["unnamed"])
+    return CopyReport(folder, rows, **record["report"])
 
 
 def _by_hash(

@@ -12,6 +12,7 @@ from ..corpus.tables import IMAGE_KEY, pick, read_table, text_columns
 from ..errors import StoreError
 from ..io.locations import location
 from ..io.lock import locked
+from ..lists import as_list
 from ..reporter import counted
 from ..tables import Table
 from .ids import ids_in
@@ -83,9 +84,9 @@ class LeftOutRows:
 
 def leave_out(
     store: Store | str | Path = "c3-store",
-    tables: Sequence[str | Path] = (),
+    tables: str | Path | Sequence[str | Path] = (),
     *,
-    keys: Sequence[str] = (),
+    keys: str | Sequence[str] = (),
     modality: str | None = None,
     reason: str | None = None,
     undo: bool = False,
@@ -114,6 +115,8 @@ def leave_out(
         >>> c3tools.leave_out("c3-store", keys=["000000121647#3"], reason="other photo")
         LeftOutRows(c3-store: 1)
     """
+    tables = as_list(tables)
+    keys = as_list(keys)
     if not (tables or keys or undo):
         return _list_rows(Store.open(store))
     if undo and (tables or keys):

@@ -43,7 +43,7 @@ from ..io.locations import (
     remove,
     size_of,
 )
-from ..io.lock import locked_file
+from ..io.lock import locked_file, require_outside_stores
 from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter, counted
 from .left_out import LEFT_OUT_FILE, LeftOut
@@ -556,6 +556,7 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
             "FOLDER s3://…",
         )
     path = Path(destination).absolute()
+    require_outside_stores(path)
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise StoreError(
             f"{destination} already exists.", remedy="Choose a new folder for the store."

@@ -16,6 +16,7 @@ from ..identity import ModelIdentity
 from ..io.files import write_atomically
 from ..io.locations import location, remove
 from ..io.lock import locked
+from ..lists import as_list
 from ..moments import Moments, load_moments, save_moments
 from ..tables import Table
 from .manifest import EXTERNAL_FILE, record_files
@@ -195,7 +196,7 @@ def unload_means(store: Store | str | Path) -> None:
         record_files(store.path, [EXTERNAL_FILE])
 
 
-def merge_means(files: Sequence[str | Path], output: str | Path) -> dict[str, Moments]:
+def merge_means(files: str | Path | Sequence[str | Path], output: str | Path) -> dict[str, Moments]:
     """Merge the moments files of several machines or corpora.
 
     Args:
@@ -209,6 +210,7 @@ def merge_means(files: Sequence[str | Path], output: str | Path) -> dict[str, Mo
         StoreError: if a file is not readable, is given twice or as the result too, or two belong to
             different models.
     """
+    files = as_list(files)
     paths = [location(path) for path in files]
     target = location(output)
     if len({*paths, target}) <= len(paths):

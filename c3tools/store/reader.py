@@ -23,6 +23,7 @@ from ..io.artifact import digest_of
 from ..io.files import read_json, sha256_of
 from ..io.hub import HubRepository
 from ..io.locations import kind_of, location
+from ..lists import as_list
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
 from .dataset import card_of, load_data_set, save_data_set
@@ -449,6 +450,7 @@ class Store(HubRepository):
             StoreError: if the store does not have the modality, a shard cannot be read or is not
                 the one that the manifest lists, or the store was changed since it was opened.
         """
+        columns = as_list(columns)
         if parts is None:
             self.require(modality)
             parts = self.parts(modality)

@@ -26,7 +26,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..arrays import Matrix
-from ..errors import TransformError, optional_module
+from ..errors import TransformError, optional_module, reason_of
 from ..identity import ModelIdentity
 from ..io.files import json_text, read_limited, write_atomically, write_text_atomically
 from ..io.hub import Card, HubRepository, local_folder
@@ -520,7 +520,7 @@ class Pipeline(HubRepository):
             SafetensorError,
         ) as error:
             raise TransformError(
-                f"{path} is not a valid saved pipeline: {error}.",
+                f"{path} is not a valid saved pipeline: {reason_of(error)}.",
                 remedy="Save the pipeline again. To change steps by hand, write a pipeline in "
                 "YAML or JSON instead.",
             ) from error
@@ -545,7 +545,7 @@ class Pipeline(HubRepository):
             recipe = msgspec.convert(content, _Recipe)
         except (OSError, ValueError, RecursionError) as error:
             raise TransformError(
-                f"{place} cannot be read as a pipeline: {error}.",
+                f"{place} cannot be read as a pipeline: {reason_of(error)}.",
                 remedy="Write for example: steps: [{step: normalize}, {step: collapse}, ...].",
             ) from error
         return cls(_make_steps(recipe.steps, place), name=recipe.name)
@@ -727,7 +727,7 @@ def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
         except (TypeError, msgspec.ValidationError) as error:
             names = ", ".join(setting.name for setting in fields(step_type))
             raise TransformError(
-                f"{place} has a wrong setting for the step {name}: {error}.",
+                f"{place} has a wrong setting for the step {name}: {reason_of(error)}.",
                 remedy=f"Its settings are {names}.",
             ) from error
     return made

@@ -250,6 +250,11 @@ class TrainingPipeline:
         Raises:
             TransformError: if these contradict each other, or the preset or sigma cannot be used.
         """
+        if pipeline is not None and not isinstance(pipeline, Pipeline):
+            raise TransformError(
+                f"The pipeline is of type {type(pipeline).__name__}: {pipeline!r}.",
+                remedy="Pass preset=... by name, a folder as output=..., or a Pipeline.",
+            )
         if sigma is not None:
             sigma = parse_sigma(sigma)
         pipeline_and_applied = Pipeline.of_export(store)

@@ -149,7 +149,7 @@ def test_images_with_one_caption_leave_the_oracle_out(
 def test_a_table_of_an_export_begins_with_its_rows(toy_store: Store, tmp_path: Path) -> None:
     told = Messages()
     export = export_store(
-        toy_store, tmp_path / "export", preset="c2-collapse", dtype="float32"
+        toy_store, output=tmp_path / "export", preset="c2-collapse", dtype="float32"
     ).output
     train = bench_of(Store.open(export), told=told).learned.train
     assert any("went through c2-collapse" in text for text in told.texts)

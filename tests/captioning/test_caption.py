@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from c3tools import Captioner, caption_images
+from c3tools.captioning.caption import _image_batches
 from c3tools.encoders import Encoder
 from c3tools.errors import DecoderError
 from c3tools.reporter import Progress
@@ -46,3 +47,18 @@ def test_photos_of_two_folders_are_captioned_a_few_at_a_time(
     assert list(caption_images([one, other], encoder=encoder).captions) == [one.stem, str(other)]
     with pytest.raises(DecoderError, match=r"toy-model .*c3-mini"):
         caption_images(["a"], decoder=trained_captioner(), encoder=encoder)
+
+
+def test_one_photo_is_captioned_as_a_list_of_one(photos: Path, encoder: Encoder) -> None:
+    photo = sorted(photos.glob("*.jpg"))[0]
+    options: Any = {"encoder": encoder, "beams": 1}
+    captions = Captioner.load("c3-mini").caption([photo], **options)
+    assert Captioner.load("c3-mini").caption(str(photo), **options) == captions
+    for path in (photo, str(photo)):
+        assert list(caption_images(path, **options).captions.values()) == captions
+
+
+def test_photos_whose_captions_are_steered_come_one_by_one(photos: Path, encoder: Encoder) -> None:
+    paths = {path.stem: path for path in sorted(photos.glob("*.jpg"))}
+    batches = list(_image_batches(paths, list(paths), encoder, size=1))
+    assert [batch.keys for batch in batches] == [[key] for key in paths]

@@ -24,7 +24,7 @@ TINY: Any = {"size": "tiny", "epochs": 1, "precision": "fp32", "set": ["batch_si
 def collapsed(captions_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished export, to which no noise was added."""
     folder = tmp_path_factory.mktemp("exports") / "collapsed"
-    return export_store(captions_store, folder, preset="c2-collapse", dtype="float32").output
+    return export_store(captions_store, output=folder, preset="c2-collapse", dtype="float32").output
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def collapsed(captions_store: Store, tmp_path_factory: pytest.TempPathFactory) -
 def test_an_export_gives_the_weights_of_the_store(
     captions_store: Store, tmp_path: Path, settings: Any, options: Any
 ) -> None:
-    export = export_store(captions_store, tmp_path / "export", **settings, **options).output
+    export = export_store(captions_store, output=tmp_path / "export", **settings, **options).output
     own = train_captioner(export, output=tmp_path / "own", **TINY)
     train_captioner(captions_store, output=tmp_path / "other", **settings, **TINY)
     for name in ("weights.safetensors", "transform.safetensors", "tokenizer.json"):
@@ -56,7 +56,7 @@ def test_an_export_gives_the_weights_of_the_store(
 def test_what_contradicts_the_pipeline_of_an_export_is_refused_or_told(
     captions_store: Store, collapsed: Path, tmp_path: Path
 ) -> None:
-    noised = export_store(captions_store, tmp_path / "noised", preset="c3", sigma=0.1).output
+    noised = export_store(captions_store, output=tmp_path / "noised", preset="c3", sigma=0.1).output
     cases: Any = {
         "its own sigma": (noised, {"sigma": 0.1}),
         "auto": (collapsed, {"sigma": "auto"}),
@@ -66,7 +66,9 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused_or_told(
         with pytest.raises(TransformError, match=named):
             train_captioner(store, output=tmp_path / "d", **options, **TINY)
     with pytest.raises(TransformError, match="c2-collapse adds no noise"):
-        export_store(captions_store, tmp_path / "none", preset="c2-collapse", before_noise=True)
+        export_store(
+            captions_store, output=tmp_path / "none", preset="c2-collapse", before_noise=True
+        )
     own = train_captioner(noised, output=tmp_path / "own", **TINY)
     asked: Any = {"--steer": {"steer": "magic"}, "CLIPScore": {"metrics": ["CLIPScore"]}}
     for option, given in asked.items():
@@ -111,7 +113,9 @@ def test_rows_of_another_program_are_trained_on(
 
 def test_exports_for_other_programs_are_refused(captions_store: Store, tmp_path: Path) -> None:
     for form in ("npy", "safetensors", "hf"):
-        export = export_store(captions_store, tmp_path / form, preset="c1", format=form).output
+        export = export_store(
+            captions_store, output=tmp_path / form, preset="c1", format=form
+        ).output
         with pytest.raises(StoreError, match=rf"export to {form}.*\n.*-f parquet"):
             Store.open(export)
     (tmp_path / "text").mkdir()

@@ -139,6 +139,8 @@ def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(
     other = preset("c1").fit(moments, provenance={"model": {"name": "other"}})
     with pytest.raises(TransformError, match="other"):
         train(pipeline=other, sigma=None)
+    with pytest.raises(TransformError, match=r"type str: 'my-decoder'[\s\S]*output="):
+        train(pipeline="my-decoder", sigma=None)
 
 
 def test_sigma_is_taken_from_the_captions_by_default(train: Any, captions_store: Store) -> None:

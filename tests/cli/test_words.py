@@ -90,6 +90,11 @@ def test_a_refusal_is_one_message_and_changes_nothing(
     assert contents(workplace) == before
 
 
+@pytest.mark.parametrize("file", [*ANSWERS, *REFUSALS], ids=lambda file: file.stem)
+def test_no_sentence_ends_in_two_full_stops(file: Path) -> None:
+    assert re.findall(r".*[^.]\.\.(?: .*)?$", file.read_text("utf-8"), re.MULTILINE) == []
+
+
 def test_commands_are_listed_by_their_summaries(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     said = c3("--help").stdout

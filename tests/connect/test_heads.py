@@ -46,7 +46,7 @@ def connect(features: PairedFeatures, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
 
     def run(output: str = "heads", of: PairedFeatures = features, **changes: Any) -> ConnectedHeads:
-        return connect_heads(of, output, **QUICK | changes)
+        return connect_heads(of, output=output, **QUICK | changes)
 
     return run
 
@@ -71,7 +71,7 @@ def test_a_head_standardises_by_its_training_rows_without_nan_and_unrelated_ones
     assert (head.spread[3], heads.record["pairs"]["train"]) == (1, 166)
     for named in ("1 of 120 image rows", "near chance"):
         assert any(named in text for text in said.texts)
-    report = apply_heads("heads", features, "connected")
+    report = apply_heads("heads", features, output="connected")
     assert report.rows == {"image": 119, "text": 240}
     assert [failure.key for failure in Store.open("connected").recorded_failures()] == ["photo000"]
 
@@ -193,7 +193,7 @@ def test_heads_that_are_damaged_and_other_features_are_refused(connect: Connect)
     heads, files = connect(epochs=1), write_files()
     np.save(files["text"], np.ones((240, 13), np.float32))
     with pytest.raises(ConnectError, match="12 features of text, not 13"):
-        apply_heads(heads, read_features(**files), "connected")
+        apply_heads(heads, read_features(**files), output="connected")
     assert not Path("connected").exists()
     with pytest.raises(ConnectError, match=r"image and 12.*audio"):
         heads.embed("audio", np.zeros((2, 12)))
@@ -241,11 +241,11 @@ def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Conn
     }
     assert sum(pairs.values()) < 120  # a store without splits is split by the keys
     assert scores["val"]["recall"]["image_to_image_2"]["recall@1"] > 0.5
-    apply_heads("heads", one, "joined")
+    apply_heads("heads", one, output="joined")
     joined = Store.open("joined")
     assert len(Pairs.match(joined.load("image"), joined.load("image_2"))) == 120
     with pytest.raises(ConnectError, match=r"one.*other"):
-        apply_heads(heads, other, "refused")
+        apply_heads(heads, other, output="refused")
     assert not Path("refused").exists()
 
 
@@ -256,7 +256,7 @@ def test_applying_heads_carries_the_columns_of_the_stores(connect: Connect) -> N
     import_embeddings(store="s", image=rows, text=-rows, meta=columns, keep_columns=["label"])
     features = read_features(store="s")
     connect(of=features, epochs=1)
-    apply_heads("heads", features, "connected")
+    apply_heads("heads", features, output="connected")
     store = Store.open("connected")
     assert store.info.columns == {"label": "int64"}
     assert store.load("text").column("label") == labels

@@ -43,7 +43,7 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(
         "chunk": 12,
     }
     options |= {"patience": 1, "seed": 5}
-    connected = connect_towers(photos, tmp_path / "out", reporter=said, **options)
+    connected = connect_towers(photos, output=tmp_path / "out", reporter=said, **options)
     record = connected.record
     before, after = (load_network(name).model.state_dict() for name in (tiny, connected.name))
     changed = {
@@ -81,12 +81,12 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(
     scores = record["scores"]["val"]
     cosine = pytest.approx(expected["paired_cosine"], abs=1e-5)
     assert (scores["paired_cosine"], scores["recall"]) == (cosine, expected["recall"])
-    again = connect_towers(photos, tmp_path / "out", reporter=said, **options)
+    again = connect_towers(photos, output=tmp_path / "out", reporter=said, **options)
     assert again.record == record
     assert "nothing to do" in said.texts[-1]
     with pytest.raises(OutputError, match="--output"):  # the folder that a training starts from
         connect_towers(
-            photos, tmp_path / "out", overwrite=True, **{**options, "model": connected.name}
+            photos, output=tmp_path / "out", overwrite=True, **{**options, "model": connected.name}
         )
 
 
@@ -96,7 +96,7 @@ def test_a_photo_that_takes_too_long_to_decode_is_left_out(
     photos, said = save_photos(tmp_path / "photos"), Messages()
     (photos / "plain-red-3.png").write_bytes(slow_jpeg())
     monkeypatch.setattr("c3tools.connect.towers.IMAGE_SECONDS", 2.0)
-    connected = connect_towers(photos, tmp_path / "out", model=tiny, epochs=1, reporter=said)
+    connected = connect_towers(photos, output=tmp_path / "out", model=tiny, epochs=1, reporter=said)
     assert connected.record["unreadable"] == 1
     assert "plain-red-3.png (took longer than 2 s to decode" in said.texts[0]
 
@@ -106,7 +106,9 @@ def test_a_tokenizer_of_transformers_is_written_with_its_model(tmp_path: Path) -
     from tests.encoders.test_other_models import TEXTS, other_model
 
     model, photos = other_model(tmp_path / "siglip", "siglip"), save_photos(tmp_path / "photos", 3)
-    connected = connect_towers(photos, tmp_path / "out", model=model, epochs=1, precision="fp32")
+    connected = connect_towers(
+        photos, output=tmp_path / "out", model=model, epochs=1, precision="fp32"
+    )
     first, second = (load_network(name).tokenizer(TEXTS) for name in (model, connected.name))
     assert torch.equal(first, second)
 
@@ -124,7 +126,9 @@ def test_photos_without_captions_or_split_and_wrong_options_are_refused(
     )
     for paths, options, named in cases:
         with pytest.raises(ConnectError, match=named):
-            connect_towers(paths, tmp_path / "out", reporter=said, **{"model": tiny, **options})
+            connect_towers(
+                paths, output=tmp_path / "out", reporter=said, **{"model": tiny, **options}
+            )
     assert "c3-mini" in said.texts[0]
     assert not (tmp_path / "out").exists()
 
@@ -150,8 +154,8 @@ def test_an_option_and_a_setting_that_are_added_disown_no_towers(
     photos = save_photos(tmp_path / "photos")
     messages = Messages()
     options: dict[str, Any] = {"model": tiny, "precision": "fp32", "epochs": 1, "batch_size": 32}
-    connect_towers(photos, tmp_path / "out", **options)
+    connect_towers(photos, output=tmp_path / "out", **options)
     monkeypatch.setattr("c3tools.connect.towers.TrainingSettings", LaterTraining)
     monkeypatch.setattr("c3tools.connect.towers.TowersSettings", LaterTowers)
-    connect_towers(photos, tmp_path / "out", reporter=messages, **options)
+    connect_towers(photos, output=tmp_path / "out", reporter=messages, **options)
     assert "nothing to do" in messages.texts[-1]

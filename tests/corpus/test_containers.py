@@ -197,6 +197,18 @@ def test_members_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     recorded(Path(__file__).parent / "golden/members.json", errors(corpus))
 
 
+def test_hidden_members_are_left_out_of_whatever_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("c3tools.corpus.tars.LARGEST_TEXT", 999)
+    hidden = ["._a.txt", ".DS_Store", "__MACOSX/._a.jpg", "__MACOSX/a.txt", ".h/b.jpg", "x.bin"]
+    members = [("./a.jpg", b"1"), ("a.txt", b"a"), *((name, b"x" * 1000) for name in hidden)]
+    corpus = read_corpus(write_tar(tmp_path / "x.tar", [*members, ("b.mp4", b"x" * 1000)]))
+    assert (keys(corpus), pairs(corpus), corpus.skipped) == (["a"], [("a#0", "a")], [])
+    (note,) = corpus.notes
+    assert "1 member passed over (.mp4)" in note
+
+
 def test_keys_that_repeat_across_tars(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.jpg", b"first"), ("0.txt", b"one")])
     write_tar(tmp_path / "b.tar", [("0.jpg", b"second"), ("0.txt", b"two"), ("1.jpg", b"x")])

@@ -114,6 +114,29 @@ def test_symlinks_do_not_loop_and_do_not_lead_out(tmp_path: Path) -> None:
     assert len(read_corpus(folder / "out.png").images) == 1  # named by the user
 
 
+@pytest.mark.parametrize("pattern", ["*", "**/*.png", "**"])
+def test_a_file_that_several_paths_lead_to_is_one_image(tmp_path: Path, pattern: str) -> None:
+    folder = image(tmp_path / "real/a.png").parent
+    (tmp_path / "link").symlink_to(folder)
+    for name in ("up", "up2"):  # the depth of ** would double at each step
+        (folder / name).symlink_to(tmp_path)
+    assert [item.key for item in read_corpus(f"{tmp_path}/{pattern}").images] == ["a"]
+    assert [item.key for item in read_corpus([tmp_path, folder / "a.png"]).images] == ["real/a"]
+
+
+def test_a_broken_link_that_a_pattern_finds_is_listed(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    for name in ("b.png", "c.csv"):
+        (tmp_path / name).symlink_to(tmp_path / "gone")
+    corpus = read_corpus(f"{tmp_path}/*")
+    assert [item.key for item in corpus.images] == ["a"]
+    assert [(s.key, s.error) for s in corpus.skipped] == [
+        ("b.png", "BrokenLink"),
+        ("c.csv", "BrokenLink"),
+    ]
+    assert_refused("(?s)nothing to embed.*target does not exist", tmp_path / "b.png")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -336,6 +359,7 @@ def test_thumbnails_of_network_drives_are_left_out(tmp_path: Path) -> None:
         (["x.CR2", "y.nef"], "2 files passed over (.cr2, .nef). RAW photos"),
         (["paper.pdf"], "1 file passed over (.pdf). PDFs are not read: render"),
         (["song.wav"], "1 file passed over (.wav). Sounds need a model of sounds: --model st:"),
+        (["photos.zip"], "1 file passed over (.zip). Archives are not read: unpack them."),
     ],
 )
 def test_files_of_other_kinds_are_named_with_what_makes_them_usable(
@@ -347,6 +371,19 @@ def test_files_of_other_kinds_are_named_with_what_makes_them_usable(
     image(tmp_path / "a.png")
     (note,) = read_corpus(tmp_path).notes
     assert note.startswith(f"{tmp_path}: {said}")
+
+
+def test_tars_and_tables_beside_photos_are_named_unless_they_are_given(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "x.tar", [("b.png", b"x")])
+    assert not read_corpus(tmp_path).notes
+    image(tmp_path / "a.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("file_name,text\na.png,A\n")
+    tar_note, table_note = read_corpus(tmp_path).notes
+    assert "1 file passed over (.tar). A folder with images is read as these" in tar_note
+    assert f"1 table is not read, such as {table}" in table_note and "--captions" in table_note
+    both = read_corpus([tmp_path, tar], captions=table)
+    assert ([item.key for item in both.images], both.notes) == (["a", "b"], [])
 
 
 def test_listed_files_are_counted_for_the_reporter(tmp_path: Path) -> None:
@@ -550,7 +587,10 @@ def test_keys_are_unique_for_any_unique_names(names: list[str]) -> None:
     assert len({*assign_keys(names)}) == len(names)
 
 
-SOURCES = ("captions.jsonl", "metadata.jsonl", "metadata.csv", "captions_val.json", "text")
+SOURCES = (
+    *("captions.jsonl", "metadata.jsonl", "metadata.csv", "captions.csv", "captions_val.json"),
+    "text",
+)
 
 
 def write_source(folder: Path, source: str, rows: list[tuple[str, list[str]]]) -> None:

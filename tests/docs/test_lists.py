@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
+from c3tools.cli._app import COMMANDS
 
+import c3tools
 from c3tools.encoders.backends import BACKENDS
 from c3tools.metrics.captions import METRICS
 from c3tools.transforms import PRESETS
@@ -28,6 +31,19 @@ REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 def test_page_names_every_row(page: str, names: Iterable[str]) -> None:
     text = (REFERENCE / page).read_text(encoding="utf-8")
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_the_page_of_python_has_a_row_for_each_command_and_names_what_is_there() -> None:
+    page = (REFERENCE / "api.md").read_text(encoding="utf-8")
+    cells = dict(re.findall(r"^\| `c3 (.*?)` \| (.*) \|$", page, re.MULTILINE))
+    assert list(cells) == list(COMMANDS)
+    for command, source in COMMANDS.items():
+        names = re.findall(r"`([\w.]+)`", cells[command])
+        assert names
+        assert not set(source.verbs) - set(names)
+        for name in names:
+            assert name.partition(".")[0] in c3tools.__all__
+            assert callable(attrgetter(name)(c3tools))
 
 
 @pytest.mark.parametrize("path", sorted(REFERENCE.parent.rglob("*.md")), ids=lambda path: path.name)

@@ -20,10 +20,10 @@ from c3tools.embedding import run as run_module
 from c3tools.embedding.shards import EmbedOptions
 from c3tools.embedding.summary import ModalitySummary
 from c3tools.encoders import Encoder
-from c3tools.errors import StoreError, UnreachableError
+from c3tools.errors import C3Error, StoreError, UnreachableError
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
-from tests.conftest import Counted, copy_photos
+from tests.conftest import Counted, Messages, copy_photos
 from tests.connect.photos import save_tiny_clip
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_list, write_tar
 from tests.golden import recorded
@@ -194,6 +194,26 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, other: dict
     for dry_run in (True, False):
         with pytest.raises(StoreError, match="but the new embeddings"):
             embed(tmp_path / "t.txt", tmp_path / "s", dry_run=dry_run, **other)
+
+
+def test_the_model_of_the_store_is_said_before_another_one_is_loaded(tmp_path: Path) -> None:
+    texts = tmp_path / "t.txt"
+    texts.write_text("a dog\n")
+    embed(texts, tmp_path / "s")
+    messages = Messages()
+    with pytest.raises(C3Error):  # there is no such folder
+        embed(texts, tmp_path / "s", model="local-dir:none", dry_run=True, reporter=messages)
+    assert f"The store {tmp_path / 's'} has embeddings of c3-mini." in messages.texts[-1]
+
+
+def test_texts_and_their_parts_are_counted(tmp_path: Path) -> None:
+    texts = tmp_path / "t.txt"
+    texts.write_text("a dog\n" + "a dog and a cat " * 20)
+    messages = Messages()
+    summary = embed(texts, tmp_path / "s", long_texts="chunk", reporter=messages).summary
+    rows = summary.modalities["text"].embedded
+    assert rows > 2
+    assert f"in parts: 2 texts in {rows} rows." in " ".join(messages.texts)
 
 
 def test_a_dry_run_shows_the_model_of_a_loaded_encoder(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_a_shard_that_was_removed_is_made_again_with_them() -> None:
 @pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"clip-retrieval"}))
 def test_exports_have_them(format: Any) -> None:
     run()
-    export_store("s", "e", format=format, preset="c1", modality=["image"])
+    export_store("s", output="e", format=format, preset="c1", modality=["image"])
     tables = [pq.read_table(path) for path in sorted(Path("e").glob("image/**/*.parquet"))]
     rows = pa.concat_tables(tables).select(["key", *NAMES]).to_pylist()
     assert {row.pop("key"): row for row in rows} == KEPT
@@ -291,7 +291,7 @@ def test_exports_have_them(format: Any) -> None:
 def test_hits_have_them(modality: str) -> None:
     pytest.importorskip("faiss", reason="faiss is an extra")
     store = run()
-    build_index("s", "i", preset="c1")
+    build_index("s", output="i", preset="c1")
     key = "green" if modality == "image" else "green#1"
     (result,) = Index.open("i").search(key=key, within=modality, k=1)
     (hit,) = result.hits

@@ -113,6 +113,8 @@ def test_videos_have_captions_like_images(encoder: Encoder, tmp_path: Path) -> N
     write_jsonl(photos / "clips/captions.jsonl", *rows)
     store, again = (embed(photos, tmp_path / "store", encoder=encoder, workers=0) for _ in range(2))
     assert [store.count(name) for name in ("image", "video", "text")] == [2, 3, 16]
+    store.summary.images_without_caption = ["clips/red", "clips/blue"]
+    assert store.summary.notes()[0] == "2 inputs without a caption: clips/red, clips/blue"
     pairs = store.pairs("video", "text")
     assert {pairs.second.captions[row] for row in pairs.rows} == {
         *names,

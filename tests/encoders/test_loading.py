@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import socket
 import threading
@@ -49,6 +50,18 @@ def test_random_weights_are_those_of_the_seed_and_leave_the_callers_random_state
         None,
         0,
     )
+
+
+def test_a_pickled_encoder_is_loaded_again(tmp_path: Path) -> None:
+    name = save_tiny_clip(tmp_path / "m")
+    encoder = load_encoder(name, random_init=3, backend="torch", precision="fp32", device="cpu")
+    assert repr(encoder) == f"Encoder({name!r}, dim={encoder.dim}, cpu, fp32, torch)"
+    pickled = pickle.dumps(encoder)
+    assert len(pickled) < 2000
+    again = pickle.loads(pickled)
+    assert repr(again) == repr(encoder)
+    assert again.identity == encoder.identity
+    assert np.array_equal(again.encode_texts(["a dog"]), encoder.encode_texts(["a dog"]))
 
 
 def test_an_unknown_name_is_refused_with_the_close_ones() -> None:

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def export(store: Store, tmp_path: Path) -> Callable[..., Path]:
-    return lambda **options: export_store(store, tmp_path / "c3-export", **options).output
+    return lambda **options: export_store(store, output=tmp_path / "c3-export", **options).output
 
 
 def expected(folder: Path) -> Any:
@@ -176,10 +176,10 @@ def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(
         """The pipeline of an export, the index of its preset, and where the database has its
         rows."""
         export = export_store(
-            store, tmp_path / preset, preset=preset, dtype="float32", role="inference"
+            store, output=tmp_path / preset, preset=preset, dtype="float32", role="inference"
         )
         table = example.fill(place, preset, tmp_path / preset)
-        index = build_index(store, tmp_path / f"{preset}-index", preset=preset)
+        index = build_index(store, output=tmp_path / f"{preset}-index", preset=preset)
         return export.pipeline, index, (table,) if package == "lancedb" else (place, preset)
 
     gap_free, index, table = filled("gr-clip")
@@ -212,7 +212,7 @@ def test_clip_retrieval_finds_what_c3_search_does(tmp_path: Path) -> None:
     np.save(tmp_path / "queries.npy", queries)
     export_store(
         store,
-        tmp_path / "exported",
+        output=tmp_path / "exported",
         format="clip-retrieval",
         preset="c1",
         role="inference",
@@ -233,7 +233,7 @@ def test_clip_retrieval_finds_what_c3_search_does(tmp_path: Path) -> None:
     run("clip-retrieval", "index", *folders)
     script = EXAMPLES / "interop/clip_retrieval_search.py"
     printed = run("python", script, tmp_path / "index", tmp_path / "queries.npy")
-    index = build_index(store, tmp_path / "c3-index", preset="c1")
+    index = build_index(store, output=tmp_path / "c3-index", preset="c1")
     results = index.search(vector=queries, within="image", k=10)
     expected = [[hit.key for hit in result.hits] for result in results]
     assert [json.loads(line) for line in printed.splitlines()] == expected

@@ -40,7 +40,7 @@ def photos(count: int, without_text: int | None = None, shift: int = 0) -> Store
 
 def ok(**options: Any) -> ExportReport:
     options = {"preset": "c1", "role": "inference", "dtype": "float32", **options}
-    return export_store("s", "e", format="clip-retrieval", **options)
+    return export_store("s", output="e", format="clip-retrieval", **options)
 
 
 def read(name: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from c3tools import Pipeline, Store, preset
 from c3tools.choices import ExportFormat
-from c3tools.errors import C3Error, OutputError
+from c3tools.errors import C3Error, OutputError, StoreError
 from c3tools.export import FORMATS, ExportReport, export_store
 from c3tools.io.locations import location
 from c3tools.seeds import keyed_normal
@@ -211,6 +211,17 @@ def test_another_export_is_replaced_only_if_asked() -> None:
     assert same("fresh")
 
 
+@pytest.mark.parametrize("damage", ["{", '{"checksum": ""}'])
+def test_an_export_with_a_damaged_manifest_is_replaced_if_asked(damage: str) -> None:
+    ok()
+    whole = contents(OUT)
+    (OUT / "manifest.json").write_text(damage)
+    with pytest.raises(StoreError, match=r"manifest\.json cannot be read"):
+        ok()
+    ok(overwrite=True)
+    assert contents(OUT) == whole
+
+
 def test_pipelines_of_files_and_of_exports() -> None:
     Path("p.yaml").write_text("name: mine\nsteps: [normalize, standardize, normalize]\n")
     ok(pipeline="p.yaml", output="a")
@@ -258,17 +269,17 @@ OUT, URL = Path("c3-export"), "s3://bucket/runs/export"
 
 @pytest.mark.parametrize("format", ["parquet", "npy"])
 def test_an_export_at_a_url(store: Store, tmp_path: Path, s3: Faults, format: ExportFormat) -> None:
-    disk = export_store(store, tmp_path / "disk", format=format)
+    disk = export_store(store, output=tmp_path / "disk", format=format)
     s3.every = 7
     cut = Mock(wraps=write_rows, side_effect=[DEFAULT] * 3 + [KeyboardInterrupt])
     with patch("c3tools.export.formats.write_rows", cut), pytest.raises(KeyboardInterrupt):
-        export_store(store, URL, format=format, workers=1)
-    there = export_store(store, URL, format=format)
+        export_store(store, output=URL, format=format, workers=1)
+    there = export_store(store, output=URL, format=format)
     assert (there.parts, there.kept, there.rows, there.bytes) == (3, 3, disk.rows, disk.bytes)
     assert contents_at_url(location(URL)) == contents(tmp_path / "disk")
     assert s3.failed > 3
     with pytest.raises(OutputError, match="its pipeline changed"):
-        export_store(store, URL, preset="c1", format=format)
-    export_store(store, URL, preset="c1", format=format, overwrite=True)
-    export_store(store, tmp_path / "other", preset="c1", format=format)
+        export_store(store, output=URL, preset="c1", format=format)
+    export_store(store, output=URL, preset="c1", format=format, overwrite=True)
+    export_store(store, output=tmp_path / "other", preset="c1", format=format)
     assert contents_at_url(location(URL)) == contents(tmp_path / "other")

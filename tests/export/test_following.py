@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from c3tools import Store, export_store, leave_out, split_store, verify_store
-from c3tools.errors import C3Error, IncompleteStoreError, OutputError
+from c3tools.errors import C3Error, IncompleteStoreError, OutputError, StoreError
 from c3tools.export import FORMATS
 from c3tools.store.means import load_means, save_means
 from c3tools.store.rewriting import REWRITING_LIST
@@ -54,7 +54,7 @@ def change(folder: Path) -> None:
 
 
 def export(folder: Path, output: str = "e", **options: Any) -> Any:
-    return export_store(folder / "s", folder / output, workers=1, **options)
+    return export_store(folder / "s", output=folder / output, workers=1, **options)
 
 
 def fresh_with_the_fit_of(folder: Path, **options: Any) -> dict[str, bytes]:
@@ -232,8 +232,8 @@ def test_the_export_of_another_store_is_not_brought_up_to_date(folder: Path) -> 
     write_photos(folder / "c2", {f"other{i:02d}": f"#{i * 5:02x}0000" for i in range(48)})
     embed(folder, "c2", "other")
     with pytest.raises(OutputError, match=r"all shards of the store changed[\s\S]*--refit"):
-        export_store(folder / "other", folder / "e")
-    export_store(folder / "other", folder / "e", overwrite=True)
+        export_store(folder / "other", output=folder / "e")
+    export_store(folder / "other", output=folder / "e", overwrite=True)
     assert Store.open(folder / "e").load("image").keys[0] == "other00"
 
 
@@ -266,6 +266,23 @@ def test_damage_of_any_part_is_found_and_repaired(folder: Path, format: str) -> 
         assert not file.exists()
         export(folder, format=format)
         assert contents(folder / "e") == whole
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_damage_is_made_again_or_refused_without_a_verification(folder: Path, format: str) -> None:
+    export(folder, format=format)
+    whole = contents(folder / "e")
+    for name in [*(name for name in whole if "00001" in name), "store.json"]:
+        # One bit, so that the header and the size are as they were
+        content = bytearray(whole[name])
+        content[len(content) // 2] ^= 1
+        (folder / "e" / name).write_bytes(content)
+        if name == "store.json":
+            with pytest.raises(StoreError, match=r"(?s)store.json is not the file.*--repair"):
+                export(folder, format=format)
+        else:
+            assert export(folder, format=format).parts == 1
+            assert contents(folder / "e") == whole
 
 
 @pytest.mark.parametrize("format", FORMATS)

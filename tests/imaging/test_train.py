@@ -238,7 +238,7 @@ def test_an_export_before_the_noise_gives_the_weights_of_the_store(
     train: Train, store: Store
 ) -> None:
     noise: dict[str, Any] = {"preset": "c3", "sigma": 0.1}
-    export_store(store, "export", train_on="image", before_noise=True, **noise)
+    export_store(store, output="export", train_on="image", before_noise=True, **noise)
     of_export: dict[str, Any] = {"store": "export", "sigma": None}
     own, other = train(**of_export)[0], train(output="other", **noise)[0]
     assert own.fingerprint() == other.fingerprint()
@@ -250,15 +250,17 @@ def test_an_export_before_the_noise_gives_the_weights_of_the_store(
             train(**of_export | changes)
 
 
-def test_validations_are_listed_with_the_training_loss_noted_next() -> None:
-    generator = object.__new__(Generator)
+def test_validations_are_listed_with_the_training_loss_since_the_one_before(
+    tmp_path: Path, store: Store
+) -> None:
+    generator = train_generator(store, output=tmp_path / "out", steps=6, set=["validations=3"])
+    assert len({row[1] for row in generator.losses().rows}) == 3
     generator.record = {
-        "trace": [[2, 1.5], [4, 1.25]],
-        "validations": [[1, 1.1], [3, 1.0], [1005, 1.2]],
+        "validations": [[1, 1.5, 1.1], [3, 1.25, 1.0], [1005, 1.125, 1.2]],
         "best_val_loss": 1.0,
     }
     assert generator.losses().rows == [
         ["1", "1.5000", "1.1000"],
         ["3", "1.2500", "1.0000 (kept)"],
-        ["1,005", "1.2500", "1.2000"],
+        ["1,005", "1.1250", "1.2000"],
     ]

@@ -52,7 +52,7 @@ def grow(folder: Path) -> None:
 
 
 def index(folder: Path, output: str = "i", **options: Any) -> Index:
-    return build_index(folder / "s", folder / output, **options)
+    return build_index(folder / "s", output=folder / output, **options)
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,SQfp16"])
@@ -125,6 +125,17 @@ def test_exchanged_parts_are_found_and_refused(folder: Path) -> None:
     with pytest.raises(StoreError, match=r"part-00000.parquet is not the shard"):
         Index.open(folder / "i")
     assert index(folder).record["added"] == 60
+
+
+def test_a_damaged_part_is_made_again(folder: Path) -> None:
+    index(folder)
+    whole = contents(folder / "i")
+    file = folder / "i" / "text" / "part-00001.parquet"
+    content = bytearray(whole["text/part-00001.parquet"])
+    content[len(content) // 4] ^= 1  # a bit of a code or a key: the header is as it was
+    file.write_bytes(content)
+    assert index(folder).record["added"] == 60
+    assert contents(folder / "i") == whole
 
 
 @pytest.mark.parametrize("name", ["text/part-00001.parquet", "moments.safetensors", *FIT])
@@ -206,9 +217,9 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
 def test_an_index_at_a_url(folder: Path, s3: Faults) -> None:
     local = index(folder)
     s3.every = 7
-    build_index(folder / "s", "s3://bucket/index")
+    build_index(folder / "s", output="s3://bucket/index")
     grow(folder)
-    there = build_index(folder / "s", "s3://bucket/index")
+    there = build_index(folder / "s", output="s3://bucket/index")
     local = index(folder)
     query = Store.open(folder / "s").load("text").embeddings[:3]
     assert there.rank(query, "text") == local.rank(query, "text")
@@ -222,7 +233,7 @@ def test_an_index_at_a_url_finds_its_store(
     folder: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    built = build_index("s", "s3://bucket/index")
+    built = build_index("s", output="s3://bucket/index")
     assert built.store_path == folder / "s"
     # an index and its store that were copied together
     index(folder)
@@ -241,8 +252,8 @@ def test_an_index_is_no_store_and_no_export(folder: Path) -> None:
     with pytest.raises(StoreError, match="is an index, which has no embeddings"):
         Store.open(folder / "i")
     with pytest.raises(OutputError, match="is an index, not a former export"):
-        export_store(folder / "s", folder / "i", overwrite=True)
-    export_store(folder / "s", folder / "e")
+        export_store(folder / "s", output=folder / "i", overwrite=True)
+    export_store(folder / "s", output=folder / "e")
     with pytest.raises(OutputError, match="is an export, not a former index"):
         index(folder, "e", rebuild=True)
 
@@ -272,3 +283,13 @@ def test_the_model_stays_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     given = opened.search("a dog", k=3, encoder=encoder)  # type: ignore[arg-type]
     assert first == second == given
     assert load.call_count == 1
+
+
+def test_an_index_with_a_damaged_manifest_is_rebuilt_if_asked(folder: Path) -> None:
+    index(folder)
+    whole = contents(folder / "i")
+    (folder / "i" / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match=r"manifest\.json cannot be read"):
+        index(folder)
+    index(folder, rebuild=True)
+    assert contents(folder / "i") == whole

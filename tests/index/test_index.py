@@ -35,7 +35,7 @@ faiss = pytest.importorskip("faiss", reason="faiss is an extra")
 
 @pytest.fixture(scope="module")
 def index(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Index:
-    return build_index(store, tmp_path_factory.mktemp("index") / "index")
+    return build_index(store, output=tmp_path_factory.mktemp("index") / "index")
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def grow(store: Store, first: int, count: int, part: int, seed: int = 5) -> None
 def test_the_reports_of_small_indexes_on_record(store: Store, index: Index, tmp_path: Path) -> None:
     assert repr(index) == f"Index({str(index.path)!r}: 270 rows, Flat)"
     assert index.rows.column("modality").to_pylist() == ["image"] * 90 + ["text"] * 180
-    images = build_index(store.path, tmp_path / "index", split="test", modality=["image"])
+    images = build_index(store.path, output=tmp_path / "index", split="test", modality=["image"])
     assert images.rows.column("key").to_pylist() == [f"img{i:03d}" for i in range(0, 90, 3)]
     reports = [{**one.to_dict(), "output": one.path.name} for one in (index, images)]
     # of images: texts ask for them
@@ -75,7 +75,7 @@ def test_the_reports_of_small_indexes_on_record(store: Store, index: Index, tmp_
 def test_every_kind_of_index_in_parts(store: Store, tmp_path: Path) -> None:
     exact = np.argsort(-centred(store, "image") @ centred(store, "text").T, axis=1)[:, :10] + 90
     for factory in ("Flat", "IVF4,SQfp16", "IVF4,Flat", "OPQ4_16,IVF4,SQ8"):
-        index = build_index(store, tmp_path / factory, factory=factory)
+        index = build_index(store, output=tmp_path / factory, factory=factory)
         report = index.to_dict()
         assert len(report["shards"]) == 6 and report["recall@10"] >= (
             0.9 if "OPQ" in factory else 0.98
@@ -105,7 +105,7 @@ def test_the_search_is_tuned_until_more_lists_do_not_help(store: Store, tmp_path
         (far, 128, 1.1, 64),
     ):
         options = {"factory": f"IVF{cells},Flat", "recall": recall}
-        record = build_index(place, tmp_path / f"{cells} {recall}", **options).record  # type: ignore[arg-type]
+        record = build_index(place, output=tmp_path / f"{cells} {recall}", **options).record  # type: ignore[arg-type]
         assert (record["nprobe"], record["recall_queries"]) == (
             expected,
             200 if place is far else 90,
@@ -156,7 +156,7 @@ def test_what_cannot_be_built(store: Store, tmp_path: Path) -> None:
         ({"split": "val"}, r"'val'.* train \(180\), test \(90\)"),
     ):
         with pytest.raises(StoreError, match=words):
-            build_index(store, tmp_path / "index", **options)  # type: ignore[arg-type]
+            build_index(store, output=tmp_path / "index", **options)  # type: ignore[arg-type]
         assert not (tmp_path / "index").exists()
 
 
@@ -168,8 +168,9 @@ def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_pa
         (index, {"key": "img001", "store": other}, words),
         (index, {"key": text, "store": other, "pairs": store}, words),
         (index, {"key": "img001", "k": 0}, "k must be at least 1, not 0"),
+        (index, {"text": np.eye(8)}, r"type ndarray[\s\S]*vector="),
         (
-            build_index(store, tmp_path / "c1", preset="c1"),
+            build_index(store, output=tmp_path / "c1", preset="c1"),
             {"vector": np.eye(8)},
             r"16 dimensions.* 8",
         ),
@@ -181,7 +182,7 @@ def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_pa
 def test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos(
     own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index, rows = build_index(own, tmp_path / "index"), own.load("image")
+    index, rows = build_index(own, output=tmp_path / "index"), own.load("image")
     with pytest.raises(
         StoreError,
         match="20 pairs are needed to learn how image rows score where image is asked with",
@@ -280,7 +281,7 @@ def test_an_index_is_searched_on_gpus(index: Index, monkeypatch: pytest.MonkeyPa
 
 def test_scores_of_other_pipelines_can_be_compared_too(store: Store, tmp_path: Path) -> None:
     for name in ("fair", "clipre"):
-        build_index(store, tmp_path / name, preset=name)
+        build_index(store, output=tmp_path / name, preset=name)
         (found,) = Index.open(tmp_path / name).search(
             vector=store.load("text").embeddings[3], k=270
         )
@@ -336,7 +337,7 @@ def test_a_contact_sheet_finds_photos_and_sounds_beside_the_store(
 @pytest.mark.parametrize("factory", ["auto", "IVF4,SQfp16"])
 def test_new_shards_are_added(own: Store, tmp_path: Path, factory: str) -> None:
     path = tmp_path / "index"
-    first = build_index(own, path, factory=factory)
+    first = build_index(own, output=path, factory=factory)
     query = own.load("text").embeddings[0]
     for part, start, added in ((0, 0, 0), (3, 0, 24), (4, 12, 24)):
         messages = Messages()
@@ -344,7 +345,7 @@ def test_new_shards_are_added(own: Store, tmp_path: Path, factory: str) -> None:
             grow(own, start, 12, part, seed=part)
             Index.open(path).search(vector=query, reporter=messages)
             assert "`c3 index`" in messages.texts.pop()
-        grown = build_index(own.path, path, reporter=messages, factory=factory)
+        grown = build_index(own.path, output=path, reporter=messages, factory=factory)
         assert grown.to_dict()["added"] == added
         assert not any("Rebuilding" in text for text in messages.texts)
         opened = Index.open(path)
@@ -354,7 +355,9 @@ def test_new_shards_are_added(own: Store, tmp_path: Path, factory: str) -> None:
     assert opened.pipeline.record() == first.pipeline.record()
     assert opened.rows.num_rows == sum(one.ntotal for one in opened.indexes.values()) == 318
     # the result is what an index of the same vectors, filled at once, finds
-    whole = build_index(own.path, tmp_path / "whole", pipeline=first.pipeline, factory="Flat")
+    whole = build_index(
+        own.path, output=tmp_path / "whole", pipeline=first.pipeline, factory="Flat"
+    )
     queries = Store.open(own.path).load("image").embeddings[-30:]
     for name in ("image", "text"):
         all_lists = None if factory == "auto" else 4
@@ -365,11 +368,11 @@ def test_new_shards_are_added(own: Store, tmp_path: Path, factory: str) -> None:
 
 def test_after_any_other_change_it_is_made_again(own: Store, tmp_path: Path) -> None:
     path, messages = tmp_path / "index", Messages()
-    build_index(own, path)
+    build_index(own, output=path)
 
     def rebuilt(**options: Any) -> str:
         messages.texts.clear()
-        index = build_index(own.path, path, reporter=messages, **options)
+        index = build_index(own.path, output=path, reporter=messages, **options)
         assert index.to_dict()["added"] == index.rows.num_rows == Index.open(path).rows.num_rows
         return " ".join(messages.texts)
 
@@ -413,7 +416,7 @@ def test_loaded_moments_are_those_of_the_index(own: Store, tmp_path: Path) -> No
     )
     for expected, change in steps:
         change()
-        pipeline = build_index(own.path, tmp_path / "index").pipeline
+        pipeline = build_index(own.path, output=tmp_path / "index").pipeline
         assert_close(
             pipeline.steps[1].state["centre/image"], expected.moments("image", "train").mean
         )
@@ -425,7 +428,7 @@ def test_images_alone_are_found_by_texts_too(store: Store, tmp_path: Path) -> No
     alone = build_store(
         tmp_path / "alone", Rows.of("image", images.keys, images.embeddings), model=store.info.model
     )
-    found = build_index(alone, tmp_path / "index", reporter=messages).search(
+    found = build_index(alone, output=tmp_path / "index", reporter=messages).search(
         vector=query, modality="text", k=5
     )
     best = np.argsort(-unit(images.embeddings) @ query)[:5]
@@ -433,12 +436,12 @@ def test_images_alone_are_found_by_texts_too(store: Store, tmp_path: Path) -> No
     assert "only image rows" in messages.texts[0] and "means load FILE" in messages.texts[0]
     save_means(store, tmp_path / "moments")
     load_means(alone, tmp_path / "moments")
-    again = build_index(alone, tmp_path / "index", reporter=messages)
+    again = build_index(alone, output=tmp_path / "index", reporter=messages)
     assert again.pipeline.name == "gr-clip" and messages.texts[1].endswith("its pipeline changed.")
 
 
 def test_an_index_moves_with_its_store_and_needs_none(own: Store, tmp_path: Path) -> None:
-    build_index(own, tmp_path / "index")
+    build_index(own, output=tmp_path / "index")
     query, moved, messages = own.load("text").embeddings[0], tmp_path / "elsewhere", Messages()
     for name in ("index", "c3-store"):
         os.renames(tmp_path / name, moved / name)
@@ -452,10 +455,10 @@ def test_an_index_moves_with_its_store_and_needs_none(own: Store, tmp_path: Path
 def test_queries_of_an_exports_index_go_through_its_pipeline(
     own: Store, tmp_path: Path, preset: str
 ) -> None:
-    export_store(own, tmp_path / "e", preset=preset, role="inference", dtype="float32")
+    export_store(own, output=tmp_path / "e", preset=preset, role="inference", dtype="float32")
     rows = Store.open(tmp_path / "e")
-    index = build_index(rows, tmp_path / "i")
-    raw = build_index(own, tmp_path / "raw", preset=preset)
+    index = build_index(rows, output=tmp_path / "i")
+    raw = build_index(own, output=tmp_path / "raw", preset=preset)
     query = own.load("image").embeddings[4:5]
     for modality in ("image", "text"):
         (hits,) = index.rank(query, "image", within=modality)
@@ -468,18 +471,18 @@ def test_queries_of_an_exports_index_go_through_its_pipeline(
         mean = index.calibration.moments[modality].mean
         assert_close(mean, rows.moments(modality, "train" if preset == "c3" else None).mean)
     with pytest.raises(StoreError, match="gone through another pipeline"):
-        build_index(own, tmp_path / "other", preset="c1").search(key="img004", store=rows)
+        build_index(own, output=tmp_path / "other", preset="c1").search(key="img004", store=rows)
     with pytest.raises(StoreError, match="pairs are embeddings as the model makes them"):
         index.search(vector=query, pairs=rows)
 
 
 def test_what_an_exports_index_refuses(own: Store, tmp_path: Path) -> None:
-    export = export_store(own, tmp_path / "e", before_noise=True)
+    export = export_store(own, output=tmp_path / "e", before_noise=True)
     for options in ({"preset": "c1"}, {"pipeline": export.pipeline}):
         with pytest.raises(UnusedOptionError, match=f"--{next(iter(options))} has no effect"):
-            build_index(export.output, tmp_path / "i", **options)
+            build_index(export.output, output=tmp_path / "i", **options)
     with pytest.raises(StoreError, match="not gone through its whole pipeline"):
-        build_index(export.output, tmp_path / "i")
+        build_index(export.output, output=tmp_path / "i")
 
 
 @pytest.mark.parametrize("query", [{"text": []}, {"image": []}, {"text": ()}])
@@ -501,7 +504,7 @@ def few_texts(path: Path, count: int) -> Store:
 
 def test_one_caption_beside_many_photos_is_found(tmp_path: Path) -> None:
     store, messages = few_texts(tmp_path / "store", 1), Messages()
-    index = build_index(store, tmp_path / "index", reporter=messages)
+    index = build_index(store, output=tmp_path / "index", reporter=messages)
     assert "Nothing is centred" in " ".join(messages.texts)
     query = store.load("text").embeddings[0]
     for found in (index, Index.open(tmp_path / "index")):
@@ -519,16 +522,16 @@ def test_what_is_missing_to_centre_an_index_is_said(
     keys = [f"{row}" for row in range(60)]
     rows = Rows.of(modality, keys, vectors, split=["train"] * 60, caption=keys)
     messages = Messages()
-    build_index(build_store(tmp_path / "store", rows), tmp_path / "index", reporter=messages)
+    build_index(build_store(tmp_path / "store", rows), output=tmp_path / "index", reporter=messages)
     said = f"has only {modality} rows. That is fine unless you search with {missing}"
     assert said in " ".join(messages.texts)
 
 
 def test_an_index_is_centred_as_soon_as_there_are_rows_enough(tmp_path: Path) -> None:
-    build_index(few_texts(tmp_path / "store", 19), tmp_path / "index")
+    build_index(few_texts(tmp_path / "store", 19), output=tmp_path / "index")
     shutil.rmtree(tmp_path / "store")
     store, messages = few_texts(tmp_path / "store", 20), Messages()
-    index = build_index(store, tmp_path / "index", reporter=messages)
+    index = build_index(store, output=tmp_path / "index", reporter=messages)
     assert "its moments changed" in " ".join(messages.texts)
     assert index.calibration.moments.keys() == {"image", "text"}
 
@@ -539,7 +542,7 @@ def test_the_index_beside_a_store_is_searched_if_there_is_no_other(
     monkeypatch.chdir(tmp_path)
     assert find_index() == Path("c3-index")
     gap_store(tmp_path / "c3-store", 30)
-    build_index("c3-store", "c3-store-index", factory="SQfp16", preset="c1")
+    build_index("c3-store", output="c3-store-index", factory="SQfp16", preset="c1")
     assert find_index().name == "c3-store-index"
     build_index("c3-store")
     assert find_index() == Path("c3-index")

@@ -169,6 +169,12 @@ def test_another_value_of_an_option_that_an_older_record_lacks_is_another_result
         make(folder, settings=LaterSettings(warmup=0.2))
 
 
+def test_a_result_inside_a_store_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "store.json").touch()
+    with pytest.raises(OutputError, match=f"{folder} is inside the store {tmp_path}"):
+        make(folder)
+
+
 def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -90,3 +90,11 @@ def test_processes_that_take_and_leave_the_same_lock_are_never_in_it_together(
         _, errors = run.communicate(timeout=120)
         assert run.returncode == 0, errors
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_folder_inside_a_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store.json").touch()
+    inside = tmp_path / "new" / "out"
+    with pytest.raises(OutputError, match=f"inside the store {tmp_path}"), locked(inside):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]

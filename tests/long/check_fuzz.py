@@ -97,7 +97,7 @@ TARGETS: dict[str, tuple[Use, Use]] = {
         lambda folder: Pipeline.load(folder / "p").transform(unit_rows(2, 4), modality="image"),
     ),
     "index": (
-        lambda folder: build_index(gap_store(folder / "c3-store", 12), folder / "i"),
+        lambda folder: build_index(gap_store(folder / "c3-store", 12), output=folder / "i"),
         lambda folder: Index.open(folder / "i").search(vector=unit_rows(1, 16), k=2),
     ),
     "captions.jsonl": _corpus("captions.jsonl", "\n".join(map(json.dumps, ROWS)).encode()),

@@ -128,6 +128,7 @@ def test_metrics_that_do_not_exist_are_refused_with_those_that_do(names: list[st
 def test_only_the_named_metrics_are_computed() -> None:
     scores = score_captions(PREDICTIONS, REFERENCES, metrics=["cider", "CIDEr"])
     assert [*scores.corpus] == ["CIDEr"]
+    assert score_captions(PREDICTIONS, REFERENCES, metrics="CIDEr").corpus == scores.corpus
 
 
 def test_clip_scores_by_hand() -> None:

@@ -34,7 +34,7 @@ COLOURS = {"a": "red", "b": "blue", "c": "lime", "d": "gold", "e": "navy"}
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("serve")
     embed_colours(colour_corpus(folder / "photos", COLOURS), folder / "c3-store")
-    return build_index(folder / "c3-store", folder / "index", preset="c1")
+    return build_index(folder / "c3-store", output=folder / "index", preset="c1")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def sound_client(tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "a.ogg").write_bytes(b"OggS of a")
     paths = [str(tmp_path / name) for name in ("a.ogg", "b.mp3")]
     build_store(tmp_path / "s", Rows.of("audio", ["a", "b"], unit_rows(2, 8), path=paths))
-    index = build_index(tmp_path / "s", tmp_path / "index", preset="c1")
+    index = build_index(tmp_path / "s", output=tmp_path / "index", preset="c1")
     with testclient.TestClient(
         create_app(index, colour_encoder()), base_url="http://127.0.0.1"
     ) as client:
@@ -238,7 +238,7 @@ def test_a_bad_request_is_answered_and_stops_nothing(
 ) -> None:
     response = client.request(method, address, content=content, headers={"Content-Type": kind})
     assert response.status_code == status, response.text
-    assert response.json()["error"]
+    assert re.search(r"[^.]\.?$", response.json()["error"])
     assert client.get("/search?q=a").status_code == 200
 
 
@@ -376,6 +376,14 @@ def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -
         thread.start()
         try:
             browser.get(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+            browser.execute_script(
+                "document.querySelector('#file').onclick = event => "
+                "{ event.preventDefault(); document.title = 'a photo is chosen'; }"
+            )
+            element("#q").send_keys("\ue004")  # Tab, to the button for photos
+            browser.switch_to.active_element.send_keys("\ue007")  # Enter
+            until("document.title == 'a photo is chosen'")
+            browser.refresh()
             element("#q").send_keys("b 0\ue007")  # Enter
             until("document.querySelector('#hits figure.text blockquote')?.innerText == 'b 0'")
             until("[...document.images].some(i => i.naturalWidth > 0)")

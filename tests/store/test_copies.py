@@ -165,11 +165,17 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("export_first", [True, False])
 def test_an_export_is_not_merged_with_a_store(tmp_path: Path, export_first: bool) -> None:
     store = whole_store(tmp_path / "store")
-    export_store(whole_store(tmp_path / "other"), tmp_path / "export", preset="c2-collapse")
+    export_store(whole_store(tmp_path / "other"), output=tmp_path / "export", preset="c2-collapse")
     stores = [store.path, tmp_path / "export"]
     with pytest.raises(StoreError, match=r"export is an export: .* pipeline") as refused:
         merge_stores(sorted(stores, reverse=not export_first), output=tmp_path / "m")
     assert "Merge the stores that were exported" in str(refused.value)
+
+
+def test_a_split_into_its_own_store_is_refused(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s", images("ab")).path
+    with pytest.raises(OutputError, match=f"out is inside the store {store}"):
+        split_store(store, output=store / "out")
 
 
 def test_a_merge_says_what_to_do_about_another_dtype_and_one_name(tmp_path: Path) -> None:
@@ -305,6 +311,20 @@ def test_a_split_table_without_keys_of_the_store_is_refused_with_its_columns(
     file.write_text("file_name,id,split\nx.jpg,1,val\n")
     with pytest.raises(StoreError, match="'file_name', 'id'; its columns are 'file_name', 'id'"):
         split_store(store, output=tmp_path / "new", file=file)
+
+
+def test_new_splits_and_keys_that_are_not_in_the_store_are_said(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s", images("abc", "base")).path
+    table = tmp_path / "splits.csv"
+    table.write_text("key,split\na,tets\nb,Testing\nc,base\nx,tset\ny,test\n")
+    for _ in range(2):  # the second run finds the store there
+        report = split_store(store, output=tmp_path / "out", file=table)
+        assert report.notes() == [
+            "The table has 1 split that the store did not have: tets.",
+            "The store has no rows of 2 keys in the table: x, …",
+        ]
+    table.write_text("key,split\na,test\nb,left-out\nc,base\n")
+    assert split_store(store, output=tmp_path / "known", file=table).notes() == []
 
 
 def test_a_file_of_karpathy_names_splits(tmp_path: Path) -> None:

@@ -515,8 +515,8 @@ def test_vectors_of_different_lengths_are_refused() -> None:
             "half.jsonl.*utf-8",
         ),
         ("list.jsonl", '{"id": 1}\n[1]\n', None, "line 2 is not a JSON object"),
-        ("spaces.csv", 'id,vector \n1,"0.5 1 2"\n', "vector ", "JSON list"),
-        ("spaces.csv", 'id,vector \n1,"0.5 1 2"\n', "vector", "'vector '"),
+        ("spaces.csv", 'id,vector \n1,"0.5 1 2"\n', "vector", "JSON list"),
+        ("spaces.csv", 'id,vector \n1,"0.5 1 2"\n', "vectors", "'vector'"),
     ],
 )
 def test_a_table_without_vectors_is_refused(

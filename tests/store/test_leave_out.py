@@ -216,7 +216,7 @@ def test_a_key_of_two_modalities_needs_one(tmp_path: Path) -> None:
 
 
 def test_an_export_is_refused(store: Store, tmp_path: Path) -> None:
-    c3tools.export_store(store, tmp_path / "export", preset="c1")
+    c3tools.export_store(store, output=tmp_path / "export", preset="c1")
     with pytest.raises(StoreError, match="is an export, which follows its store"):
         c3tools.leave_out(tmp_path / "export", keys=["img0"])
 
@@ -284,7 +284,7 @@ def test_a_merge_carries_no_mark_of_a_row_that_it_does_not_take(
 
 @pytest.mark.parametrize("format", ["parquet", "npy", "safetensors", "hf"])
 def test_exports_do_not_have_them(smaller: Store, tmp_path: Path, format: ExportFormat) -> None:
-    report = c3tools.export_store(smaller, tmp_path / "export", format=format)
+    report = c3tools.export_store(smaller, output=tmp_path / "export", format=format)
     assert {name: sum(roles.values()) for name, roles in report.rows.items()} == {
         "image": 39,
         "text": 77,
@@ -292,7 +292,7 @@ def test_exports_do_not_have_them(smaller: Store, tmp_path: Path, format: Export
 
 
 def test_a_search_does_not_find_them(store: Store, smaller: Store, tmp_path: Path) -> None:
-    index = c3tools.build_index(smaller, tmp_path / "index")
+    index = c3tools.build_index(smaller, output=tmp_path / "index")
     result = index.search(vector=store.load("image").embeddings[:1], modality="image", k=200)
     keys = {hit.key for hit in result[0].hits}
     assert len(keys) == 39 + 77

@@ -72,7 +72,9 @@ def prepare(folder: Path, command: str) -> Callable[[], object]:
         return lambda: train_captioner(folder / "s", output=folder / "d", **settings)
     if command == "export":
         whole_store(folder / "s", images=6, part_rows=4)
-        return lambda: export_store(folder / "s", folder / "e", preset="c2-collapse", workers=1)
+        return lambda: export_store(
+            folder / "s", output=folder / "e", preset="c2-collapse", workers=1
+        )
     colour_corpus(folder / "c", COLOURS)
     if command == "embed":
         return partial(embed, folder)

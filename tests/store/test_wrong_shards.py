@@ -44,8 +44,8 @@ def with_former_shard(path: Path) -> Store:
 
 READERS: dict[str, Callable[[Store, Path], object]] = {
     "load": lambda store, _: store.load("image"),
-    "export": lambda store, output: export_store(store, output, preset="c1"),
-    "index": build_index,
+    "export": lambda store, output: export_store(store, output=output, preset="c1"),
+    "index": lambda store, output: build_index(store, output=output),
     "split": lambda store, output: split_store(store.path, output=output),
     "merge": lambda store, output: merge_stores(
         [whole_store(output.with_name("other")).path, store.path], output=output, keep="first"

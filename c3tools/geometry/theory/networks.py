@@ -17,6 +17,7 @@ from ...arrays import Indices, Matrix
 from ...assets.paths import PHOTOS
 from ...corpus.reading import read_corpus
 from ...errors import C3Error
+from ...lists import as_list
 from ...moments import Moments, unit_rows
 from ...reporter import SILENT, Reporter, counted
 from ...seeds import generator
@@ -102,6 +103,7 @@ def simulate_init_gap(
     Raises:
         C3Error: if the model or the images cannot be loaded, or fewer than 3 images have a caption.
     """
+    paths = as_list(paths)
     corpus = read_corpus(list(paths) or [PHOTOS])
     captioned = {text.image_key for text in corpus.texts}
     images = [image for image in corpus.images if image.key in captioned and not image.source]
