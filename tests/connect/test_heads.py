@@ -211,17 +211,13 @@ def test_heads_that_are_damaged_and_other_features_are_refused(connect: Connect)
             ConnectedHeads.load(folder)
 
 
-def test_rows_that_are_split_by_hash_are_not_scored_when_all_are_learned_from(
-    connect: Connect,
-) -> None:
+def test_rows_of_another_split_are_learned_from_by_its_name(connect: Connect) -> None:
     files = write_files()
     files["meta"].write_text(re.sub("train|val|test", "web", files["meta"].read_text()))
     features = read_features(**files)
-    scores = [
-        connect(split, features, train_split=split, epochs=1).record["scores"]
-        for split in ("train", "web")
-    ]
-    assert [list(each) for each in scores] == [["test", "val"], []]
+    with pytest.raises(ConnectError, match=r"split 'train', but in these: web[\s\S]*c3 split"):
+        connect("train", features, epochs=1)
+    assert connect("web", features, train_split="web", epochs=1).record["scores"] == {}
 
 
 def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Connect) -> None:

@@ -77,7 +77,6 @@ def test_other_modalities_are_paired_by_order(tmp_path: Path) -> None:
         (["train"], "train", [90, 10], "10 pairs of 'train' are held out"),
         (["train", "val"], "train", [50, 50], ""),
         (["train", "val"], "val", [46, 4], "4 pairs of 'val' are held out"),
-        (["web"], "train", [80, 8], "only web"),
         (["web"], "web", [90, 10], "10 pairs of 'web' are held out"),
     ],
 )

@@ -222,13 +222,13 @@ def test_captions_and_splits_are_joined_before_keys_are_extended(folder: Path) -
     camera("cam1", "red", texts=1)
     camera("cam2", "blue")
     write_jsonl(
-        Path("cam2/captions.jsonl"), {"image": "1.png", "captions": ["x", "y"], "split": "val"}
+        Path("cam2/captions.jsonl"), {"image": "1.png", "captions": ["x", "y"], "split": "test"}
     )
     embedded("cam1")
     embedded("cam2")
     assert keys(modality="text") == {"1#0": "1", "cam2/1#0": "cam2/1", "cam2/1#1": "cam2/1"}
-    assert Store.open("s").load("image").column("split") == [None, "val"]
-    assert Store.open("s").load("text").column("split") == [None, "val", "val"]
+    assert Store.open("s").load("image").column("split") == [None, "test"]
+    assert Store.open("s").load("text").column("split") == [None, "test", "test"]
 
 
 def test_a_new_file_of_the_same_stem_leaves_the_key_of_the_first(folder: Path) -> None:

@@ -214,7 +214,7 @@ def test_csv_ids_stay_as_they_are_written() -> None:
     ("table", "column", "keys", "splits"),
     [
         ("id,split\nc,test\nx,val\na,train\n", None, "a b c", ["train", None, "test"]),
-        ("photo,split\na,val\nb,val\nc,val\n", "photo", "a b c", ["val"] * 3),
+        ("photo,split\na,test\nb,test\nc,test\n", "photo", "a b c", ["test"] * 3),
         ("photo,split\nc.jpg,x\na,y\nb,z\n", "photo", "a b c.jpg", ["y", "z", "x"]),
     ],
 )
@@ -502,6 +502,14 @@ def test_vectors_of_different_lengths_are_refused() -> None:
     pq.write_table(pa.table({"id": [1, 2], "embedding": rows}), "v.parquet")
     with pytest.raises(StoreError, match="3, 5"):
         read_rows("v.parquet", "image")
+
+
+def test_a_table_that_names_nothing_but_val_is_split_by_hash() -> None:
+    source = write("i.csv", vectors(3), {"id": "abc"})
+    Path("m.csv").write_text("id,split\na,val2017\nb,val\nc,val\n")
+    notes = import_embeddings(image=source, meta="m.csv").notes
+    assert any(note.startswith("All rows are named val, so no split") for note in notes)
+    assert loaded("image").column("split") == [None] * 3
 
 
 @pytest.mark.parametrize(
