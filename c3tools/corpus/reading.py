@@ -157,6 +157,8 @@ def read_corpus(
     if isinstance(paths, str | Path):
         paths = [paths]
     roots = [root for path in paths for root in expand(path)]
+    # A name that is typed may have another Unicode form than that of the folder
+    roots = [root if is_url(root) else existing_file(Path(), str(root)) for root in roots]
     kinds = {root: kind_of(root) for root in roots}
     missing = [root for root, kind in kinds.items() if kind is None]
     broken_links = [root for root in missing if os.path.islink(str(root))]  # noqa: PTH114 - or URLs
