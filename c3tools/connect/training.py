@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -64,19 +64,6 @@ class TrainingSettings:
     A field that is added needs the default that trains as before, so that what was trained before
     is still known.
     """
-
-    # as in the digests of what was trained before; see `digest_of`
-    FIRST_FIELDS: ClassVar[tuple[str, ...]] = (
-        "logit_scale",
-        "close_gap",
-        "batch_size",
-        "chunk",
-        "epochs",
-        "learning_rate",
-        "patience",
-        "train_split",
-        "seed",
-    )
 
     logit_scale: str
     close_gap: float
