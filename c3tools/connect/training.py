@@ -467,7 +467,9 @@ def _all_unit(rows: Matrix) -> bool:
 
 
 def scores_table(record: Mapping[str, Any]) -> Table:
-    """Return the scores in the record of a training by split and direction, recalls in percent."""
+    """Return the scores in the record of a training by split and direction: recalls in percent, the
+    length of the gap, and the mean cosine of paired and of unpaired rows.
+    """
     recalls = ("recall@1", "recall@5", "recall@10")
     rows = []
     for split, score in record["scores"].items():
@@ -475,5 +477,5 @@ def scores_table(record: Mapping[str, Any]) -> Table:
         for direction, recall in score["recall"].items():
             in_percent = [f"{100 * recall[name]:.1f} %" for name in recalls]
             rows.append([split, direction.replace("_to_", " → "), *in_percent, *geometry])
-    columns = ["split", "direction", *recalls, "gap", "paired cosine", "unpaired"]
+    columns = ["split", "direction", "R@1", "R@5", "R@10", "gap", "paired", "unpaired"]
     return Table(columns, rows, left=["direction"])
