@@ -680,7 +680,16 @@ def _captions_files(root: Path, follow_symlinks: bool) -> tuple[list[Path], list
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
-    """Add the rows of a text file as texts without images."""
+    """Add the rows of a text file as texts without images.
+
+    Raises:
+        CorpusError: if it cannot be read, or is an image at a URL.
+    """
+    if is_url(file) and file.suffix.lower() in _MEDIA_SUFFIXES:
+        raise CorpusError(
+            f"{file} is one image or video at a URL. Images at URLs are only read from lists.",
+            remedy=f"(echo url; echo '{file}') > urls.csv; c3 embed urls.csv --download",
+        )
     stem = file.stem
     file_split = split_in_name(stem)
     if file.suffix.lower() in _PLAIN:
