@@ -1,9 +1,8 @@
 """Measure how much a few image–caption pairs help a decoder that was trained on texts, and one that
 was not.
 
-    python benchmarks/low_data.py --store c3-store                     # 1, 5, 10, 25 % of the
-    pairs, 3 seeds, size tiny python benchmarks/low_data.py --store c3-store --minutes 30        #
-    stop after 30 minutes; run again to continue
+    python benchmarks/low_data.py --store c3-store    # 1, 5, 10, 25 % of the pairs, 3 seeds
+    python benchmarks/low_data.py --store c3-store --minutes 30    # run again to continue
 
 For each seed, a decoder is trained on texts (`c3 train-decoder`). For each share of the pairs it is
 then trained further with its noise (--from, --pairs), and another decoder is trained from scratch

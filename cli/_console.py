@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -28,6 +29,7 @@ message = err.print
 SHORT = 20  # rows of a table that a file has in full
 # control characters as JSON spells them
 _ESCAPED = {code: json.dumps(chr(code))[1:-1] for code in CONTROL_CHARACTERS}
+_BROKEN_WORD = 6  # letters of a line, at least, in a column whose words may be broken
 _VERDICTS = {"yes": "green", "partly": "yellow", "no": "red", "unknown": "dim"}
 
 
@@ -67,28 +69,53 @@ def reporter() -> Reporter:
 def print_table(table: Table, most: int | None = None) -> None:
     """Print a table, or its first ``most`` rows and how many more there are."""
     rows = table.rows[:most]
-    rich = RichTable(
-        title=table.title or None,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    # the first column names the row, so the other columns are narrowed first, unless nothing would
-    # be left of them
-    whole = all(Text(row[0]).cell_len <= out.width // 2 for row in rows)
-    for position, column in enumerate(table.columns):
-        left = column in table.left or (
-            position == 0 and not all(row[0][:1].isdigit() for row in rows)
+    columns = list(zip(table.columns, *rows, strict=True))
+
+    # In a terminal that the table is too wide for, the widest columns are narrowed. Headings and
+    # numbers are broken at spaces alone, names and words anywhere. The first column names the row,
+    # so it stays whole, unless nothing would be left of the others
+    widths = [max(map(cell_len, texts)) for texts in columns]
+    least: list[int] = []
+    for heading, *cells in columns:
+        longest = max(cell_len(word) for word in [*" ".join(cells).split(), ""])
+        if heading in table.left:
+            longest = min(longest, _BROKEN_WORD)
+        least.append(max([longest, *map(cell_len, heading.split())]))
+    is_short = all(cell_len(cell) <= out.width // 2 for cell in columns[0][1:])
+    least[0] = widths[0] if is_short else min(widths[0], _BROKEN_WORD)
+    room = out.width - 3 * len(widths) + 1  # without the spaces around the columns
+    while sum(widths) > room and widths != least:
+        wide = [place for place, width in enumerate(widths) if width > least[place]]
+        widths[max(wide, key=widths.__getitem__)] -= 1
+
+    if sum(widths) > room:  # not even the words fit beside each other
+        if table.title:
+            out.print(Text(table.title, style="bold"))
+        for row in rows:
+            for column, cell in zip(table.columns, row, strict=True):
+                out.print(Text(f"{column}: {cell}"))
+            out.print()
+    else:
+        rich = RichTable(
+            title=table.title or None,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
         )
-        rich.add_column(
-            Text(column),
-            justify="left" if left else "right",
-            overflow="fold",
-            no_wrap=position == 0 and whole,
-        )
-    for row in rows:
-        rich.add_row(Text(row[0]), *(Text(cell, style=_VERDICTS.get(cell, "")) for cell in row[1:]))
-    out.print(rich)
+        for place, column in enumerate(table.columns):
+            left = column in table.left or (
+                place == 0 and not all(row[0][:1].isdigit() for row in rows)
+            )
+            rich.add_column(
+                Text(column),
+                justify="left" if left else "right",
+                overflow="fold",
+                width=widths[place],
+            )
+        for row in rows:
+            cells = [Text(cell, style=_VERDICTS.get(cell, "")) for cell in row[1:]]
+            rich.add_row(Text(row[0]), *cells)
+        out.print(rich)
     if more := len(table.rows) - len(rows):
         message(f"... and {more:,} more.")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
@@ -39,18 +39,6 @@ class DecoderConfig:
         dropout: dropout probability on embeddings and on the output of each sub-layer.
         max_tokens: longest caption in tokens, the end-of-text token included.
     """
-
-    # as in the digests of what was trained before; see `digest_of`
-    FIRST_FIELDS: ClassVar = (
-        "dim",
-        "vocab_size",
-        "width",
-        "layers",
-        "heads",
-        "prefix_length",
-        "dropout",
-        "max_tokens",
-    )
 
     dim: int
     vocab_size: int
@@ -94,17 +82,6 @@ class LanguageModelConfig:
         max_tokens: longest caption in tokens, the end-of-text token included.
         frozen: whether the mapper alone is trained.
     """
-
-    # as in the digests of what was trained before; see `digest_of`
-    FIRST_FIELDS: ClassVar = (
-        "dim",
-        "vocab_size",
-        "end_id",
-        "architecture",
-        "prefix_length",
-        "max_tokens",
-        "frozen",
-    )
 
     dim: int
     vocab_size: int
@@ -151,25 +128,6 @@ class TrainingConfig:
         patience: stop after this many epochs without a better validation loss; 0 never stops early.
         seed: seed of initialisation, order, noise and dropout.
     """
-
-    # as in the digests of what was trained before; see `digest_of`
-    FIRST_FIELDS: ClassVar = (
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "warmup",
-        "warmup_steps",
-        "decay",
-        "weight_decay",
-        "beta2",
-        "word_dropout",
-        "label_smoothing",
-        "contrastive_margin",
-        "clip_norm",
-        "ema",
-        "patience",
-        "seed",
-    )
 
     epochs: int
     batch_size: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -41,17 +41,6 @@ class GenerationConfig:
         batch_size: embeddings per batch.
         seed: of ``nucleus``.
     """
-
-    # as in the digests of captions that were written before; see `digest_of`
-    FIRST_FIELDS: ClassVar = (
-        "method",
-        "beams",
-        "length_penalty",
-        "top_p",
-        "temperature",
-        "batch_size",
-        "seed",
-    )
 
     method: Method = "greedy"
     beams: int = 5

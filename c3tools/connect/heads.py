@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,9 +62,6 @@ class HeadShape:
             for none. The gap at initialisation is then near ``cone * sqrt(2 / (1 + cone^2))``: 1.13
             at 1.33.
     """
-
-    # as in the digests of what was trained before; see `digest_of`
-    FIRST_FIELDS: ClassVar[tuple[str, ...]] = ("dim", "hidden", "dropout", "cone")
 
     dim: int
     hidden: int

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -63,19 +63,6 @@ class TrainingSettings:
     A field that is added needs the default that trains as before, so that what was trained before
     is still known.
     """
-
-    # as in the digests of what was trained before; see `digest_of`
-    FIRST_FIELDS: ClassVar[tuple[str, ...]] = (
-        "logit_scale",
-        "close_gap",
-        "batch_size",
-        "chunk",
-        "epochs",
-        "learning_rate",
-        "patience",
-        "train_split",
-        "seed",
-    )
 
     logit_scale: str
     close_gap: float
@@ -476,7 +463,9 @@ def _all_unit(rows: Matrix) -> bool:
 
 
 def scores_table(record: Mapping[str, Any]) -> Table:
-    """Return the scores in the record of a training by split and direction, recalls in percent."""
+    """Return the scores in the record of a training by split and direction: recalls in percent, the
+    length of the gap, and the mean cosine of paired and of unpaired rows.
+    """
     recalls = ("recall@1", "recall@5", "recall@10")
     rows = []
     for split, score in record["scores"].items():
@@ -484,5 +473,5 @@ def scores_table(record: Mapping[str, Any]) -> Table:
         for direction, recall in score["recall"].items():
             in_percent = [f"{100 * recall[name]:.1f} %" for name in recalls]
             rows.append([split, direction.replace("_to_", " → "), *in_percent, *geometry])
-    columns = ["split", "direction", *recalls, "gap", "paired cosine", "unpaired"]
+    columns = ["split", "direction", "R@1", "R@5", "R@10", "gap", "paired", "unpaired"]
     return Table(columns, rows, left=["direction"])

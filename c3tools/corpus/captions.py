@@ -99,8 +99,9 @@ def read_captions(
         raise CorpusError(
             f"{path} is not a text file in a supported format.",
             remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of "
-            f"images. Decompress a "
-            "compressed tar first (gunzip, unxz, zstd -d), and save a spreadsheet as CSV UTF-8.",
+            f"images. Unpack a "
+            "zip and decompress a compressed tar first (unzip, gunzip, unxz, zstd -d), and save a "
+            "spreadsheet as CSV UTF-8.",
         )
 
     def pick_columns(names: Iterable[str]) -> _Columns:

@@ -157,6 +157,8 @@ def read_corpus(
     if isinstance(paths, str | Path):
         paths = [paths]
     roots = [root for path in paths for root in expand(path)]
+    # A name that is typed may have another Unicode form than that of the folder
+    roots = [root if is_url(root) else existing_file(Path(), str(root)) for root in roots]
     kinds = {root: kind_of(root) for root in roots}
     missing = [root for root, kind in kinds.items() if kind is None]
     broken_links = [root for root in missing if os.path.islink(str(root))]  # noqa: PTH114 - or URLs
@@ -678,7 +680,16 @@ def _captions_files(root: Path, follow_symlinks: bool) -> tuple[list[Path], list
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
-    """Add the rows of a text file as texts without images."""
+    """Add the rows of a text file as texts without images.
+
+    Raises:
+        CorpusError: if it cannot be read, or is an image at a URL.
+    """
+    if is_url(file) and file.suffix.lower() in _MEDIA_SUFFIXES:
+        raise CorpusError(
+            f"{file} is one image or video at a URL. Images at URLs are only read from lists.",
+            remedy=f"(echo url; echo '{file}') > urls.csv; c3 embed urls.csv --download",
+        )
     stem = file.stem
     file_split = split_in_name(stem)
     if file.suffix.lower() in _PLAIN:

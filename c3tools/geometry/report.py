@@ -374,7 +374,9 @@ def _measure_spaces(
         for name in names:
             progress.advance(note=name)
             try:
-                spaces[name], first_rows, second_rows = measure_space(name, data, seed=seed)
+                spaces[name], first_rows, second_rows = measure_space(
+                    name, data, before=spaces.get(RAW), seed=seed
+                )
             except TransformError as error:
                 notes.append(f"{name} cannot be applied here: {error.message}")
                 continue

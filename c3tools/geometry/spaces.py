@@ -50,6 +50,10 @@ class SpaceMeasures:
         recall: direction (``image_to_text``) → ``{"recall@1": ...}``, fractions; empty without
             pairs.
         gap: distance of the two means of the working set after it.
+        hits: direction → whether each query's nearest row is of its item, float64 (queries,); empty
+            without pairs.
+        recall_change: direction → recall@1 less that of ``raw``, with the interval of the paired
+            difference over items; empty for ``raw`` itself.
         separability: held-out accuracy of the probe; None where not computed, or with a single row
             to hold out.
         modality_bias: per modality, share of own-modality neighbours; empty where not computed.
@@ -58,6 +62,8 @@ class SpaceMeasures:
 
     recall: dict[str, dict[str, Estimate]]
     gap: float
+    hits: dict[str, Array] = field(default_factory=dict, repr=False)
+    recall_change: dict[str, Estimate] = field(default_factory=dict)
     separability: Estimate | None = None
     modality_bias: dict[str, Estimate] = field(default_factory=dict)
     uniformity: dict[str, Estimate] = field(default_factory=dict)
@@ -81,6 +87,7 @@ class SpaceMeasures:
             content["recall_rows"] = self.recall_entries("rows")
         return {
             **content,
+            **named_estimate_entries("recall@1_change", self.recall_change),
             "gap": self.gap,
             **estimate_entries("separability", self.separability),
             **named_estimate_entries(f"modality_bias@{_BIAS_K}", self.modality_bias),
@@ -89,7 +96,7 @@ class SpaceMeasures:
 
 
 def measure_space(
-    name: str, collected: Collected, *, seed: int = 0
+    name: str, collected: Collected, *, before: SpaceMeasures | None = None, seed: int = 0
 ) -> tuple[SpaceMeasures, Floats, Floats]:
     """Measure a space. Only ``raw`` and Collapse get separability, bias and uniformity.
 
@@ -97,6 +104,7 @@ def measure_space(
         name: of the preset; it is fitted on the moments that the report names, with the first
             modality as inference inputs and the second as training inputs.
         collected: what was read.
+        before: measures of ``raw``, which the change of recall@1 is taken from; None for ``raw``.
         seed: of samples and resampling.
 
     Returns:
@@ -109,10 +117,24 @@ def measure_space(
     first_rows, second_rows = _rows_after(name, collected)
     first_mean = first_rows.mean(axis=0, dtype=np.float64)
     second_mean = second_rows.mean(axis=0, dtype=np.float64)
-    measures = SpaceMeasures(
-        recall=_measure_recall(first_rows, second_rows, collected) if working.paired else {},
-        gap=float(np.linalg.norm(first_mean - second_mean)),
-    )
+    measures = SpaceMeasures(recall={}, gap=float(np.linalg.norm(first_mean - second_mean)))
+    if working.paired:
+        of_first, of_second = pair_hits(first_rows, second_rows, working.item_index)
+        first, second = collected.first, collected.second
+        for direction, hits, items in (
+            (f"{first}_to_{second}", of_first, None),
+            (f"{second}_to_{first}", of_second, working.item_index),
+        ):
+            measures.recall[direction] = {
+                k: Estimate(float(values.mean()), share_interval(values, items), len(values))
+                for k, values in hits.items()
+            }
+            measures.hits[direction] = hits["recall@1"]
+            if before is not None:
+                change = hits["recall@1"] - before.hits[direction]
+                measures.recall_change[direction] = Estimate(
+                    float(change.mean()), mean_interval(change, items, seed=seed), len(change)
+                )
     if name in (RAW, COLLAPSE):
         first_items, second_items = working.items
         if min(len(first_rows), len(second_rows)) > 1:
@@ -146,27 +168,6 @@ def _rows_after(name: str, collected: Collected) -> tuple[Floats, Floats]:
         pipeline.transform(working.first, modality=collected.first),
         pipeline.transform(working.second, modality=collected.second),
     )
-
-
-def _measure_recall(
-    first_rows: Floats, second_rows: Floats, collected: Collected
-) -> dict[str, dict[str, Estimate]]:
-    """Return recall of the working set's pairs in both directions; see `SpaceMeasures.recall`."""
-    item_index = collected.working.item_index
-    of_first, of_second = pair_hits(first_rows, second_rows, item_index)
-    first, second = collected.first, collected.second
-    return {
-        f"{first}_to_{second}": _recall_of(of_first, None),
-        f"{second}_to_{first}": _recall_of(of_second, item_index),
-    }
-
-
-def _recall_of(hits: dict[str, Array], items: Indices | None) -> dict[str, Estimate]:
-    """Return the share of hits by name (``recall@1``), with its interval over items."""
-    return {
-        name: Estimate(float(values.mean()), share_interval(values, items), len(values))
-        for name, values in hits.items()
-    }
 
 
 def uniformity(rows: Floats, items: Indices, *, seed: int = 0) -> Estimate:

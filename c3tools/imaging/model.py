@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,20 +45,6 @@ class TrainingConfig:
         validations: how often, evenly over the run, the checkpoint is compared with the best one.
         seed: of initialisation, order, flips, times and noise.
     """
-
-    # as in the digests of what was trained before; see `digest_of`
-    FIRST_FIELDS: ClassVar = (
-        "steps",
-        "batch_size",
-        "learning_rate",
-        "warmup",
-        "weight_decay",
-        "clip_norm",
-        "ema",
-        "drop",
-        "validations",
-        "seed",
-    )
 
     steps: int = 6000
     batch_size: int = 64
@@ -97,18 +83,6 @@ class Size:
         dim: dimension d of the embeddings it reads.
         training: the settings of its training; they are no part of the network.
     """
-
-    # as in the digests of what was trained before; see `digest_of`
-    FIRST_FIELDS: ClassVar = (
-        "pixels",
-        "patch",
-        "channels",
-        "attention",
-        "blocks",
-        "dropout",
-        "dim",
-        "training",
-    )
 
     pixels: int
     patch: int

@@ -193,8 +193,9 @@ def _settle_files(folder: Path) -> None:
 def digest_of(*parts: object) -> str:
     """Return a SHA-256 of settings and data, in their order.
 
-    A dataclass may name its first fields as ``FIRST_FIELDS``. A field that was added later is left
-    out where it has its default, so that it does not change the digest of what was made before.
+    A field of a dataclass is left out where it has its default, so that a new option does not
+    change the digest of what was made before it. For the same reason, a default may not be changed
+    without renaming its field.
 
     Args:
         parts: JSON values, dataclasses, arrays, columns of text.
@@ -223,11 +224,10 @@ def _digested_fields(value: object) -> object:
     """Return the fields of a dataclass that are in its digest, and any other value as text."""
     if not is_dataclass(value) or isinstance(value, type):
         return str(value)
-    first_fields = getattr(value, "FIRST_FIELDS", None)
     digested = {}
     for field in fields(value):
         content = getattr(value, field.name)
-        if first_fields is None or field.name in first_fields or content != field.default:
+        if field.default is MISSING or content != field.default:
             digested[field.name] = content
     return digested
 

@@ -36,7 +36,9 @@ from ..io.locations import expand
 from .ids import ids_in
 from .rows import one_array
 
-_PRINTED_BY_NUMPY = re.compile(r"\[\s*[-+\d.e]+\s+[-+\d.]")  # [0.1 0.2]; JSON has [0.1, 0.2]
+# [0.1 0.2] or [np.float32(0.1), ...; JSON has [0.1, 0.2]
+_PRINTED_BY_NUMPY = re.compile(r"\[\s*(?:[-+\d.e]+\s+[-+\d.]|np\.)")
+_VECTOR_AS_TEXT = re.compile(r"\[\s*(?:[-+\d.e]+[,\s]\s*[-+\d.]|np\.)")  # as either writes it
 _DISK_BLOCK = 512  # bytes, the unit of st_blocks
 _LARGEST_WITH_HOLES = 1 << 26  # bytes
 
@@ -244,8 +246,8 @@ def _read_safetensors(path: Path, name: str | None, _keep: Collection[str]) -> V
 
 
 def _read_table(path: Path, name: str | None, keep: Collection[str]) -> VectorFile:
-    """Read the vectors of a table: a column of lists (in CSV: of JSON lists), or a numeric column
-    per dimension.
+    """Read the vectors of a table: a column of lists (as texts in CSV: [0.1, 0.2]), or a numeric
+    column per dimension.
     """
     table = read_table(path, StoreError, keep)
     number_columns = [field.name for field in table.schema if _is_number(field.type)]
@@ -260,6 +262,12 @@ def _read_table(path: Path, name: str | None, keep: Collection[str]) -> VectorFi
         numbered.sort(key=_number_of_column)
         vectors = np.stack([table.column(column).to_numpy() for column in numbered], axis=1)
         return VectorFile(vectors, text_columns(table.drop_columns(numbered), keep))
+    if not list_columns and len(table):
+        list_columns = [
+            column
+            for column, cell in table.slice(0, 1).to_pylist()[0].items()
+            if _VECTOR_AS_TEXT.match(str(cell))
+        ]
     column = _choose(path, name, list_columns, table.column_names)
     vectors = _vectors_of_column(path, column, table.column(column))
     return VectorFile(vectors, text_columns(table.drop_columns([column]), keep))
@@ -386,7 +394,7 @@ def _parse_lists(path: Path, name: str, cells: list[str]) -> Any:
             f"The column {name!r} of {path} has vectors as numpy prints them, rounded and perhaps "
             "shortened.",
             remedy="In pandas, write lists of numbers: "
-            f"df[{name!r}] = df[{name!r}].map(lambda vector: vector.tolist())",
+            f"df[{name!r}] = df[{name!r}].map(lambda vector: numpy.asarray(vector).tolist())",
         )
     return pa.array([json.loads(cell) for cell in cells], pa.list_(pa.float32()))
 

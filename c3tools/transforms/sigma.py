@@ -21,6 +21,7 @@ from ..arrays import Array, Floats, Indices, Mask, Matrix
 from ..errors import TransformError
 from ..moments import Moments, unit_rows
 from ..reporter import counted
+from ..seeds import generator
 from . import fitting
 
 if TYPE_CHECKING:
@@ -231,8 +232,8 @@ def pair_cosine(
     as the cosine says.
 
     There is none where pairs are no nearer than unrelated rows: where the mean cosine is below
-    `MIN_COSINE`, or does not exceed that of texts with the image of another item by three standard
-    errors over items.
+    `MIN_COSINE`, or does not exceed that of texts with the image of another item, drawn at random,
+    by three standard errors over items.
 
     Args:
         first: (m, d) L2-normalised image embeddings.
@@ -254,9 +255,12 @@ def pair_cosine(
         return SigmaRule(name, None, rests_on, "the centred vectors are zero")
     cosine = float(paired[has_paired].mean())
 
-    # Compare each text with the image of the item before its own
+    # Compare each text with the image of another item, drawn at random: neighbours may be alike
     items, numbers = np.unique(item_index, return_inverse=True)
-    unrelated, has_unrelated = _row_cosines(images[np.roll(items, 1)[numbers]], texts)
+    drawn = generator(0, "unrelated images").permutation(len(items))
+    unrelated_items = np.empty_like(items)
+    unrelated_items[drawn] = items[np.roll(drawn, 1)]
+    unrelated, has_unrelated = _row_cosines(images[unrelated_items[numbers]], texts)
     has_both = has_paired & has_unrelated
     sizes = np.maximum(np.bincount(numbers[has_both], minlength=len(items)), 1)
     excess = paired[has_both] - unrelated[has_both]

@@ -108,8 +108,8 @@ def test_commands_are_listed_by_their_summaries(c3: C3, monkeypatch: pytest.Monk
 def test_a_table_fits_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the first column has half of the width it is kept whole; only the others, and numbers,
-    are narrowed."""
+    """Numbers and headings are broken at spaces alone; where the words do not fit beside each
+    other, each cell has a line."""
     columns = ["name", "words", "number"]
     names = {"a" * 12: "b", "a" * 13: "b", "1 %": "2"}
     monkeypatch.setattr(out, "width", 25)

@@ -767,6 +767,7 @@ def test_names_in_two_unicode_forms_are_one(
             pq.write_table(pa.table({"image": [cell]}), paths)
     corpus = read_corpus(paths, **options)
     assert pairs(corpus) == [("red", key)]
+    assert len(read_corpus(tmp_path / normalize(in_table, folder.name)).images) == 1
     assert (corpus.skipped, corpus.captions_without_image) == ([], [])
     # the file is read by its real name
     assert [Path(item.path.partition("#")[0]).exists() for item in corpus.images] == [True]

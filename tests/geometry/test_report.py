@@ -212,6 +212,22 @@ def test_copies_are_no_evidence(tmp_path: Path, repeated: str) -> None:
     assert ends[0] == pytest.approx(ends[1], abs=0.01)
 
 
+def test_one_hit_of_sixty_is_no_fall_of_recall(tmp_path: Path) -> None:
+    """Rows without content: which of them are found by chance, before Collapse and after."""
+    rng = np.random.default_rng(9)
+    gap = 8 * np.eye(64)[0]
+    x = unit(rng.normal(size=(60, 64)) + gap)
+    y = unit(rng.normal(size=(60, 64)) - gap)
+    found = gap_report(make_store(tmp_path / "s", x, y), presets=("raw",))
+    before, after = (found.spaces[name].recall for name in ("raw", "c2-collapse"))
+    for direction, change in found.spaces["c2-collapse"].recall_change.items():
+        difference = after[direction]["recall@1"].value - before[direction]["recall@1"].value
+        assert change.value == pytest.approx(difference)
+        assert change.interval is not None and change.interval[1] >= 0
+    assert min(change.value for change in found.spaces["c2-collapse"].recall_change.values()) < 0
+    assert "falls" not in found.verdict["collapse"].because
+
+
 def test_without_a_gap_nothing_is_said_of_its_direction(tmp_path: Path) -> None:
     x, y = pairs_with_a_gap(200, 0.0)
     found = gap_report(make_store(tmp_path / "s", x, y), presets=("raw",))
@@ -222,6 +238,21 @@ def test_without_a_gap_nothing_is_said_of_its_direction(tmp_path: Path) -> None:
             "unknown",
             "This is asked only where there is a gap.",
         )
+
+
+def test_two_domains_with_opposite_gaps_have_gaps(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base, axis = np.eye(32)[:2]
+    gap = 0.4 * rng.choice([-1, 1], size=(200, 1)) * axis
+    content = base + 0.1 * rng.normal(size=(200, 32))
+    x = unit(content + gap)
+    y = unit(content - gap + 0.03 * rng.normal(size=(200, 32)))
+    found = gap_report(make_store(tmp_path / "s", x, y), presets=("raw",))
+    assert found.assumptions["constant"].answer == "no"
+    gap_verdict, collapse = found.verdict["gap"], found.verdict["collapse"]
+    assert gap_verdict.answer == "partly" and "gaps of their own" in gap_verdict.because
+    assert collapse.answer == "no" and "varies by" in collapse.because
+    assert "no gap to close" not in collapse.because
 
 
 @pytest.mark.parametrize("items", [3, 5, 30])

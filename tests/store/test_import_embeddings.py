@@ -154,6 +154,16 @@ def test_a_csv_file_without_names_is_a_matrix() -> None:
     np.testing.assert_allclose(loaded("image").embeddings, rows, rtol=1e-6)
 
 
+def test_vectors_as_texts_of_pandas_are_read_whatever_their_column_is_called() -> None:
+    header = ",id,ViT-B-32,caption"
+    Path("p.csv").write_text(f'{header}\n0,a,"[0.6, 0.8]",[1] a cat\n1,b,"[0.0, 1.0]",a dog\n')
+    import_embeddings(image="p.csv", dtype="float32")
+    np.testing.assert_allclose(loaded("image").embeddings, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
+    Path("q.csv").write_text('id,e0,e1,bbox\na,0.6,0.8,"[1, 2]"\n')  # numbered columns come first
+    import_embeddings(store="q", image="q.csv", dtype="float32")
+    np.testing.assert_allclose(loaded("image", "q").embeddings, [[0.6, 0.8]], rtol=1e-6)
+
+
 def test_a_matrix_with_a_text_in_it_is_refused() -> None:
     Path("i.csv").write_text("0.5,1.0\n0.25,none\n")
     with pytest.raises(StoreError, match=r"i.csv.*none"):
@@ -553,6 +563,8 @@ def test_a_row_that_is_no_vector_of_the_same_length_is_refused(last: str) -> Non
         ("rows.jsonl", '{"vector": [1, 2]}'.encode("utf-16"), "is in UTF-16"),
         ("list.jsonl", b'[\n{"vector": [1, 2]}]', r"Call it list.json\."),
         ("pandas.csv", b"id,vector\na,[ 0.1 -0.2]\nb,[1. 2.]\n", r"numpy prints .*\.tolist\(\)"),
+        ("pandas.csv", b"id,clip\na,[ 0.1 -0.2]\nb,[1. 2.]\n", r"numpy prints .*\.tolist\(\)"),
+        ("x.csv", b'id,v\na,"[np.float64(0.1), np.float64(1)]"\n', r"'v'.*numpy prints"),
     ],
 )
 def test_texts_in_another_form_are_refused_with_what_converts_them(

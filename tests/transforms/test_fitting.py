@@ -368,7 +368,7 @@ def test_the_rules_and_what_is_recommended() -> None:
 
 def test_pairs_are_three_standard_errors_nearer_than_strangers() -> None:
     """The cosine of text i is the mean plus or minus the spread with its own image i, and 0.05 with
-    the one before."""
+    the others."""
     for mean, spread, missing in (
         (0.45, 0.511, ""),  # 0.4 = 3 sqrt(16 / 15) spread / sqrt(16) at 0.516
         (
@@ -380,11 +380,20 @@ def test_pairs_are_three_standard_errors_nearer_than_strangers() -> None:
         (0.09, 0.001, "the cosine is 0.090; below 0.1"),
     ):
         own = mean + spread * np.where(np.arange(16) % 2, 1, -1)
-        images, texts = np.eye(17)[:16], np.eye(17)[:16] * own[:, None]
-        texts[np.arange(16), np.arange(-1, 15) % 16] = 0.05
-        texts[:, 16] = np.sqrt(1 - own**2 - 0.05**2)
+        images, texts = np.eye(17)[:16], np.full((16, 17), 0.05)
+        texts[np.arange(16), np.arange(16)] = own
+        texts[:, 16] = np.sqrt(1 - own**2 - 15 * 0.05**2)
         found = pair_cosine(images, texts, np.arange(16), [np.zeros(17)] * 2)
         assert missing in found.missing and (found.sigma is None) == bool(missing)
+
+
+def test_pairs_in_runs_of_similar_items_are_compared_with_other_runs() -> None:
+    rng = np.random.default_rng(0)
+    runs = rng.normal(size=(5, 64)).repeat(10, axis=0)
+    images = runs + 0.1 * rng.normal(size=(50, 64))
+    texts = runs + 0.5 * rng.normal(size=(50, 64))
+    rule = pair_cosine(images, texts, np.arange(50), [images.mean(axis=0), texts.mean(axis=0)])
+    assert rule.sigma is not None, rule.missing
 
 
 def test_the_rules_for_a_store_and_for_arrays_on_record(tmp_path: Path) -> None:
