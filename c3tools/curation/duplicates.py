@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from ..corpus.splits import LEFT_OUT
 from ..errors import StoreError
-from ..io.files import write_atomically, write_text_atomically
 from ..io.locations import location
+from ..io.outputs import write_output
 from ..lists import as_list
 from ..pages import render_page
 from ..reporter import SILENT, Reporter, counted
@@ -111,7 +111,8 @@ class Duplicates:
     def save(self, path: str | Path) -> Path:
         """Write the page of the groups, side by side, to a path or URL, and return it."""
         target = location(path)
-        write_text_atomically(target, _page(self))
+        page = _page(self)
+        write_output(target, ".html", lambda file: file.write_text(page, encoding="utf-8"))
         return target
 
     def save_table(self, path: str | Path) -> Path:
@@ -130,7 +131,7 @@ class Duplicates:
                 rows.append(row)
         target = location(path)
         table = pa.Table.from_pylist(rows, _TABLE)
-        write_atomically(target, lambda file: pq.write_table(table, file))
+        write_output(target, ".parquet", lambda file: pq.write_table(table, file))
         return target
 
     def _repr_html_(self) -> str:

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from ..arrays import Array, Indices, Mask, Matrix
 from ..corpus.splits import LEFT_OUT, split_order
 from ..errors import StoreError
-from ..io.files import write_atomically, write_text_atomically
 from ..io.locations import location
+from ..io.outputs import write_output
 from ..lists import as_list
 from ..metrics.significance import share_interval
 from ..moments import unit_rows
@@ -168,7 +168,8 @@ class PairCheck:
     def save(self, path: str | Path) -> Path:
         """Write the page of the pairs that fit least to a path or URL, and return it."""
         target = location(path)
-        write_text_atomically(target, _page(self))
+        page = _page(self)
+        write_output(target, ".html", lambda file: file.write_text(page, encoding="utf-8"))
         return target
 
     def save_table(self, path: str | Path) -> Path:
@@ -187,7 +188,7 @@ class PairCheck:
             "reason": pa.array(reasons, pa.string()),
         }
         target = location(path)
-        write_atomically(target, lambda file: pq.write_table(pa.table(columns), file))
+        write_output(target, ".parquet", lambda file: pq.write_table(pa.table(columns), file))
         return target
 
     def _repr_html_(self) -> str:
