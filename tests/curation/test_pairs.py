@@ -12,8 +12,10 @@ import pytest
 
 import c3tools
 from c3tools.corpus.splits import LEFT_OUT
-from c3tools.curation.pairs import PairCheck, check_pairs
+from c3tools.curation.pairs import PairCheck, ScoredPairs, check_pairs, unrelated_shares
 from c3tools.errors import StoreError
+from c3tools.metrics.significance import share_interval
+from c3tools.moments import unit_rows
 from c3tools.store import Store
 from tests.conftest import make_store
 
@@ -58,6 +60,54 @@ def test_the_expected_share_is_that_of_exchanged_pairs(tmp_path: Path, exchanged
     assert share.interval is not None
     assert share.interval[0] <= exchanged / IMAGES <= share.interval[1]
     assert share.share == pytest.approx(exchanged / IMAGES, abs=0.04)
+
+
+def test_an_encoder_that_tells_pairs_badly_gives_a_bound(tmp_path: Path) -> None:
+    """All pairs are right, and 14 % would be called unrelated."""
+    check = check_pairs(paired_store(tmp_path / "s", noise=1.5))
+    below_median = np.mean([pair.z < check.exchanged[0] for pair in check.pairs])
+    assert 2 * below_median > 0.1
+    share = check.shares[0]
+    assert share.at_most
+    assert share.interval == (0, share.share)
+    assert check.table().rows[0][2:] == (f"at most {share.share:.1%}", "")
+    assert "only a bound can be given" in " ".join(check.explanation())
+
+
+@pytest.mark.parametrize(
+    ("below_quartile", "between", "at_most"),
+    [(20, 20, False), (20, 10, False), (20, 21, False), (8, 18, True)],
+)
+def test_the_interval_is_of_pairs_below_the_quartile_and_the_median(
+    below_quartile: int, between: int, at_most: bool
+) -> None:
+    """Of exchanged pairs from -50 to 50, the quartile is -25 and the median 0."""
+    z = np.repeat([-40.0, -10.0, 30.0], [below_quartile, between, 400 - below_quartile - between])
+    none = np.zeros(400, np.int64)
+    scored = ScoredPairs(z, z, none, none, np.linspace(-50, 50, 1001), 400)
+    items = np.arange(400)
+    (share,) = unrelated_shares(scored, np.full(400, "test", dtype=object), items)
+    of_quartile = share_interval((z < -25).astype(float), items)
+    of_median = share_interval((z < 0).astype(float), items)
+    assert of_quartile is not None
+    assert of_median is not None
+    assert share.at_most == at_most
+    if at_most:
+        assert share.interval == (0, 4 * of_quartile[1])
+    else:
+        assert share.share == pytest.approx(2 * (below_quartile + between) / 400)
+        low = 0 if between > below_quartile else min(4 * of_quartile[0], share.share)
+        assert share.interval == (low, 2 * of_median[1])
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_one_row_for_all_items_is_refused(tmp_path: Path, modality: str) -> None:
+    values = np.random.default_rng(0).normal(size=(40, DIM))
+    rows = {"image": unit_rows(values), "text": unit_rows(values)}
+    rows[modality][:] = 1 / np.sqrt(DIM)
+    store = make_store(tmp_path / "s", rows["image"], rows["text"])
+    with pytest.raises(StoreError, match=f"40 pairs in .* all have the same {modality} embedding"):
+        check_pairs(store)
 
 
 def test_z_is_in_standard_deviations_of_unrelated_rows(tmp_path: Path) -> None:
