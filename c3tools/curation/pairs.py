@@ -34,7 +34,7 @@ from ..errors import StoreError
 from ..io.locations import location
 from ..io.outputs import write_output
 from ..lists import as_list
-from ..metrics.significance import share_interval
+from ..metrics.significance import mean_interval, share_interval
 from ..moments import unit_rows
 from ..pages import Section, render_page
 from ..reporter import SILENT, Reporter, counted
@@ -460,9 +460,11 @@ def unrelated_shares(scored: ScoredPairs, splits: Any, items: Indices) -> list[U
 
     The interval goes from the lower end of four times the share below the exchanged quartile to the
     upper end of twice that below the median. Related pairs are more between the two than below the
-    quartile: if there are more pairs at all, the interval begins at 0; if a one-sided sign test at
-    5 % (with the correction for whole numbers) says so, the share is a bound, the upper end of four
-    times the share below the quartile.
+    quartile (b): if a > b pairs are between the two, the interval begins at the lower end of
+    4 (b - (a - b) / 2), which is exact for related pairs that are three times as many between as
+    below. If a one-sided test at 5 % says that a > b, the share is a bound, the upper end of four
+    times the share below the quartile. The test is the sign test, with the correction for whole
+    numbers, where each item has one pair.
 
     Args:
         scored: of n pairs.
@@ -486,17 +488,20 @@ def unrelated_shares(scored: ScoredPairs, splits: Any, items: Indices) -> list[U
             shares.append(UnrelatedShare(name, count, share, None))
             continue
 
-        # Items with more pairs between quartile and median than below the quartile, and with fewer
+        # By item: pairs between quartile and median, less those below the quartile
         numbers = np.unique(items[mask], return_inverse=True)[1]
-        signs = np.bincount(numbers, weights=below_median[mask] - 2 * below_quartile[mask])
-        more = int((signs > 0).sum())
-        fewer = int((signs < 0).sum())
-        if more - fewer - 1 > _SIGN_TEST * math.sqrt(more + fewer):
+        differences = np.bincount(numbers, weights=below_median[mask] - 2 * below_quartile[mask])
+        more = float(differences.sum())
+        if more - 1 > _SIGN_TEST * math.sqrt(differences @ differences):
             most = min(4 * of_quartile[1], 1.0)
             shares.append(UnrelatedShare(name, count, most, (0.0, most), at_most=True))
         else:
-            # Some of both may be related, fewer of those below the quartile
-            low = 0.0 if more > fewer else min(4 * of_quartile[0], share)
+            low = min(4 * of_quartile[0], share)
+            if more > 0:
+                # Related pairs make the excess; about half as many of them are below the quartile
+                corrected = 8 * below_quartile[mask] - 2 * below_median[mask]  # 4 (b - (a - b) / 2)
+                ends = mean_interval(corrected, items[mask])
+                low = 0.0 if ends is None else max(min(low, ends[0]), 0.0)
             high = min(2 * of_median[1], 1.0)
             shares.append(UnrelatedShare(name, count, share, (low, high)))
     return shares

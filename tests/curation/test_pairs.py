@@ -76,7 +76,7 @@ def test_an_encoder_that_tells_pairs_badly_gives_a_bound(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("below_quartile", "between", "at_most"),
-    [(20, 20, False), (20, 10, False), (20, 21, False), (8, 18, True)],
+    [(20, 20, False), (20, 10, False), (40, 44, False), (8, 18, True)],
 )
 def test_the_interval_is_of_pairs_below_the_quartile_and_the_median(
     below_quartile: int, between: int, at_most: bool
@@ -96,8 +96,29 @@ def test_the_interval_is_of_pairs_below_the_quartile_and_the_median(
         assert share.interval == (0, 4 * of_quartile[1])
     else:
         assert share.share == pytest.approx(2 * (below_quartile + between) / 400)
-        low = 0 if between > below_quartile else min(4 * of_quartile[0], share.share)
-        assert share.interval == (low, 2 * of_median[1])
+        assert share.interval is not None
+        assert share.interval[1] == 2 * of_median[1]
+        low = min(4 * of_quartile[0], share.share)
+        if between > below_quartile:  # less half the excess, and its uncertainty
+            mean = 4 * (below_quartile - (between - below_quartile) / 2) / 400
+            low = mean - 1.97 * np.sqrt((36 * below_quartile + 4 * between) / 400 - mean**2) / 20
+        assert share.interval[0] == pytest.approx(low, abs=0.005)
+
+
+def test_captions_of_one_photo_count_together() -> None:
+    """Half of 400 photos have unrelated captions, whose z are correlated: more photos have most of
+    them above the quartile, but not more captions are."""
+    rng = np.random.default_rng(0)
+    of_photo = np.repeat(rng.normal(size=200), 5)
+    unrelated = np.sqrt(0.5) * (of_photo + rng.normal(size=1000))
+    z = np.concatenate([unrelated, np.full(1000, 6.0)])
+    none = np.zeros(2000, np.int64)
+    scored = ScoredPairs(z, z, none, none, rng.normal(size=20_000), 1000)
+    items = np.repeat(np.arange(400), 5)
+    (share,) = unrelated_shares(scored, np.full(2000, "train", dtype=object), items)
+    assert not share.at_most
+    assert share.interval is not None
+    assert 0.3 < share.interval[0] < 0.5 < share.interval[1] < 0.6
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
