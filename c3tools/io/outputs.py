@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import OutputError
-from .files import MALFORMED, read_json, remove_leftovers, write_atomically
+from .files import MALFORMED, is_device, read_json, remove_leftovers, write_atomically
 from .locations import read_all
 from .lock import locked_file
 
@@ -79,7 +79,7 @@ def write_output(path: Path, suffix: str, write: Callable[[Path], object]) -> No
         OutputError: if another run is writing it, or there is a file that may not be replaced.
         OSError: if it cannot be written.
     """
-    if not isinstance(path, Path):
+    if not isinstance(path, Path) or is_device(path):
         write_atomically(path, write)
         return
     require_replaceable(path, suffix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,15 @@ def test_an_empty_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "page.html").touch()
     write_output(tmp_path / "page.html", ".html", lambda file: file.write_text("<html>"))
     assert (tmp_path / "page.html").read_text() == "<html>"
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """By a link, since a rename would replace the device itself."""
+    link = tmp_path / "page.html"
+    link.symlink_to(os.devnull)
+    write_output(link, ".html", lambda file: file.write_text("<html>"))
+    assert link.is_symlink()
+    assert list(tmp_path.iterdir()) == [link]
 
 
 def test_files_of_a_store_are_not_replaced(
