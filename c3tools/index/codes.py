@@ -18,13 +18,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..arrays import Indices, Matrix
+from ..errors import StoreError
 from ..export.formats import ParquetFormat
 from ..store import Store
 from ..store.rows import one_array
-from ..store.shard_indexes import load_faiss, read_index
+from ..store.shard_indexes import last_line, load_faiss, read_index
 from ..store.shards import CODE_FORMAT
 
 Codes = npt.NDArray[np.uint8]
+TRAINED_FILE = "trained.faiss"
 HIT_COLUMNS = ("key", "caption", "path", "image_key", "split")
 
 
@@ -48,8 +50,19 @@ class CodeFormat(ParquetFormat):
 
     @cached_property
     def trained(self) -> Any:
-        """The trained FAISS index, without rows."""
-        return load_faiss().deserialize_index(np.frombuffer(self.content, np.uint8))
+        """The trained FAISS index, without rows.
+
+        Raises:
+            StoreError: if FAISS cannot read it.
+        """
+        try:
+            return load_faiss().deserialize_index(np.frombuffer(self.content, np.uint8))
+        except RuntimeError as error:
+            raise StoreError(
+                f"FAISS cannot read {TRAINED_FILE} of the index ({last_line(error)}). It is "
+                f"damaged, or another version of FAISS wrote it.",
+                remedy="Build the index anew: c3 index --rebuild",
+            ) from error
 
     def encode(self, rows: Matrix) -> Codes:
         """Return the codes of rows (n, d): uint8 (n, bytes of a code)."""
