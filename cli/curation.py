@@ -54,7 +54,8 @@ def duplicates(
 
     Writes the groups to a table and, side by side, to an HTML page. Nothing is changed: copies in
     train are marked in the table, and c3 split --file TABLE makes a store in which these are left
-    out.
+    out. Not found: photos that were turned, stretched, cropped by more than 30 %, or are part of a
+    screenshot or collage.
 
     Args:
         table: Parquet file of all groups. By default duplicates.parquet, none with ``json``.

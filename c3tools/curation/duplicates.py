@@ -1,8 +1,9 @@
 """Find rows that a store has twice: copies, and copies across splits.
 
 Equal files, equal rows and equal texts are found first. Of the other rows the embeddings propose
-the nearest ten, and the content of the photos decides (`agreement`): a threshold on the cosine
-would be a guess, since two greyhounds in a race can be as near as two copies of a photo.
+the nearest ten, and again ten of those that are left, and the content of the photos decides
+(`agreement`): a threshold on the cosine would be a guess, since two greyhounds in a race can be as
+near as two copies of a photo.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..pages import render_page
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store
 from ..tables import Table
-from .copies import CopySearch
+from .copies import search_copies
 from .exports import require_no_export
 from .groups import TIERS, Copy, DuplicateGroup
 from .pictures import NO_PATH, pictures_of
@@ -36,7 +37,12 @@ _TEMPLATE = Path(__file__).parent / "templates" / "duplicates.html"
 _TIERS = (
     ("exact", "Equal files, rows or texts", "Equal texts are listed, and never left out."),
     ("copy", "Copies", "The photos agree in what they show."),
-    ("same scene", "The same scene", "Other photos of the same scene, or heavily edited copies."),
+    (
+        "same scene",
+        "The same scene",
+        "Other photos of the same scene, heavily edited copies, or pictures on plain ground with "
+        "the same outline, such as a product in two colours.",
+    ),
     ("alike", "Alike by their embeddings", "Above the cosine that was asked for."),
 )
 
@@ -151,7 +157,11 @@ def find_duplicates(
 
     Of equal files and of copies by content, the rows of train are marked to be left out, except one
     where all rows are of train. Rows of val and test stay as they are. Groups of one scene, of
-    equal texts and of embeddings that are alike are listed, and nothing of them is marked.
+    equal texts and of embeddings that are alike are listed, and nothing of them is marked. So are
+    pictures on plain ground (emoji, logos, products) that differ in colour alone.
+
+    Photos that were turned, stretched or cropped by more than 30 % are not found, nor those that
+    are part of a screenshot or collage.
 
     Args:
         store: See `embed`.
@@ -182,16 +192,22 @@ def find_duplicates(
     for name in modality or store.modalities:
         store.require(name)
         rows = store.load(name)
-        search = CopySearch(store, rows)
-        search.find_equal_rows()
-        if name == "image":
-            compared = search.compare_photos(image_timeout, workers, reporter)
-        if cosine is not None:
-            search.find_alike(cosine, reporter)
-        groups += search.groups()
+        search = search_copies(
+            store,
+            rows,
+            cosine=cosine,
+            image_timeout=image_timeout,
+            workers=workers,
+            reporter=reporter,
+        )
+        groups += search.groups
+        compared += search.compared
         notes += search.notes
-        captions |= search.column_by_key("caption")
-        paths |= search.column_by_key("path")
+        in_groups = {key for group in search.groups for key in group.keys}
+        for column, values in (("caption", captions), ("path", paths)):
+            if column in rows.table.column_names:
+                by_key = zip(rows.keys, rows.column(column), strict=True)
+                values.update((key, value) for key, value in by_key if value and key in in_groups)
     groups.sort(key=_leaks_first)
     return Duplicates(store.path, groups, compared, notes, captions, paths)
 
@@ -227,11 +243,7 @@ def _page(found: Duplicates) -> str:
 
 def _shown_groups(groups: Sequence[DuplicateGroup], found: Duplicates) -> list[dict[str, Any]]:
     """Return the first rows of groups as the page shows them."""
-    keys = [
-        key
-        for group in groups
-        for key in [group.kept, *(c.key for c in group.copies[:_SHOWN_ROWS])]
-    ]
+    keys = [key for group in groups for key in group.keys[: _SHOWN_ROWS + 1]]
     pictures = pictures_of((found.paths.get(key) for key in keys), found.store)
     shown = []
     for group in groups:

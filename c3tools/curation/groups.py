@@ -52,6 +52,11 @@ class DuplicateGroup:
     copies: list[Copy]
 
     @property
+    def keys(self) -> list[str]:
+        """The keys of all rows, that of the kept one first."""
+        return [self.kept, *(copy.key for copy in self.copies)]
+
+    @property
     def is_leak(self) -> bool:
         """Return whether a row of train has a copy in val or test, or one of val in test."""
         return len({"train", *HELD_OUT}.intersection(self.splits)) > 1

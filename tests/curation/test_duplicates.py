@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 import c3tools
 from c3tools.assets.paths import PHOTOS
@@ -173,6 +173,37 @@ def test_the_photo_with_the_most_pixels_is_kept(tmp_path: Path) -> None:
     sides[9] = 200
     store = image_store(tmp_path / "s", rows, split=["train"] * 30, width=sides, height=sides)
     assert find_duplicates(store).groups[0].kept == "image9"
+
+
+def test_more_copies_than_nearest_rows_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight crops of a photo, one of them in test, each compared with its two nearest at a time."""
+    monkeypatch.setattr("c3tools.curation.copies._NEAREST", 2)
+    photo = Image.open(FILES[0]).convert("RGB")
+    paths = [tmp_path / f"{number}.jpg" for number in range(8)]
+    for number, path in enumerate(paths):
+        save(photo.crop((0, 0, photo.width - 4 * number, photo.height - 3 * number)), path)
+    rows = unit_rows(1, DIM) + 0.05 * unit_rows(8, DIM, seed=1)
+    splits = ["train"] * 7 + ["test"]
+    store = image_store(tmp_path / "s", rows, path=[str(path) for path in paths], split=splits)
+    (group,) = find_duplicates(store, workers=0).groups
+    assert group.kept == "image7"
+    assert [copy.split for copy in group.copies] == ["left-out"] * 7
+
+
+def test_products_of_other_colours_are_listed_and_not_left_out(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{colour}.png" for colour in ("red", "black")]
+    for path in paths:
+        product = Image.new("RGB", (120, 160), "white")
+        ImageDraw.Draw(product).polygon([(50, 10), (70, 10), (80, 140), (40, 140)], fill=path.stem)
+        product.save(path)
+    store = image_store(
+        tmp_path / "s", unit_rows(2, DIM), path=[str(path) for path in paths], split=["train"] * 2
+    )
+    (group,) = find_duplicates(store, workers=0).groups
+    assert group.tier == "same scene"
+    assert [copy.split for copy in group.copies] == ["train"]
 
 
 def test_files_that_are_gone_are_named(tmp_path: Path) -> None:
