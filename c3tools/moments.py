@@ -37,7 +37,7 @@ def unit_rows(rows: npt.NDArray[Float]) -> npt.NDArray[Float]:
     return np.asarray(rows / norms)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Moments:
     """Count, mean and scatter of a set of d-dimensional rows.
 
@@ -50,6 +50,10 @@ class Moments:
     n: int
     mean: Array
     scatter: Array
+
+    def __repr__(self) -> str:
+        norm = float(np.linalg.norm(self.mean))
+        return f"Moments(n={self.n}, dim={self.dim}, norm of the mean {norm:.4g})"
 
     @classmethod
     def empty(cls, dim: int) -> Moments:

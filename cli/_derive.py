@@ -182,7 +182,7 @@ class _Command:
             del values["json"]
         shows_page = values.pop("open", False)
         if shows_page and "html" in values:
-            values["html"] = values["html"] or output_file(f"{self.name}.html")
+            values["html"] = values["html"] or output_file(f"{self.name}.html", ".html")
         out.quiet = json == "-"
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):

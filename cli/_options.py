@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,16 @@ def option_settings(command: str, name: str) -> OptionSettings:
     return OptionSettings()
 
 
-def output_file(text: str | Path) -> Path:
+def output_file(text: str | Path, suffix: str) -> Path:
     """Parse the path or URL of a file to write, before any work is done.
 
+    Args:
+        text: what was typed.
+        suffix: the usual ending of what is written; see `require_replaceable`.
+
     Raises:
-        C3Error: if its folder on this machine is missing or cannot be written to, or if the path is
-            a folder.
+        C3Error: if its folder on this machine is missing or cannot be written to, if the path is
+            a folder, or if there is a file that may not be replaced.
     """
     path = location(text)
     if isinstance(path, Path):
@@ -70,6 +75,11 @@ def output_file(text: str | Path) -> Path:
         if path.is_dir() or not path.parent.is_dir() or not os.access(existing, os.W_OK):
             remedy = "Give a file in a folder that exists and can be written."
             raise C3Error(f"The file {path} cannot be written.", remedy=remedy)
+        if path.exists():
+            # Not at the top: the lock that it imports takes 0.07 s of every start
+            from c3tools.io.outputs import require_replaceable
+
+            require_replaceable(path, suffix)
     return path
 
 
@@ -77,12 +87,12 @@ def extra_output(path: Path | None, default: str, json: str | None) -> Path | No
     """Return the file to write besides printing: ``path``, else ``default``, or None with
     `--json`.
     """
-    return path if path is not None or json else output_file(default)
+    return path if path is not None or json else output_file(default, Path(default).suffix)
 
 
 def _json_destination(text: str) -> str:
     if text != "-":
-        output_file(text)
+        output_file(text, ".json")
     return text
 
 
@@ -157,6 +167,8 @@ _NAMES = OptionSettings(parse=_names)
 _FILES_OF_VECTORS = ("image", "text", "other")
 _OF_SAMPLING = OptionSettings(needs=("top_p",))
 _OF_FILE = OptionSettings(needs=("file",))
+_page_file = partial(output_file, suffix=".html")
+_moments_file = partial(output_file, suffix=".safetensors")
 _OF_NEW_CAPTIONS = OptionSettings(not_with=("captions",))
 _OF_PHOTOS = OptionSettings(not_with=("embeddings",))
 # ESPER has its own settings, and a language model reads no embedding
@@ -170,12 +182,12 @@ _SETTINGS: dict[str, OptionSettings] = {
     "output": OptionSettings(flags=("--output", "-o"), parse=_local_path),
     "export output": OptionSettings(flags=("--output", "-o")),
     "index output": OptionSettings(flags=("--output", "-o")),
-    "means merge output": OptionSettings(flags=("--output", "-o"), parse=output_file),
-    "means save file": OptionSettings(parse=output_file, metavar="FILE"),
+    "means merge output": OptionSettings(flags=("--output", "-o"), parse=_moments_file),
+    "means save file": OptionSettings(parse=_moments_file, metavar="FILE"),
     "means merge files": OptionSettings(metavar="FILE..."),
-    "html": OptionSettings(parse=output_file),
-    "table": OptionSettings(parse=output_file),
-    "figure": OptionSettings(parse=output_file),
+    "html": OptionSettings(parse=_page_file),
+    "table": OptionSettings(parse=partial(output_file, suffix=".parquet")),
+    "figure": OptionSettings(parse=partial(output_file, suffix=".svg")),
     "figures": OptionSettings(parse=location, metavar="FOLDER"),
     "caption overwrite": OptionSettings(needs=("json", "txt", "xmp")),
     # What is read
@@ -207,7 +219,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "caption paths": _OF_PHOTOS,
     "caption txt": _OF_PHOTOS,
     "caption xmp": _OF_PHOTOS,
-    "caption html": OptionSettings(parse=output_file, not_with=("embeddings",)),
+    "caption html": OptionSettings(parse=_page_file, not_with=("embeddings",)),
     "caption model": _OF_PHOTOS,
     "caption random_init": OptionSettings(is_expert=True, not_with=("embeddings",)),
     "caption follow_symlinks": OptionSettings(is_expert=True, not_with=("embeddings",)),

@@ -26,7 +26,7 @@ def pairs(
 
     Prints the expected share of wrong pairs and the ones that fit least, and writes all pairs to a
     table and the worst to an HTML page. Nothing is changed: --drop and --least mark train pairs in
-    the table, and c3 split --file TABLE makes a store in which the marked ones are left out.
+    the table, and c3 leave-out TABLE leaves these out.
 
     Args:
         table: Parquet file of all pairs. By default pairs.parquet, none with ``json``.
@@ -53,8 +53,8 @@ def duplicates(
     """Find copies of images and texts, within and across splits.
 
     Writes the groups to a table and, side by side, to an HTML page. Nothing is changed: copies in
-    train are marked in the table, and c3 split --file TABLE makes a store in which these are left
-    out.
+    train are marked in the table, and c3 leave-out TABLE leaves these out. Not found: photos that
+    were turned, stretched, cropped by more than 30 %, or are part of a screenshot or collage.
 
     Args:
         table: Parquet file of all groups. By default duplicates.parquet, none with ``json``.
@@ -87,5 +87,5 @@ def _write(
     if table is not None:
         message(f"Wrote {result.save_table(table)}")
         if result.left_out:
-            command = f"c3 split --store {result.store} --file {table} -o NEW-STORE"
-            message(f"{marked} marked left-out: {command}")
+            command = f"c3 leave-out {table} --store {result.store}"
+            message(f"{marked} marked. To leave them out: {command}")

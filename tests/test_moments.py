@@ -58,6 +58,11 @@ def test_empty_is_neutral_and_other_dimensions_are_refused() -> None:
         empty.merge(Moments.empty(3))
 
 
+def test_repr_is_one_short_line() -> None:
+    moments = Moments.from_rows(np.full((3, 512), 0.5))
+    assert repr(moments) == "Moments(n=3, dim=512, norm of the mean 11.31)"
+
+
 def test_saved_moments_are_exact(tmp_path: Path) -> None:
     groups = {
         "val": Moments.empty(5),

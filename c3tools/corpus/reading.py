@@ -733,9 +733,11 @@ def _refuse_list_of_paths(file: Path) -> None:
     """
     rows = [row for row in islice(read_captions(file), _LOOKED_AT) if not row.file_name]
     texts = [text for row in rows for text in row.captions]
-    # os.path, because a text may be too long for a path
+    # A word may happen to be the name of a file, so paths have a folder or a suffix. os.path,
+    # because a text may be too long for a path
     is_file = os.path.isfile
-    files = [text for text in texts if is_file(text) or is_file(file.parent / text)]
+    paths = [text for text in texts if os.path.dirname(text) or os.path.splitext(text)[1]]  # noqa: PTH120, PTH122
+    files = [text for text in paths if is_file(text) or is_file(file.parent / text)]
     urls = [text for text in texts if is_url(text)]
     if len(urls) > len(texts) / 2:
         raise CorpusError(

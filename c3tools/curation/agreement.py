@@ -3,13 +3,19 @@
 A copy may be smaller, compressed, cropped, mirrored, grey, or have a border or a bar of text. So
 small grey versions are aligned: one of the photos, scaled down by up to 30 %, is moved over the
 other, and the best normalised cross-correlation counts. Both are high-pass filtered first, or any
-two photos with a bright sky would correlate. Turned photos are not found.
+two photos with a bright sky would correlate. Turned and stretched photos are not found.
+
+Pictures on plain ground (emoji, logos, products) have little but an outline, in which different
+ones agree: a red tie and a black one. Two of them are copies only if, where they agree best, their
+colours are alike in every small patch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,15 +38,32 @@ _BLUR = 5  # pixels of the box whose mean is subtracted
 # of a window or a whole thumbnail: grey levels; flatter ones (an empty sky) agree with anything
 _LEAST_DEVIATION = 2.0
 _EDGE = _BLUR // 2  # pixels that the blur takes from beyond the photo
+# A picture is on plain ground if this share of the pixels along its edges differ from their right
+# and lower neighbours by so many levels at most: docs/results/curation.md
+_PLAIN_EDGE = 0.58
+_PLAIN_LEVELS = 2
+_PATCH = 5  # pixels of the side of a patch whose mean colours are compared
+_PATCH_LEVELS = 20  # that the mean colours of patches of two copies differ by at most
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
-    """Return a small grey version of an image, aspect kept."""
+    """Return a small version of an image, aspect kept: in colours on plain ground, else grey."""
+    small = _scaled(image.convert("RGB"), _SIDE)
+    levels = np.asarray(small, np.int16)
+    steps = np.maximum(
+        np.abs(levels[:-1, 1:] - levels[:-1, :-1]), np.abs(levels[1:, :-1] - levels[:-1, :-1])
+    ).max(axis=2)
+    along_edges = np.ones(steps.shape, dtype=bool)
+    along_edges[1:-1, 1:-1] = False
+    is_plain = steps[along_edges] <= _PLAIN_LEVELS
+    if is_plain.sum() >= _PLAIN_EDGE * len(is_plain):
+        return small
     return _scaled(image.convert("L"), _SIDE)
 
 
 THUMBNAILS = ImagePreprocessor(geometry=(_thumbnail,), config={"size": _SIDE}, fixed=False)
-"""Decodes photos to grey levels (height, width), uint8, of `_SIDE` pixels on the longer side."""
+"""Decodes images to `_SIDE` pixels on the longer side, uint8: pictures on plain ground to RGB
+(height, width, 3), others to grey levels (height, width)."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +87,14 @@ class Photo:
     """A photo as it is compared with others.
 
     Args:
-        thumbnail: its grey levels (height, width), uint8; see `THUMBNAILS`.
+        thumbnail: its grey levels (height, width), or RGB (height, width, 3) if it is on plain
+            ground, uint8; see `THUMBNAILS`.
     """
 
     def __init__(self, thumbnail: Pixels) -> None:
-        self._grey = Image.fromarray(thumbnail)
+        image = Image.fromarray(thumbnail)
+        self.colours = image if thumbnail.ndim == 3 else None
+        self._grey = image.convert("L")
         self._fields: dict[int, _Field] = {}
 
     def field(self, side: int) -> _Field:
@@ -85,61 +111,130 @@ class Photo:
         return self._fields[side]
 
 
-def agreement(first: Photo, second: Photo) -> float:
-    """Return how much two photos agree: the largest normalised cross-correlation of either within
-    the other, from -1 to 1.
+@dataclass(frozen=True)
+class _Alignment:
+    """Where a photo, scaled, agrees best with another.
+
+    Attributes:
+        correlation: normalised, from -1 to 1; -1 where nothing can be compared.
+        place: the photo that the other is moved over.
+        moved: the other photo.
+        scale: of ``moved``.
+        is_mirrored: whether it agrees with the mirror image of ``place``.
+        corner: row and column of the window of ``place``.
+    """
+
+    correlation: float
+    place: Photo
+    moved: Photo
+    scale: float
+    is_mirrored: bool = False
+    corner: tuple[int, int] = (0, 0)
+
+
+class Comparison(NamedTuple):
+    """What two photos have in common.
+
+    Attributes:
+        agreement: the largest normalised cross-correlation of either within the other, from -1
+            to 1.
+        is_copy: whether they are copies, and not only alike.
+    """
+
+    agreement: float
+    is_copy: bool
+
+
+def compare(first: Photo, second: Photo) -> Comparison:
+    """Compare what two photos show.
 
     A coarse look finds the scale. If the photos differ even there, its result is returned; else a
     closer look around that scale decides.
     """
-    coarse, best_scale = -1.0, 1.0
-    for scale in _COARSE_SCALES:
-        correlation = _correlation_either_way(first, second, _COARSE_SIDE, scale)
-        if correlation > coarse:
-            coarse, best_scale = correlation, scale
-    if coarse < _COARSE_LEAST:
-        return coarse
-    scales = [scale for scale in best_scale + _STEPS if scale <= 1]
-    return max(_correlation_either_way(first, second, _SIDE, scale) for scale in scales)
+    coarse = max(
+        (_best_alignment(first, second, _COARSE_SIDE, scale) for scale in _COARSE_SCALES),
+        key=attrgetter("correlation"),
+    )
+    if coarse.correlation < _COARSE_LEAST:
+        return Comparison(coarse.correlation, is_copy=False)
+    scales = [scale for scale in coarse.scale + _STEPS if scale <= 1]
+    closer = max(
+        (_best_alignment(first, second, _SIDE, scale) for scale in scales),
+        key=attrgetter("correlation"),
+    )
+    if closer.correlation < COPY:
+        return Comparison(closer.correlation, is_copy=False)
+    return Comparison(closer.correlation, _colour_difference(closer) <= _PATCH_LEVELS)
 
 
-def _correlation_either_way(first: Photo, second: Photo, side: int, scale: float) -> float:
-    """Return the larger correlation of each photo, scaled, within the other."""
-    return max(_correlation(first, second, side, scale), _correlation(second, first, side, scale))
+def _colour_difference(best: _Alignment) -> float:
+    """Return by how many levels the mean colours of two aligned pictures on plain ground differ,
+    in the patch where they differ most; 0 if one of them is a photo.
+
+    Pictures are aligned to whole pixels, so each patch may be moved by one more.
+    """
+    if best.moved.colours is None or best.place.colours is None:
+        return 0.0
+    moved = _scaled(best.moved.colours, round(best.scale * _SIDE))
+    colours = np.asarray(moved, np.float32)[_EDGE:-_EDGE, _EDGE:-_EDGE]
+    place = np.asarray(best.place.colours, np.float32)
+    if best.is_mirrored:
+        place = place[:, ::-1]
+    place = np.pad(place, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    height, width, _ = colours.shape
+    patch = (min(_PATCH, height), min(_PATCH, width))
+    differences = []
+    for row, column in product(range(3), repeat=2):
+        top, left = best.corner[0] + row, best.corner[1] + column
+        difference = colours - place[top : top + height, left : left + width]
+        means = _window_sums(_integral(difference), patch) / (patch[0] * patch[1])
+        differences.append(np.abs(means).max(axis=2))
+    return float(np.min(differences, axis=0).max())
 
 
-def _correlation(place: Photo, moved: Photo, side: int, scale: float) -> float:
-    """Return the largest correlation of a photo, scaled and moved over another, mirrored or not."""
+def _best_alignment(first: Photo, second: Photo, side: int, scale: float) -> _Alignment:
+    """Return the better alignment of each photo, scaled, within the other."""
+    return max(
+        _align(first, second, side, scale),
+        _align(second, first, side, scale),
+        key=attrgetter("correlation"),
+    )
+
+
+def _align(place: Photo, moved: Photo, side: int, scale: float) -> _Alignment:
+    """Move a photo, scaled, over another one, and return where it agrees best, mirrored or not."""
     field = place.field(side)
     grey = moved.field(side).grey
     height, width = field.sums[0].shape[0] - 1, field.sums[0].shape[1] - 1
+    best = _Alignment(-1.0, place, moved, scale)
     # Without its edges, whose surroundings are others in a photo with a border
     levels = _high_pass(_scaled(grey, round(scale * side)))[_EDGE:-_EDGE, _EDGE:-_EDGE]
     if levels.shape[0] > height or levels.shape[1] > width or not levels.size:
-        return -1.0
+        return best
     levels = levels - levels.mean()
     norm = float(np.linalg.norm(levels))
     window = levels.shape
     pixels = window[0] * window[1]
     if norm < _LEAST_DEVIATION * np.sqrt(pixels):
-        return -1.0
+        return best
     # The windows that lie within the other photo, and how much each varies
     rows, columns = height - window[0] + 1, width - window[1] + 1
     means = _window_sums(field.sums[0], window) / pixels
     squares = _window_sums(field.sums[1], window)
     deviations = np.sqrt(np.maximum(squares - pixels * means**2, 0))
-    varied = deviations >= _LEAST_DEVIATION * np.sqrt(pixels)
     # Positions within are not touched by the circular wrap of the products of spectra
     spectrum = np.conj(np.fft.rfft2(levels, (side, side)))
-    best = -1.0
-    for other, other_deviations, other_varied in (
-        (field.spectrum, deviations, varied),
-        (field.mirrored, deviations[:, ::-1], varied[:, ::-1]),
-    ):
+    for is_mirrored in (False, True):
+        other = field.mirrored if is_mirrored else field.spectrum
+        other_deviations = deviations[:, ::-1] if is_mirrored else deviations
         products = np.fft.irfft2(other * spectrum, (side, side))[:rows, :columns]
-        correlations = products[other_varied] / (norm * other_deviations[other_varied])
-        if len(correlations):
-            best = max(best, float(correlations.max()))
+        correlations = np.full(products.shape, -1.0)
+        varied = other_deviations >= _LEAST_DEVIATION * np.sqrt(pixels)
+        np.divide(products, norm * other_deviations, out=correlations, where=varied)
+        row, column = divmod(int(correlations.argmax()), columns)
+        if correlations[row, column] > best.correlation:
+            correlation = float(correlations[row, column])
+            best = _Alignment(correlation, place, moved, scale, is_mirrored, (row, column))
     return best
 
 
@@ -158,10 +253,10 @@ def _high_pass(grey: Image.Image) -> Matrix:
 
 
 def _integral(levels: Floats) -> Floats:
-    """Return the integral image (height + 1, width + 1): sums of all levels above and to the
+    """Return the integral image (height + 1, width + 1, …): sums of all levels above and to the
     left.
     """
-    sums = np.zeros((levels.shape[0] + 1, levels.shape[1] + 1))
+    sums = np.zeros((levels.shape[0] + 1, levels.shape[1] + 1, *levels.shape[2:]))
     sums[1:, 1:] = levels.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
     return sums
 

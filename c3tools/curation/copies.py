@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..arrays import Indices, Mask, Matrix, Pixels
 from ..corpus.containers import PhotoFinder
-from ..corpus.splits import LEFT_OUT, split_order
+from ..corpus.splits import split_order
 from ..embedding.decoding import decode_photos
 from ..index.codes import cell_count, load_faiss, set_nprobe
 from ..index.training import choose_factory
 from ..moments import unit_rows
 from ..reporter import Reporter, counted
 from ..store import Rows, Store
-from .agreement import COPY, SAME_SCENE, THUMBNAILS, Photo, agreement
+from .agreement import SAME_SCENE, THUMBNAILS, Photo, compare
 from .groups import Copy, DuplicateGroup, Tier
 
-_NEAREST = 10  # rows of the same modality whose content is compared with that of a row
+_NEAREST = 10  # rows of the same modality whose content is compared with that of a row at a time
 _EXACT_SEARCH = 50_000  # rows beyond which the nearest are looked for in some of the cells alone
 _PROBES = 8  # cells
 _TRAINED_PER_CELL = 64  # rows
@@ -33,13 +33,47 @@ _MATCHED = ("exact", "copy")  # tiers whose train rows are left out
 
 
 @dataclass(frozen=True)
+class CopySearch:
+    """What was found among the rows of one modality.
+
+    Attributes:
+        groups: of rows that are alike.
+        compared: pairs of photos whose content was compared.
+        notes: what the user should know, such as photos that cannot be read.
+    """
+
+    groups: list[DuplicateGroup]
+    compared: int
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class _Link:
     """Two rows that are alike, by their numbers."""
 
     first: int
     second: int
-    cosine: float
-    agreement: float | None
+    tier: Tier
+    agreement: float | None = None
+
+    def other(self, row: int) -> int:
+        """Return the row that one of the two is linked to."""
+        return self.second if row == self.first else self.first
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row that is kept, and the rows that are like it.
+
+    Attributes:
+        kept: number of the row.
+        tier: of the group.
+        agreements: with the kept row, by the numbers of the other rows.
+    """
+
+    kept: int
+    tier: Tier
+    agreements: dict[int, float | None]
 
 
 @dataclass(frozen=True)
@@ -56,218 +90,118 @@ class _NearPairs:
     second: Indices
     cosines: Matrix
 
-    def take(self, chosen: Indices | Mask) -> _NearPairs:
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def take(self, chosen: Mask) -> _NearPairs:
         """Return some of the pairs."""
         return _NearPairs(self.first[chosen], self.second[chosen], self.cosines[chosen])
 
-    def __iter__(self) -> Iterator[_Link]:
-        """Yield the pairs, in the order of their rows."""
-        columns = (self.first.tolist(), self.second.tolist(), self.cosines.tolist())
-        for first, second, cosine in zip(*columns, strict=True):
-            yield _Link(first, second, cosine, None)
 
-
-class CopySearch:
-    """The search for copies among the rows of one modality.
+def search_copies(
+    store: Store,
+    rows: Rows,
+    *,
+    cosine: float | None,
+    image_timeout: float,
+    workers: int,
+    reporter: Reporter,
+) -> CopySearch:
+    """Group the rows of one modality that are alike: equal ones, photos that show the same, and
+    those whose embeddings have at least a cosine.
 
     Args:
-        store: that they are of.
-        rows: all of them.
+        store: that the rows are of.
+        rows: all rows of a modality.
+        cosine: See `find_duplicates`.
+        image_timeout: See `embed`.
+        workers: Number of processes that decode photos.
+        reporter: Shows the progress.
     """
+    rank = _ranks_of_keeping(rows)
+    equal_to = _equal_rows(store, rows, rank)
+    different = np.flatnonzero(equal_to == np.arange(len(rows)))
+    groups = _groups_of_equal_rows(equal_to)
+    notes: list[str] = []
+    compared = 0
+    if rows.modality == "image":
+        # Copies first; of the rows that are in no group then, those of one scene
+        photos = _PhotoComparison(store, rows, different, image_timeout, workers, reporter)
+        nearest = _NearestRows(unit_rows(rows.embeddings), photos.numbers, reporter)
+        links = _link_until_none_joins(nearest, rank, "copy", photos.compare)
+        groups = _merged(groups, _group_around_kept(links, rank, "copy"))
+        in_groups = _rows_of(groups)
+        free = [link for link in links if in_groups.isdisjoint((link.first, link.second))]
+        groups += _group_around_kept(free, rank, "same scene")
+        notes = photos.notes
+        compared = photos.compared
+    if cosine is not None:
 
-    def __init__(self, store: Store, rows: Rows) -> None:
-        self.notes: list[str] = []
-        self._store = store
-        self._rows = rows
-        self._unit = unit_rows(rows.embeddings)
-        self._splits = rows.splits
-        self._order = self._order_of_keeping()
-        self._links: dict[int, _Link] = {}  # of each copy to the row that is kept
-        self._copies = defaultdict[int, list[int]](list)  # of each kept row
-        self._tier: dict[int, Tier] = {}  # of the group of a kept row
-        self._candidates: _NearPairs | None = None
+        def link_alike(pairs: _NearPairs) -> list[_Link]:
+            alike = pairs.take(pairs.cosines >= cosine)
+            columns = zip(alike.first.tolist(), alike.second.tolist(), strict=True)
+            return [_Link(first, second, "alike") for first, second in columns]
 
-    def _order_of_keeping(self) -> list[int]:
-        """Return the numbers of the rows, those that would be kept first."""
-        rows = self._rows
-        pixels = np.zeros(len(rows))
-        if {"width", "height"}.issubset(rows.table.column_names):
-            sides = [
-                np.array([side or 0 for side in rows.column(name)], dtype=np.float64)
-                for name in ("width", "height")
-            ]
-            pixels = sides[0] * sides[1]
-        importance = {"test": 0, "val": 1, "train": 3}
-        return sorted(
-            range(len(rows)),
-            key=lambda row: (
-                importance.get(self._splits[row], 2),
-                -pixels[row],
-                rows.keys[row],
-            ),
-        )
+        ungrouped = np.setdiff1d(different, list(_rows_of(groups)))
+        nearest = _NearestRows(unit_rows(rows.embeddings), ungrouped, reporter)
+        links = _link_until_none_joins(nearest, rank, "alike", link_alike)
+        groups += _group_around_kept(links, rank, "alike")
+    return CopySearch([_as_result(group, rows) for group in groups], compared, notes)
 
-    def find_equal_rows(self) -> None:
-        """Group rows of equal files, of equal embeddings, or of texts of equal words."""
-        rows = self._rows
-        if rows.modality == "text":
-            self._group_equal([[_words_of(caption) for caption in rows.captions]])
-            return
-        digests = self._store.input_digests(rows.modality)
-        contents = [
-            hashlib.blake2b(embedding.tobytes(), digest_size=16).hexdigest()
-            for embedding in rows.embeddings
+
+def _ranks_of_keeping(rows: Rows) -> Indices:
+    """Return the place of each row in the order in which rows are kept: int64 (n,)."""
+    pixels = np.zeros(len(rows))
+    if {"width", "height"}.issubset(rows.table.column_names):
+        sides = [
+            np.array([side or 0 for side in rows.column(name)], dtype=np.float64)
+            for name in ("width", "height")
         ]
-        self._group_equal([[digests.get(key, "") for key in rows.keys], contents])
+        pixels = sides[0] * sides[1]
+    importance = {"test": 0, "val": 1, "train": 3}
+    splits = rows.splits
+    order = sorted(
+        range(len(rows)),
+        key=lambda row: (importance.get(splits[row], 2), -pixels[row], rows.keys[row]),
+    )
+    ranks = np.empty(len(rows), dtype=np.int64)
+    ranks[order] = np.arange(len(rows))
+    return ranks
 
-    def _group_equal(self, columns: Sequence[Sequence[str]]) -> None:
-        """Group rows that have the same value in one of the columns; an empty one equals none."""
-        for values in columns:
-            first_row: dict[str, int] = {}
-            for row in self._order:
-                value = values[row]
-                if not value:
-                    continue
-                kept = self._kept_row(first_row.setdefault(value, row))
-                own = self._kept_row(row)
-                if own != kept:
-                    self._join(own, kept, "exact", None)
 
-    def _kept_row(self, row: int) -> int:
-        """Return the row that is kept of the group of a row."""
-        return self._links[row].first if row in self._links else row
-
-    def _join(self, row: int, kept: int, tier: Tier, agreed: float | None) -> None:
-        """Add a row, with the copies that it has, to the group of another."""
-        for member in [row, *self._copies.pop(row, [])]:
-            cosine = float(self._unit[member] @ self._unit[kept])
-            self._links[member] = _Link(kept, member, cosine, agreed)
-            self._copies[kept].append(member)
-        self._tier.pop(row, None)
-        self._tier[kept] = tier
-
-    def _nearest(self, reporter: Reporter) -> _NearPairs:
-        """Return the pairs of different rows that are among the nearest of one of them."""
-        if self._candidates is None:
-            different = [row for row in range(len(self._rows)) if row not in self._links]
-            numbers = np.array(different, dtype=np.int64)
-            self._candidates = _nearest_pairs(self._unit, numbers, reporter)
-        return self._candidates
-
-    def compare_photos(self, image_timeout: float, workers: int, reporter: Reporter) -> int:
-        """Group photos that show the same, and return how many pairs of photos were compared."""
-        pairs = self._nearest(reporter)
-        wanted = np.union1d(pairs.first, pairs.second)
-        thumbnails = self._thumbnails(wanted.tolist(), image_timeout, workers, reporter)
-        is_read = np.zeros(len(self._rows), dtype=bool)
-        is_read[list(thumbnails)] = True
-        pairs = pairs.take(is_read[pairs.first] & is_read[pairs.second])
-        agreed = []
-        photos: dict[int, Photo] = {}
-        with reporter.progress("Comparing photos", len(pairs.first)) as progress:
-            for link in pairs:
-                if len(photos) > _PHOTOS_IN_MEMORY:
-                    photos.clear()
-                for row in (link.first, link.second):
-                    if row not in photos:
-                        photos[row] = Photo(thumbnails[row])
-                value = agreement(photos[link.first], photos[link.second])
-                if value >= SAME_SCENE:
-                    agreed.append(replace(link, agreement=round(value, 3)))
-                progress.advance()
-        self._add_stars([link for link in agreed if (link.agreement or 0) >= COPY], "copy")
-        self._add_stars(agreed, "same scene")
-        return len(pairs.first)
-
-    def find_alike(self, cosine: float, reporter: Reporter) -> None:
-        """Group rows whose embeddings have at least this cosine."""
-        pairs = self._nearest(reporter)
-        self._add_stars(pairs.take(pairs.cosines >= cosine), "alike")
-
-    def _add_stars(self, links: Iterable[_Link], tier: Tier) -> None:
-        """Group rows around one that is kept: a copy of a copy is no copy of the kept row.
-
-        Rows that are in a group already stay in it.
-        """
-        neighbours = defaultdict[int, dict[int, _Link]](dict)
-        for link in links:
-            neighbours[link.first][link.second] = link
-            neighbours[link.second][link.first] = link
-        free = {row for row in neighbours if row not in self._links and row not in self._tier}
-        if tier == "copy":  # a group of equal rows may have copies by content too
-            free = {row for row in neighbours if row not in self._links}
-        taken: set[int] = set()
-        for row in self._order:
-            if row not in free or row in taken:
-                continue
-            members = [other for other in neighbours[row] if other in free and other not in taken]
-            taken.update(members, [row] if members else [])
-            for other in members:
-                self._join(other, row, tier, neighbours[row][other].agreement)
-
-    def _thumbnails(
-        self, rows: Sequence[int], image_timeout: float, workers: int, reporter: Reporter
-    ) -> dict[int, Pixels]:
-        """Return small grey versions of the photos that are still there, by row."""
-        paths = self._rows.column("path")
-        thumbnails: dict[int, Pixels] = {}
-        problems: list[str] = []
-        with (
-            PhotoFinder(self._store.path) as finder,
-            reporter.progress("Reading photos", len(rows)) as progress,
-        ):
-            for position, photo in decode_photos(
-                finder,
-                [paths[row] for row in rows],
-                THUMBNAILS,
-                workers=workers,
-                time_limit=image_timeout or None,
-            ):
-                row = rows[position]
-                if isinstance(photo, str):
-                    problems.append(f"{self._rows.keys[row]}: {photo}")
-                else:
-                    thumbnails[row] = photo
-                progress.advance()
-        if problems:
-            self.notes.append(
-                f"{counted(len(problems), 'photo')} of {len(rows):,} cannot be read, so their "
-                f"content was not compared. The first: {problems[0]}. --cosine lists rows whose "
-                "embeddings are alike."
-            )
-        return thumbnails
-
-    def groups(self) -> list[DuplicateGroup]:
-        """Return the groups that were found."""
-        members = defaultdict[int, list[_Link]](list)
-        for link in self._links.values():
-            members[link.first].append(link)
-        return [self._group(kept, links) for kept, links in members.items()]
-
-    def _group(self, kept: int, links: Sequence[_Link]) -> DuplicateGroup:
-        tier = self._tier[kept]
-        keys = self._rows.keys
-        is_marked = tier in _MATCHED and self._rows.modality != "text"
-        copies = []
-        for link in sorted(links, key=lambda link: (-link.cosine, keys[link.second])):
-            split = self._splits[link.second]
-            if is_marked and split == "train":
-                split = LEFT_OUT
-            copies.append(Copy(keys[link.second], round(link.cosine, 4), link.agreement, split))
-        rows = [kept, *(link.second for link in links)]
-        splits = sorted({self._splits[row] for row in rows}, key=split_order)
-        return DuplicateGroup(
-            self._rows.modality, tier, keys[kept], self._splits[kept], splits, copies
+def _equal_rows(store: Store, rows: Rows, rank: Indices) -> Indices:
+    """Return for each row the one that is kept of those with an equal file, an equal embedding or,
+    for texts, equal words: int64 (n,).
+    """
+    columns: list[list[str]] = []
+    if rows.modality == "text":
+        columns.append([_words_of(caption) for caption in rows.captions])
+    else:
+        digests = store.input_digests(rows.modality)
+        columns.append([digests.get(key, "") for key in rows.keys])
+        columns.append(
+            [
+                hashlib.blake2b(embedding.tobytes(), digest_size=16).hexdigest()
+                for embedding in rows.embeddings
+            ]
         )
+    equal_to = list(range(len(rows)))
 
-    def column_by_key(self, name: str) -> dict[str, str]:
-        """Return a column by the keys of the rows that are in a group, where the rows have it."""
-        if name not in self._rows.table.column_names:
-            return {}
-        column = self._rows.table.column(name)
-        in_groups = {row for link in self._links.values() for row in (link.first, link.second)}
-        values = {self._rows.keys[row]: column[row].as_py() for row in in_groups}
-        return {key: value for key, value in values.items() if value}
+    def kept_row(row: int) -> int:
+        while equal_to[row] != row:
+            row = equal_to[row]
+        return row
+
+    for values in columns:
+        first_row: dict[str, int] = {}
+        for row in np.argsort(rank).tolist():
+            value = values[row]
+            if not value:  # no digest is known
+                continue
+            pair = kept_row(row), kept_row(first_row.setdefault(value, row))
+            kept = min(pair, key=lambda number: rank[number])
+            equal_to[pair[0]] = equal_to[pair[1]] = kept
+    return np.array([kept_row(row) for row in range(len(rows))], dtype=np.int64)
 
 
 def _words_of(text: str) -> str:
@@ -278,45 +212,245 @@ def _words_of(text: str) -> str:
     return " ".join(words) or text
 
 
-def _nearest_pairs(unit: Matrix, numbers: Indices, reporter: Reporter) -> _NearPairs:
-    """Return the pairs of rows of which one is among the nearest of the other.
+def _groups_of_equal_rows(equal_to: Indices) -> list[_Group]:
+    members = defaultdict[int, dict[int, float | None]](dict)
+    for row in np.flatnonzero(equal_to != np.arange(len(equal_to))).tolist():
+        members[int(equal_to[row])][row] = None
+    return [_Group(kept, "exact", agreements) for kept, agreements in members.items()]
+
+
+def _link_until_none_joins(
+    nearest: _NearestRows,
+    rank: Indices,
+    tier: Tier,
+    link_pairs: Callable[[_NearPairs], list[_Link]],
+) -> list[_Link]:
+    """Return the links among the pairs of nearest rows.
+
+    A row may have more copies than it has nearest rows. So what joined a group is taken out, and
+    the rows that were near it are compared with those that are nearest now, until none joins.
 
     Args:
-        unit: rows of length 1, float32 (n, d).
-        numbers: of the rows to look at, ascending.
+        nearest: the rows.
+        rank: of all rows of the modality, in the order in which they are kept.
+        tier: of the links by which rows join.
+        link_pairs: returns the links among pairs.
+    """
+    links: list[_Link] = []
+    compared = np.empty(0, np.int64)
+    count = len(rank)
+    queries = nearest.numbers
+    while len(queries):
+        pairs = nearest.pairs(queries)
+        pair_numbers = pairs.first * count + pairs.second
+        is_new = ~np.isin(pair_numbers, compared)
+        compared = np.concatenate([compared, pair_numbers[is_new]])
+        links += link_pairs(pairs.take(is_new))
+
+        # Look again for the nearest of the rows that are left and were near one that joined
+        has_joined = np.zeros(count, dtype=bool)
+        for group in _group_around_kept(links, rank, tier):
+            has_joined[list(group.agreements)] = True
+        nearest.keep(~has_joined)
+        if not is_new.any():
+            break
+        first, second = np.divmod(compared, count)
+        near_joined = np.union1d(first[has_joined[second]], second[has_joined[first]])
+        queries = near_joined[~has_joined[near_joined]]
+    return links
+
+
+def _group_around_kept(links: Iterable[_Link], rank: Indices, tier: Tier) -> list[_Group]:
+    """Group rows by their links of a tier, each around the one that is kept: a copy of a copy is no
+    copy of the kept row.
+    """
+    neighbours = defaultdict[int, list[_Link]](list)
+    for link in links:
+        if link.tier == tier:
+            neighbours[link.first].append(link)
+            neighbours[link.second].append(link)
+    groups: list[_Group] = []
+    taken: set[int] = set()
+    for row in sorted(neighbours, key=lambda number: rank[number]):
+        if row in taken:
+            continue
+        agreements = {link.other(row): link.agreement for link in neighbours[row]}
+        members = {other: value for other, value in agreements.items() if other not in taken}
+        if members:
+            taken.update(members, [row])
+            groups.append(_Group(row, tier, members))
+    return groups
+
+
+def _merged(equal: Sequence[_Group], copies: Sequence[_Group]) -> list[_Group]:
+    """Return groups of copies with the rows that are equal to these, and the other groups of equal
+    rows.
+    """
+    equal_rows = {group.kept: group.agreements for group in equal}
+    merged = []
+    for group in copies:
+        agreements = equal_rows.pop(group.kept, {}) | group.agreements
+        for row, agreement in group.agreements.items():
+            agreements |= dict.fromkeys(equal_rows.pop(row, {}), agreement)
+        merged.append(_Group(group.kept, group.tier, agreements))
+    return merged + [group for group in equal if group.kept in equal_rows]
+
+
+def _rows_of(groups: Iterable[_Group]) -> set[int]:
+    """Return the numbers of the rows that are in a group."""
+    rows: set[int] = set()
+    for group in groups:
+        rows.update(group.agreements, [group.kept])
+    return rows
+
+
+def _as_result(group: _Group, rows: Rows) -> DuplicateGroup:
+    """Return a group with the keys of its rows, those of train marked if they are to be left
+    out.
+    """
+    is_marked = group.tier in _MATCHED and rows.modality != "text"
+    numbers = [group.kept, *group.agreements]
+    unit = unit_rows(rows.embeddings[numbers])
+    cosines = unit @ unit[0]
+    copies = []
+    for cosine, (row, agreement) in zip(cosines[1:], group.agreements.items(), strict=True):
+        split = rows.splits[row]
+        leave_out = is_marked and split == "train"
+        copies.append(Copy(rows.keys[row], round(float(cosine), 4), agreement, split, leave_out))
+    copies.sort(key=lambda copy: (-copy.cosine, copy.key))
+    splits = sorted({rows.splits[row] for row in numbers}, key=split_order)
+    kept = group.kept
+    return DuplicateGroup(
+        rows.modality, group.tier, rows.keys[kept], rows.splits[kept], splits, copies
+    )
+
+
+class _PhotoComparison:
+    """The comparison of photos in what they show.
+
+    Attributes:
+        numbers: of the rows whose photos can be read, ascending: int64 (n,).
+        compared: pairs of photos so far.
+        notes: on photos that cannot be read.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: Rows,
+        numbers: Indices,
+        image_timeout: float,
+        workers: int,
+        reporter: Reporter,
+    ) -> None:
+        self.compared = 0
+        self.notes: list[str] = []
+        self._reporter = reporter
+        self._thumbnails: dict[int, Pixels] = {}  # by row
+        paths = rows.column("path")
+        row_numbers = numbers.tolist()
+        problems: list[str] = []
+        with (
+            PhotoFinder(store.path) as finder,
+            reporter.progress("Reading photos", len(row_numbers)) as progress,
+        ):
+            for position, photo in decode_photos(
+                finder,
+                [paths[row] for row in row_numbers],
+                THUMBNAILS,
+                workers=workers,
+                time_limit=image_timeout or None,
+            ):
+                row = row_numbers[position]
+                if isinstance(photo, str):
+                    problems.append(f"{rows.keys[row]}: {photo}")
+                else:
+                    self._thumbnails[row] = photo
+                progress.advance()
+        self.numbers = np.array(sorted(self._thumbnails), dtype=np.int64)
+        if problems:
+            self.notes.append(
+                f"{counted(len(problems), 'photo')} of {len(numbers):,} cannot be read, so their "
+                f"content was not compared. The first: {problems[0]}. --cosine lists rows whose "
+                "embeddings are alike."
+            )
+
+    def compare(self, pairs: _NearPairs) -> list[_Link]:
+        """Return the links between photos that are copies or show the same scene."""
+        links = []
+        photos: dict[int, Photo] = {}
+        self.compared += len(pairs)
+        with self._reporter.progress("Comparing pairs of photos", len(pairs)) as progress:
+            for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
+                if len(photos) > _PHOTOS_IN_MEMORY:
+                    photos.clear()
+                for row in (first, second):
+                    if row not in photos:
+                        photos[row] = Photo(self._thumbnails[row])
+                comparison = compare(photos[first], photos[second])
+                if comparison.agreement >= SAME_SCENE:
+                    tier: Tier = "copy" if comparison.is_copy else "same scene"
+                    links.append(_Link(first, second, tier, round(comparison.agreement, 3)))
+                progress.advance()
+        return links
+
+
+class _NearestRows:
+    """The search for the nearest rows of rows.
+
+    Args:
+        unit: all rows of the modality, of length 1: float32 (n, d).
+        numbers: of the rows to look at, ascending: int64.
         reporter: shows the progress.
     """
-    faiss = load_faiss()
-    count = len(numbers)
-    dim = unit.shape[1]
-    index = faiss.IndexFlatIP(dim)
-    if count > _EXACT_SEARCH:
-        factory = choose_factory(count, dim)
-        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-        set_nprobe(index, _PROBES)
-        step = max(1, count // (_TRAINED_PER_CELL * cell_count(index)))
-        index.train(unit[numbers[::step]])
-    blocks = [
-        slice(start, start + _SEARCHED_AT_A_TIME) for start in range(0, count, _SEARCHED_AT_A_TIME)
-    ]
-    for block in blocks:
-        index.add(unit[numbers[block]])
 
-    # Look for the nearest of each row, and note each pair as a number, so that it can be found
-    # again from its other row
-    places = np.arange(count)[:, None]
-    pair_numbers = [np.empty(0, np.int64)]
-    pair_cosines = [np.empty(0, np.float32)]
-    with reporter.progress("Looking for the nearest rows", count) as progress:
-        for block in blocks:
-            cosines, nearest = index.search(unit[numbers[block]], min(_NEAREST + 1, count))
-            is_pair = (nearest != places[block]) & (nearest >= 0)
-            low = np.minimum(nearest, places[block])
-            high = np.maximum(nearest, places[block])
-            pair_numbers.append((low * count + high)[is_pair])
-            pair_cosines.append(cosines[is_pair])
-            progress.advance(len(nearest))
-    pairs, rows_of_pairs = np.unique(np.concatenate(pair_numbers), return_index=True)
-    first, second = np.divmod(pairs, max(count, 1))
-    cosines = np.concatenate(pair_cosines)[rows_of_pairs]
-    return _NearPairs(numbers[first], numbers[second], cosines)
+    def __init__(self, unit: Matrix, numbers: Indices, reporter: Reporter) -> None:
+        self.numbers = numbers
+        self._unit = unit
+        self._reporter = reporter
+        self._is_indexed = np.zeros(len(unit), dtype=bool)
+        faiss = load_faiss()
+        count = len(numbers)
+        dim = unit.shape[1]
+        if count <= _EXACT_SEARCH:
+            self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+        else:
+            factory = choose_factory(count, dim)
+            self._index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+            set_nprobe(self._index, _PROBES)
+            step = max(1, count // (_TRAINED_PER_CELL * cell_count(self._index)))
+            self._index.train(unit[numbers[::step]])
+        self.keep(np.ones(len(unit), dtype=bool))
+
+    def keep(self, is_left: Mask) -> None:
+        """Look from now on only among some of the rows: bool (n,)."""
+        is_wanted = np.zeros(len(is_left), dtype=bool)
+        is_wanted[self.numbers] = is_left[self.numbers]
+        removed = np.flatnonzero(self._is_indexed & ~is_wanted)
+        if len(removed):
+            self._index.remove_ids(removed)
+        added = np.flatnonzero(is_wanted & ~self._is_indexed)
+        for start in range(0, len(added), _SEARCHED_AT_A_TIME):
+            block = added[start : start + _SEARCHED_AT_A_TIME]
+            self._index.add_with_ids(self._unit[block], block)
+        self._is_indexed = is_wanted
+
+    def pairs(self, queries: Indices) -> _NearPairs:
+        """Return the pairs of some rows and their nearest rows."""
+        # Note each pair as a number, so that it can be found again from its other row
+        count = len(self._unit)
+        nearest_of_each = min(_NEAREST + 1, int(self._is_indexed.sum()))
+        pair_numbers = [np.empty(0, np.int64)]
+        pair_cosines = [np.empty(0, np.float32)]
+        with self._reporter.progress("Looking for the nearest rows", len(queries)) as progress:
+            for start in range(0, len(queries), _SEARCHED_AT_A_TIME):
+                block = queries[start : start + _SEARCHED_AT_A_TIME, None]
+                cosines, nearest = self._index.search(self._unit[block[:, 0]], nearest_of_each)
+                is_pair = (nearest != block) & (nearest >= 0)
+                numbers = np.minimum(nearest, block) * count + np.maximum(nearest, block)
+                pair_numbers.append(numbers[is_pair])
+                pair_cosines.append(cosines[is_pair])
+                progress.advance(len(block))
+        pairs, places = np.unique(np.concatenate(pair_numbers), return_index=True)
+        first, second = np.divmod(pairs, max(count, 1))
+        return _NearPairs(first, second, np.concatenate(pair_cosines)[places])

@@ -1,8 +1,9 @@
 """Find rows that a store has twice: copies, and copies across splits.
 
 Equal files, equal rows and equal texts are found first. Of the other rows the embeddings propose
-the nearest ten, and the content of the photos decides (`agreement`): a threshold on the cosine
-would be a guess, since two greyhounds in a race can be as near as two copies of a photo.
+the nearest ten, and again ten of those that are left, and the content of the photos decides
+(`agreement`): a threshold on the cosine would be a guess, since two greyhounds in a race can be as
+near as two copies of a photo.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..corpus.splits import LEFT_OUT
 from ..errors import StoreError
-from ..io.files import write_atomically, write_text_atomically
 from ..io.locations import location
+from ..io.outputs import write_output
 from ..lists import as_list
 from ..pages import render_page
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store
+from ..store.leave_out import shards_metadata
+from ..store.left_out import LEAVE_OUT_COLUMN
 from ..tables import Table
-from .copies import CopySearch
+from .copies import search_copies
 from .exports import require_no_export
 from .groups import TIERS, Copy, DuplicateGroup
 from .pictures import NO_PATH, pictures_of
@@ -36,7 +38,12 @@ _TEMPLATE = Path(__file__).parent / "templates" / "duplicates.html"
 _TIERS = (
     ("exact", "Equal files, rows or texts", "Equal texts are listed, and never left out."),
     ("copy", "Copies", "The photos agree in what they show."),
-    ("same scene", "The same scene", "Other photos of the same scene, or heavily edited copies."),
+    (
+        "same scene",
+        "The same scene",
+        "Other photos of the same scene, heavily edited copies, or pictures on plain ground with "
+        "the same outline, such as a product in two colours.",
+    ),
     ("alike", "Alike by their embeddings", "Above the cosine that was asked for."),
 )
 
@@ -50,6 +57,7 @@ _COLUMNS: Any = [
     ("agreement", pa.float32()),
     ("tier", pa.string()),
     ("split", pa.string()),
+    (LEAVE_OUT_COLUMN, pa.bool_()),
     ("reason", pa.string()),
 ]
 _TABLE = pa.schema(_COLUMNS)
@@ -66,6 +74,7 @@ class Duplicates:
         notes: what the user should know, such as photos that are not there any more.
         captions: of texts by key.
         paths: of photos by key.
+        shards: metadata of the table: which shards it was made from.
     """
 
     store: Path
@@ -74,6 +83,7 @@ class Duplicates:
     notes: list[str]
     captions: dict[str, str]
     paths: dict[str, str]
+    shards: dict[bytes, bytes]
 
     def __repr__(self) -> str:
         return f"Duplicates({self.store}: {counted(len(self.groups), 'group')})"
@@ -81,7 +91,7 @@ class Duplicates:
     @property
     def left_out(self) -> int:
         """The number of rows that were marked to be left out."""
-        return sum(copy.split == LEFT_OUT for group in self.groups for copy in group.copies)
+        return sum(copy.leave_out for group in self.groups for copy in group.copies)
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return what `c3 duplicates --json` prints: the groups, leaks first."""
@@ -94,7 +104,7 @@ class Duplicates:
             by_kind[group.modality, group.tier].append(group)
         rows = []
         for (modality, tier), groups in sorted(by_kind.items()):
-            marked = sum(copy.split == LEFT_OUT for group in groups for copy in group.copies)
+            marked = sum(copy.leave_out for group in groups for copy in group.copies)
             rows.append(
                 (
                     modality,
@@ -111,12 +121,13 @@ class Duplicates:
     def save(self, path: str | Path) -> Path:
         """Write the page of the groups, side by side, to a path or URL, and return it."""
         target = location(path)
-        write_text_atomically(target, _page(self))
+        page = _page(self)
+        write_output(target, ".html", lambda file: file.write_text(page, encoding="utf-8"))
         return target
 
     def save_table(self, path: str | Path) -> Path:
-        """Write all rows of all groups as a Parquet file, which `c3 split --file` takes, and return
-        its path.
+        """Write all rows of all groups as a Parquet file, which `c3 leave-out` takes; return its
+        path.
         """
         rows = []
         for number, group in enumerate(self.groups):
@@ -124,13 +135,13 @@ class Duplicates:
             for copy in (kept, *group.copies):
                 row = {"modality": group.modality, "group": number, "tier": group.tier}
                 row |= {**asdict(copy), "kept": copy is kept}
-                if copy.split == LEFT_OUT:
+                if copy.leave_out:
                     relation = "equal to" if group.tier == "exact" else "copy of"
                     row["reason"] = f"{relation} {group.kept} ({group.kept_split})"
                 rows.append(row)
         target = location(path)
-        table = pa.Table.from_pylist(rows, _TABLE)
-        write_atomically(target, lambda file: pq.write_table(table, file))
+        table = pa.Table.from_pylist(rows, _TABLE.with_metadata(self.shards))
+        write_output(target, ".parquet", lambda file: pq.write_table(table, file))
         return target
 
     def _repr_html_(self) -> str:
@@ -150,7 +161,11 @@ def find_duplicates(
 
     Of equal files and of copies by content, the rows of train are marked to be left out, except one
     where all rows are of train. Rows of val and test stay as they are. Groups of one scene, of
-    equal texts and of embeddings that are alike are listed, and nothing of them is marked.
+    equal texts and of embeddings that are alike are listed, and nothing of them is marked. So are
+    pictures on plain ground (emoji, logos, products) that differ in colour alone.
+
+    Photos that were turned, stretched or cropped by more than 30 % are not found, nor those that
+    are part of a screenshot or collage.
 
     Args:
         store: See `embed`.
@@ -181,18 +196,25 @@ def find_duplicates(
     for name in modality or store.modalities:
         store.require(name)
         rows = store.load(name)
-        search = CopySearch(store, rows)
-        search.find_equal_rows()
-        if name == "image":
-            compared = search.compare_photos(image_timeout, workers, reporter)
-        if cosine is not None:
-            search.find_alike(cosine, reporter)
-        groups += search.groups()
+        search = search_copies(
+            store,
+            rows,
+            cosine=cosine,
+            image_timeout=image_timeout,
+            workers=workers,
+            reporter=reporter,
+        )
+        groups += search.groups
+        compared += search.compared
         notes += search.notes
-        captions |= search.column_by_key("caption")
-        paths |= search.column_by_key("path")
+        in_groups = {key for group in search.groups for key in group.keys}
+        for column, values in (("caption", captions), ("path", paths)):
+            if column in rows.table.column_names:
+                by_key = zip(rows.keys, rows.column(column), strict=True)
+                values.update((key, value) for key, value in by_key if value and key in in_groups)
     groups.sort(key=_leaks_first)
-    return Duplicates(store.path, groups, compared, notes, captions, paths)
+    shards = shards_metadata(store)
+    return Duplicates(store.path, groups, compared, notes, captions, paths, shards)
 
 
 def _leaks_first(group: DuplicateGroup) -> tuple[bool, bool, int, int]:
@@ -226,18 +248,15 @@ def _page(found: Duplicates) -> str:
 
 def _shown_groups(groups: Sequence[DuplicateGroup], found: Duplicates) -> list[dict[str, Any]]:
     """Return the first rows of groups as the page shows them."""
-    keys = [
-        key
-        for group in groups
-        for key in [group.kept, *(c.key for c in group.copies[:_SHOWN_ROWS])]
-    ]
+    keys = [key for group in groups for key in group.keys[: _SHOWN_ROWS + 1]]
     pictures = pictures_of((found.paths.get(key) for key in keys), found.store)
     shown = []
     for group in groups:
         words = {group.kept: f"{group.kept_split}, kept"}
         for copy in group.copies[: _SHOWN_ROWS - 1]:
             agreed = "" if copy.agreement is None else f", agreement {copy.agreement:.2f}"
-            words[copy.key] = f"{copy.split}, cosine {copy.cosine:.3f}{agreed}"
+            marked = ", marked" if copy.leave_out else ""
+            words[copy.key] = f"{copy.split}{marked}, cosine {copy.cosine:.3f}{agreed}"
         rows = []
         for key, said in words.items():
             picture = pictures.get(found.paths.get(key, ""), NO_PATH)

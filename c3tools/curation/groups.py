@@ -20,13 +20,15 @@ class Copy:
         key: of the row.
         cosine: of its embedding and that of the kept row.
         agreement: of the two photos, at most 1; None where photos were not compared.
-        split: of the row, or `LEFT_OUT` if it was marked.
+        split: of the row.
+        leave_out: whether it is marked, for `c3 leave-out`.
     """
 
     key: str
     cosine: float
     agreement: float | None
     split: str
+    leave_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class DuplicateGroup:
         kept: key of the row that is kept: of the split that is tested first, then the one with the
             most pixels, then the earliest key.
         kept_split: its split.
-        splits: of all rows, before any was marked.
+        splits: of all rows.
         copies: the others, nearest first.
     """
 
@@ -50,6 +52,11 @@ class DuplicateGroup:
     kept_split: str
     splits: list[str]
     copies: list[Copy]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all rows, that of the kept one first."""
+        return [self.kept, *(copy.key for copy in self.copies)]
 
     @property
     def is_leak(self) -> bool:

@@ -8,7 +8,12 @@ those of unrelated rows, whose mean and variance the moments of each modality te
 z does not order pairs better than the cosine does (docs/results/curation.md). Its scale is what it
 is worth: pairs whose images were exchanged have mean 0 and deviation 1 with every encoder. Half of
 them are below their median, so twice the share of the real pairs below it is the share that is
-unrelated.
+unrelated, as long as few of the others are below it:
+
+    2 P(z < median) = share + 2 (1 - share) P(z < median | related)
+
+An encoder that tells pairs badly puts more related pairs between the exchanged quartile and median
+than below the quartile. Unrelated pairs are as many in both, so a sign test tells such an encoder.
 """
 
 from __future__ import annotations
@@ -24,17 +29,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..arrays import Array, Indices, Mask, Matrix
-from ..corpus.splits import LEFT_OUT, split_order
+from ..corpus.splits import split_order
 from ..errors import StoreError
-from ..io.files import write_atomically, write_text_atomically
 from ..io.locations import location
+from ..io.outputs import write_output
 from ..lists import as_list
-from ..metrics.significance import share_interval
+from ..metrics.significance import mean_interval, share_interval
 from ..moments import unit_rows
 from ..pages import Section, render_page
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
+from ..store.leave_out import shards_metadata
+from ..store.left_out import LEAVE_OUT_COLUMN
 from ..tables import Table
 from ..transforms.calibration import Calibration
 from .exports import require_no_export
@@ -42,6 +49,9 @@ from .pictures import NO_PATH, pictures_of
 
 _OTHERS = 1_000  # rows of the second modality that each pair is ranked among
 _ROWS_AT_A_TIME = 4_096
+_EXCHANGES = 10  # times that each row is paired with a row of another item
+_SIGN_TEST = 1.645  # one-sided, 5 %, in standard deviations
+_EQUAL = 1e-6  # squared distance of unit rows that float16 rounds differently
 _LEAST_PAIRS = 20
 _SHOWN_PAIRS = 60
 _TEMPLATE = Path(__file__).parent / "templates" / "pairs.html"
@@ -57,7 +67,8 @@ class CheckedPair:
         cosine: of the two embeddings as they are in the store.
         z: how many standard deviations the cosine is above that of unrelated rows, after Collapse.
         rank: how many of the other rows fit the image better, plus 1.
-        split: of the pair, or `LEFT_OUT` if it was marked.
+        split: of the pair.
+        leave_out: whether its row of the second modality is marked, for `c3 leave-out`.
         better: key of the row that fits the image best among the others; None if none fits better.
     """
 
@@ -67,6 +78,7 @@ class CheckedPair:
     z: float
     rank: int
     split: str
+    leave_out: bool
     better: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,14 +93,18 @@ class UnrelatedShare:
     Attributes:
         split: of the pairs; ``all`` for all of them.
         pairs: their number.
-        share: twice the share of pairs with z below the median of exchanged pairs.
+        share: twice the share of pairs with z below the median of exchanged pairs; where it is a
+            bound, the upper end of the interval.
         interval: its 95 % interval; None for fewer than 3 items.
+        at_most: whether the share is a bound, because the encoder tells these pairs too badly for
+            an estimate.
     """
 
     split: str
     pairs: int
     share: float
     interval: tuple[float, float] | None
+    at_most: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,6 +120,7 @@ class PairCheck:
         others: number of rows that each pair was ranked among.
         captions: of the second rows by key, where they are texts.
         paths: of the first rows by key, where they are photos.
+        shards: metadata of the table: which shards it was made from.
     """
 
     store: Path
@@ -114,6 +131,7 @@ class PairCheck:
     others: int
     captions: dict[str, str]
     paths: dict[str, str]
+    shards: dict[bytes, bytes]
 
     def __repr__(self) -> str:
         return f"PairCheck({self.store}: {counted(len(self.pairs), 'pair')})"
@@ -121,7 +139,7 @@ class PairCheck:
     @property
     def left_out(self) -> int:
         """The number of pairs that were marked to be left out."""
-        return sum(pair.split == LEFT_OUT for pair in self.pairs)
+        return sum(pair.leave_out for pair in self.pairs)
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return what `c3 pairs --json` prints: the pairs, the likeliest wrong ones first."""
@@ -131,7 +149,7 @@ class PairCheck:
         """Return what the numbers mean, in sentences."""
         median, deviation = self.exchanged
         first, second = self.modalities
-        return [
+        sentences = [
             f"z says how many standard deviations the cosine of a pair is above that of unrelated "
             f"rows. Pairs whose {first} rows were exchanged have the median {median:.2f} and the "
             f"standard deviation {deviation:.2f}. Half of unrelated pairs are below that median, "
@@ -139,14 +157,26 @@ class PairCheck:
             f"A {second} row of a similar {first} row is not noticed. If the encoder was trained "
             "on these pairs, wrong ones fit better than they should.",
         ]
+        if any(share.at_most for share in self.shares):
+            sentences.insert(
+                1,
+                "At most: more of the pairs are between the lower quartile and the median of "
+                "exchanged pairs than below that quartile, so the encoder puts related pairs there "
+                "too, and only a bound can be given.",
+            )
+        return sentences
 
     def table(self) -> Table:
         """Return the expected shares of unrelated pairs."""
         rows = []
         for share in self.shares:
-            ends = share.interval
-            interval = "" if ends is None else f"{ends[0]:.1%} to {ends[1]:.1%}"
-            rows.append((share.split, f"{share.pairs:,}", f"{share.share:.1%}", interval))
+            unrelated = f"{share.share:.1%}"
+            interval = ""
+            if share.at_most:
+                unrelated = f"at most {unrelated}"
+            elif share.interval is not None:
+                interval = f"{share.interval[0]:.1%} to {share.interval[1]:.1%}"
+            rows.append((share.split, f"{share.pairs:,}", unrelated, interval))
         return Table(("split", "pairs", "unrelated", "95 % interval"), rows, str(self.store))
 
     def worst(self, count: int = 10) -> Table:
@@ -157,7 +187,7 @@ class PairCheck:
                 f"{pair.z:.2f}",
                 f"{pair.cosine:.3f}",
                 f"{pair.rank:,}",
-                pair.split,
+                f"{pair.split}, marked" if pair.leave_out else pair.split,
                 self.captions.get(pair.key, ""),
             )
             for pair in self.pairs[:count]
@@ -168,26 +198,29 @@ class PairCheck:
     def save(self, path: str | Path) -> Path:
         """Write the page of the pairs that fit least to a path or URL, and return it."""
         target = location(path)
-        write_text_atomically(target, _page(self))
+        page = _page(self)
+        write_output(target, ".html", lambda file: file.write_text(page, encoding="utf-8"))
         return target
 
     def save_table(self, path: str | Path) -> Path:
-        """Write all pairs as a Parquet file, which `c3 split --file` takes, and return its path."""
+        """Write all pairs as a Parquet file, which `c3 leave-out` takes, and return its path."""
         reasons = [
-            f"z {pair.z:.2f}, rank {pair.rank}" if pair.split == LEFT_OUT else None
-            for pair in self.pairs
+            f"z {pair.z:.2f}, rank {pair.rank}" if pair.leave_out else None for pair in self.pairs
         ]
         columns = {
             "key": pa.array([pair.key for pair in self.pairs], pa.string()),
             "image_key": pa.array([pair.image_key for pair in self.pairs], pa.string()),
+            "modality": pa.array([self.modalities[1]] * len(self.pairs), pa.string()),
             "cosine": pa.array([pair.cosine for pair in self.pairs], pa.float32()),
             "z": pa.array([pair.z for pair in self.pairs], pa.float32()),
             "rank": pa.array([pair.rank for pair in self.pairs], pa.int32()),
             "split": pa.array([pair.split for pair in self.pairs], pa.string()),
+            LEAVE_OUT_COLUMN: pa.array([pair.leave_out for pair in self.pairs], pa.bool_()),
             "reason": pa.array(reasons, pa.string()),
         }
+        table = pa.table(columns).replace_schema_metadata(self.shards)
         target = location(path)
-        write_atomically(target, lambda file: pq.write_table(pa.table(columns), file))
+        write_output(target, ".parquet", lambda file: pq.write_table(table, file))
         return target
 
     def _repr_html_(self) -> str:
@@ -216,8 +249,8 @@ def check_pairs(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, it is an export, a modality is missing, or there are too
-            few pairs.
+        StoreError: if there is no store, it is an export, a modality is missing, there are too few
+            pairs, or their rows of one modality are all equal.
     """
     modalities = as_list(modalities)
     store = Store.open(store, reporter=reporter)
@@ -232,6 +265,16 @@ def check_pairs(
             remedy="Embed images together with their captions, or name two modalities whose rows "
             "have the same keys with --modalities.",
         )
+    items = pairs.item_index[pairs.rows]
+    for rows, numbers in ((pairs.first, items), (pairs.second, pairs.rows)):
+        if _are_equal(rows, numbers):
+            raise StoreError(
+                f"The {counted(len(pairs), 'pair')} in {store.path} all have the same "
+                f"{rows.modality} embedding, so exchanging it changes nothing, and no pair can be "
+                "told from an unrelated one.",
+                remedy=f"Embed {rows.modality} rows that differ from item to item, or choose pairs "
+                "with --split or --modalities.",
+            )
     calibration = Calibration.fit(store)
     if not calibration.moments:
         raise StoreError(
@@ -241,9 +284,7 @@ def check_pairs(
         )
     scored = score_pairs(pairs, calibration, seed, reporter)
     splits = np.array(pairs.second.select(pairs.rows).splits, dtype=object)
-    items = pairs.item_index[pairs.rows]
     marked = _marked(scored.z, splits == "train", drop, least)
-    labels = np.where(marked, LEFT_OUT, splits)
     order = np.argsort(scored.z, kind="stable")
     second_keys = pairs.second.keys
     checked = []
@@ -256,20 +297,21 @@ def check_pairs(
                 cosine=float(scored.cosine[number]),
                 z=float(scored.z[number]),
                 rank=int(scored.rank[number]),
-                split=str(labels[number]),
+                split=str(splits[number]),
+                leave_out=bool(marked[number]),
                 better=None if better < 0 else second_keys[better],
             )
         )
-    median = float(np.median(scored.exchanged))
     return PairCheck(
         store=store.path,
         modalities=(first, second),
         pairs=checked,
-        shares=unrelated_shares(scored.z < median, splits, items),
-        exchanged=(median, float(np.std(scored.exchanged))),
+        shares=unrelated_shares(scored, splits, items),
+        exchanged=(float(np.median(scored.exchanged)), float(np.std(scored.exchanged))),
         others=scored.others,
         captions=_column_by_key(pairs.second, "caption"),
         paths=_column_by_key(pairs.first, "path"),
+        shards=shards_metadata(store),
     )
 
 
@@ -301,7 +343,8 @@ class ScoredPairs:
         rank: among the other rows, int64 (n,), from 1.
         better: the row of the second modality that fits best among the others, int64 (n,); -1 if
             none fits better.
-        exchanged: z of pairs whose first rows were exchanged, float64 (n,).
+        exchanged: z of pairs of rows of different items, up to `_EXCHANGES` for each row:
+            float64 (m,).
         others: number of rows that a pair was ranked among.
     """
 
@@ -319,37 +362,51 @@ def score_pairs(
     """Compare the rows of all pairs with each other and with unrelated rows."""
     count = len(pairs)
     items = pairs.item_index[pairs.rows]
-    partner = _exchanged(items, seed)
     size = min(_OTHERS, count)
     sample = np.sort(generator(seed, "other rows of pairs").choice(count, size, replace=False))
     sampled_texts = _centred(calibration, pairs.second, pairs.rows[sample])
-    scored = ScoredPairs(
-        cosine=np.empty(count),
-        z=np.empty(count),
-        rank=np.empty(count, np.int64),
-        better=np.empty(count, np.int64),
-        exchanged=np.empty(count),
-        others=size,
-    )
+    cosine = np.empty(count)
+    z = np.empty(count)
+    rank = np.empty(count, np.int64)
+    better = np.empty(count, np.int64)
+    exchanged = []
+    # Rows are exchanged within blocks, so these are random: neighbours in a store may be similar
+    rng = generator(seed, "exchanged pairs")
+    blocks = np.array_split(rng.permutation(count), math.ceil(count / _ROWS_AT_A_TIME))
     with reporter.progress("Comparing pairs", count) as progress:
-        for start in range(0, count, _ROWS_AT_A_TIME):
-            block = np.arange(start, min(start + _ROWS_AT_A_TIME, count))
-            x = _centred(calibration, pairs.first, items[block])
-            y = _centred(calibration, pairs.second, pairs.rows[block])
-            scored.cosine[block] = _cosines_as_they_are(pairs, block)
-            scored.z[block] = _z(calibration, pairs, x, y)
-            exchanged_x = _centred(calibration, pairs.first, items[partner[block]])
-            scored.exchanged[block] = _z(calibration, pairs, exchanged_x, y)
+        for block in blocks:
+            x = _centred(calibration, pairs.first, items[block])  # (b, d)
+            y = _centred(calibration, pairs.second, pairs.rows[block])  # (b, d)
+            cosine[block] = _cosines_as_they_are(pairs, block)
+
+            # Column 0 of (b, 1 + exchanges) has the pairs themselves
+            shifts = np.append(0, 1 + rng.permutation(len(block) - 1)[:_EXCHANGES])
+            partner = (np.arange(len(block))[:, None] + shifts) % len(block)
+            scores = _z(calibration, pairs, x, y, partner)
+            z[block] = scores[:, 0]
+            is_other = items[block][:, None] != items[block][partner]
+            exchanged.append(scores[is_other])
+
             # Rows of the image itself are no others
             cosines = x @ sampled_texts.T
             cosines[items[block][:, None] == items[sample][None, :]] = -np.inf
-            own = np.einsum("nd,nd->n", x, y)
-            scored.rank[block] = 1 + (cosines > own[:, None]).sum(axis=1)
+            cosine_of_pair = np.einsum("nd,nd->n", x, y)
+            rank[block] = 1 + (cosines > cosine_of_pair[:, None]).sum(axis=1)
             best = cosines.argmax(axis=1)
-            fits_better = cosines[np.arange(len(block)), best] > own
-            scored.better[block] = np.where(fits_better, pairs.rows[sample[best]], -1)
+            fits_better = cosines[np.arange(len(block)), best] > cosine_of_pair
+            better[block] = np.where(fits_better, pairs.rows[sample[best]], -1)
             progress.advance(len(block))
-    return scored
+    return ScoredPairs(cosine, z, rank, better, np.concatenate(exchanged), size)
+
+
+def _are_equal(rows: Rows, numbers: Indices) -> bool:
+    """Return whether rows are equal but for rounding."""
+    first = unit_rows(rows.embeddings[numbers[:1]])
+    for start in range(0, len(numbers), _ROWS_AT_A_TIME):
+        block = unit_rows(rows.embeddings[numbers[start : start + _ROWS_AT_A_TIME]])
+        if ((block - first) ** 2).sum(axis=1).max() > _EQUAL:
+            return False
+    return True
 
 
 def _centred(calibration: Calibration, rows: Rows, numbers: Indices) -> Matrix:
@@ -366,26 +423,24 @@ def _cosines_as_they_are(pairs: Pairs, block: Indices) -> Array:
     return np.asarray(np.einsum("nd,nd->n", x, y))
 
 
-def _z(calibration: Calibration, pairs: Pairs, x: Matrix, y: Matrix) -> Array:
-    """Return z of pairs of centred rows: float64 (n,)."""
-    cosines = np.einsum("nd,nd->n", x.astype(np.float64), y.astype(np.float64))[:, None]
+def _z(calibration: Calibration, pairs: Pairs, x: Matrix, y: Matrix, partner: Indices) -> Array:
+    """Return z of centred rows x (n, d) with rows of y (n, d): float64 (n, k).
+
+    Args:
+        calibration: of both modalities.
+        pairs: the modalities of which x and y are.
+        x: rows of the first modality.
+        y: rows of the second modality.
+        partner: rows of y for each row of x, a permutation in each column: int64 (n, k).
+    """
+    cosines = np.empty(partner.shape)
+    for column, rows in enumerate(partner.T):
+        cosines[:, column] = np.einsum("nd,nd->n", x, y[rows], dtype=np.float64)
     of_first = calibration.z(x, cosines, pairs.second.modality)
-    of_second = calibration.z(y, cosines, pairs.first.modality)
-    return np.asarray((of_first + of_second)[:, 0] / 2)
-
-
-def _exchanged(items: Indices, seed: int) -> Indices:
-    """Return for each of n pairs another pair, of another item where there is one: int64 (n,)."""
-    order = generator(seed, "exchanged pairs").permutation(len(items))
-    partner = np.empty(len(items), np.int64)
-    partner[order] = np.roll(order, 1)
-    for number in np.flatnonzero(items[partner] == items):
-        # the next pair in the order of the store whose item is another one
-        others = np.roll(np.arange(len(items)), -number - 1)
-        different = others[items[others] != items[number]]
-        if len(different):
-            partner[number] = different[0]
-    return partner
+    cosines_of_y = np.empty_like(cosines)
+    np.put_along_axis(cosines_of_y, partner, cosines, axis=0)
+    of_y = calibration.z(y, cosines_of_y, pairs.first.modality)
+    return np.asarray((of_first + np.take_along_axis(of_y, partner, axis=0)) / 2)
 
 
 def _marked(z: Array, is_train: Mask, drop: float | None, least: float | None) -> Mask:
@@ -409,18 +464,55 @@ def _marked(z: Array, is_train: Mask, drop: float | None, least: float | None) -
     return marked
 
 
-def unrelated_shares(is_below: Mask, splits: Any, items: Indices) -> list[UnrelatedShare]:
-    """Return the expected shares of unrelated pairs, of all and of each split."""
+def unrelated_shares(scored: ScoredPairs, splits: Any, items: Indices) -> list[UnrelatedShare]:
+    """Return the expected shares of unrelated pairs, of all and of each split.
+
+    The interval goes from the lower end of four times the share below the exchanged quartile to the
+    upper end of twice that below the median. Related pairs are more between the two than below the
+    quartile (b): if a > b pairs are between the two, the interval begins at the lower end of
+    4 (b - (a - b) / 2), which is exact for related pairs that are three times as many between as
+    below. If a one-sided test at 5 % says that a > b, the share is a bound, the upper end of four
+    times the share below the quartile. The test is the sign test, with the correction for whole
+    numbers, where each item has one pair.
+
+    Args:
+        scored: of n pairs.
+        splits: of the pairs: object (n,).
+        items: of the pairs: int64 (n,).
+    """
+    quartile, median = np.quantile(scored.exchanged, (0.25, 0.5))
+    below_quartile = (scored.z < quartile).astype(np.float64)
+    below_median = (scored.z < median).astype(np.float64)
     names = sorted(set(splits.tolist()), key=split_order)
     masks = {"all": np.ones(len(splits), dtype=bool)}
     if len(names) > 1:
         masks |= {name: splits == name for name in names}
     shares = []
     for name, mask in masks.items():
-        values = is_below[mask].astype(np.float64)
-        ends = share_interval(values, items[mask])
-        doubled = None if ends is None else (min(2 * ends[0], 1.0), min(2 * ends[1], 1.0))
-        shares.append(UnrelatedShare(name, len(values), min(2 * float(values.mean()), 1), doubled))
+        count = int(mask.sum())
+        share = min(2 * float(below_median[mask].mean()), 1.0)
+        of_quartile = share_interval(below_quartile[mask], items[mask])
+        of_median = share_interval(below_median[mask], items[mask])
+        if of_quartile is None or of_median is None:
+            shares.append(UnrelatedShare(name, count, share, None))
+            continue
+
+        # By item: pairs between quartile and median, less those below the quartile
+        numbers = np.unique(items[mask], return_inverse=True)[1]
+        differences = np.bincount(numbers, weights=below_median[mask] - 2 * below_quartile[mask])
+        more = float(differences.sum())
+        if more - 1 > _SIGN_TEST * math.sqrt(differences @ differences):
+            most = min(4 * of_quartile[1], 1.0)
+            shares.append(UnrelatedShare(name, count, most, (0.0, most), at_most=True))
+        else:
+            low = min(4 * of_quartile[0], share)
+            if more > 0:
+                # Related pairs make the excess; about half as many of them are below the quartile
+                corrected = 8 * below_quartile[mask] - 2 * below_median[mask]  # 4 (b - (a - b) / 2)
+                ends = mean_interval(corrected, items[mask])
+                low = 0.0 if ends is None else max(min(low, ends[0]), 0.0)
+            high = min(2 * of_median[1], 1.0)
+            shares.append(UnrelatedShare(name, count, share, (low, high)))
     return shares
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from .. import __version__
 from ..arrays import Floats
 from ..errors import StoreError, TransformError
-from ..io.files import json_text, write_text_atomically
+from ..io.files import json_text
 from ..io.locations import location
+from ..io.outputs import write_output
 from ..lists import as_list
 from ..metrics.retrieval import DEFAULT_KS
 from ..metrics.significance import Estimate
@@ -147,11 +148,12 @@ class GapReport(Measured):
         written file.
         """
         target = location(path)
-        if target.suffix == ".json":
+        suffix = ".json" if target.suffix == ".json" else ".html"
+        if suffix == ".json":
             text = json_text(self.to_dict(), indent=2, sort_keys=False)
         else:
             text = self.to_html()
-        write_text_atomically(target, text)
+        write_output(target, suffix, lambda file: file.write_text(text, encoding="utf-8"))
         return target
 
     def save_figures(self, folder: Path) -> list[Path]:

@@ -311,8 +311,12 @@ def _finds_by_chance(one_list: OneList) -> bool:
 def _judge_unusual(report: Measured) -> Answer:
     """Judge whether the embeddings show what contrastive embeddings rarely show."""
     remarks = list(_unusual(report))
-    because = " ".join(f"{remark}." for remark in remarks) or "All checks passed."
-    return Answer("Is anything unusual?", "yes" if remarks else "no", because)
+    if remarks:
+        return Answer("Is anything unusual?", "yes", " ".join(f"{remark}." for remark in remarks))
+    because = "The spread, the dimensions and the means of the rows were checked"
+    if report.pairs:
+        because += ", and the gap and the pairs as a whole, not one by one: `c3 pairs` does that"
+    return Answer("Is anything unusual?", "no", f"{because}.")
 
 
 def _unusual(report: Measured) -> Iterator[str]:

@@ -28,8 +28,8 @@ from ..transforms import Pipeline, open_pipeline
 from ..transforms.calibration import Calibration
 from ..transforms.fitting import load_command
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
-from .codes import CodeFormat, load_faiss
-from .index import TRAINED_FILE, Index
+from .codes import TRAINED_FILE, CodeFormat, load_faiss
+from .index import Index
 from .recall import measure_bias, measure_recall
 from .rows import TransformedRows
 from .training import choose_factory, train_coder
@@ -168,6 +168,11 @@ def build_index(
         index.record["added"] = sum(manifest.shards[part].rows for part in parts)
         return index
     index.record["added"] = index.rows.num_rows
+    if index.record["recall@10"] < recall:
+        reporter.message(
+            f"recall@10 is {index.record['recall@10']:.3f}, below the {recall:g} that was asked "
+            f"for. A --factory with larger codes finds more; Flat is exact."
+        )
     if len(modalities) > 1 and not fit.moments:
         reporter.message("Searches of this index rank by the cosine, which is not calibrated.")
     if len(modalities) == 2 and not store.info.exported:
@@ -296,7 +301,7 @@ def _read_fit(writer: StoreWriter) -> _Fit | None:
         coder = CodeFormat(read_all(writer.path / TRAINED_FILE))
         coder.trained  # noqa: B018 - a file that was cut short is refused here
         moments = load_moments(writer.path / MOMENTS_FILE)[0]
-    except (OSError, RuntimeError, C3Error):
+    except (OSError, C3Error):
         return None
     return None if pipeline is None else _Fit(pipeline, coder, moments)
 
@@ -332,7 +337,7 @@ def _make_fit(
         factory = choose_factory(rows, store.info.dim)
     applied = 0 if store.info.exported else len(pipeline.steps)
     source = TransformedRows(store, pipeline.part(0, applied), modalities, split)
-    coder = train_coder(source, rows, factory, request.options["seed"])
+    coder = train_coder(source, rows, factory, request.options["seed"], reporter)
 
     # Moments follow from those of the store. Only the rows tell those after a memory, and those of
     # an export that is not normalised

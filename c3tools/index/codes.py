@@ -8,6 +8,7 @@ the vectors were added to.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -18,19 +19,29 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..arrays import Indices, Matrix
-from ..errors import optional_module
+from ..errors import StoreError, optional_module
 from ..export.formats import ParquetFormat
 from ..store import Store
 from ..store.rows import one_array
 from ..store.shards import CODE_FORMAT
 
 Codes = npt.NDArray[np.uint8]
+TRAINED_FILE = "trained.faiss"
 HIT_COLUMNS = ("key", "caption", "path", "image_key", "split")
 
 
 def load_faiss() -> Any:
     """Return the module faiss."""
     return optional_module("faiss", "faiss-cpu", extra="cpu", purpose="Indexing and searching")
+
+
+def last_line(error: Exception) -> str:
+    """Return what an error of FAISS says, without the place in its source."""
+    return re.sub(
+        r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?",
+        "",
+        str(error).strip().splitlines()[-1],
+    )
 
 
 class CodeFormat(ParquetFormat):
@@ -53,8 +64,19 @@ class CodeFormat(ParquetFormat):
 
     @cached_property
     def trained(self) -> Any:
-        """The trained FAISS index, without rows."""
-        return load_faiss().deserialize_index(np.frombuffer(self.content, np.uint8))
+        """The trained FAISS index, without rows.
+
+        Raises:
+            StoreError: if FAISS cannot read it.
+        """
+        try:
+            return load_faiss().deserialize_index(np.frombuffer(self.content, np.uint8))
+        except RuntimeError as error:
+            raise StoreError(
+                f"FAISS cannot read {TRAINED_FILE} of the index ({last_line(error)}). It is "
+                f"damaged, or another version of FAISS wrote it.",
+                remedy="Build the index anew: c3 index --rebuild",
+            ) from error
 
     def encode(self, rows: Matrix) -> Codes:
         """Return the codes of rows (n, d): uint8 (n, bytes of a code)."""

@@ -51,14 +51,13 @@ from ..store.shards import INFO_FILE, ShardName, part_name, read_header, shard_s
 from ..tables import Table
 from ..transforms import Pipeline
 from ..transforms.calibration import Calibration
-from .codes import HIT_COLUMNS, CodeFormat, load_faiss, open_codes, set_nprobe
+from .codes import HIT_COLUMNS, TRAINED_FILE, CodeFormat, load_faiss, open_codes, set_nprobe
 from .pairs import fit_on_pairs
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
 LONGEST_CAPTION = 200  # characters of a hit that are printed
-TRAINED_FILE = "trained.faiss"
 _OWN = Path("c3-index")  # where c3 index writes to
 _ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("modality", *HIT_COLUMNS)])
 _PROVENANCE = ("model", "store")
@@ -633,12 +632,15 @@ def _check_one_query(**queries: Any) -> None:
             f"The text to search for is of type {type(queries['text']).__name__}.",
             remedy="Pass vectors as vector=..., and images as image=....",
         )
-    if len(kinds) != 1 or is_empty or not all(text.strip() for text in texts):
+    example = 'For example: c3 search "a dog on a beach"'
+    if len(kinds) != 1 or is_empty:
         raise StoreError(
             f"One kind of query is needed, with content, but these were given: "
             f"{', '.join(kinds) or 'none'}.",
-            remedy='For example: c3 search "a dog on a beach"',
+            remedy=example,
         )
+    if not all(text.strip() for text in texts):
+        raise StoreError("A text to search for is empty.", remedy=example)
 
 
 def _encoded_query(text: Any, image: Any, audio: Any, load: Callable[[], Encoder]) -> _Query:

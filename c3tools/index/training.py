@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 
 import numpy as np
 
 from ..errors import StoreError
-from ..reporter import counted
+from ..reporter import Reporter, counted
 from ..seeds import generator
-from .codes import CodeFormat, cell_count, has_codes, load_faiss
+from .codes import CodeFormat, cell_count, has_codes, last_line, load_faiss
 from .rows import TransformedRows
 
 _FLAT_ROWS = 20_000
+_SIZE_0 = re.compile(r"[A-Za-z]0+(?!\d)")  # such as IVF0, PQ0, RR0
 _QUANTISED_ROWS = 2_000_000
 _ROWS_PER_CELL = 64
 _LEAST_ROWS_PER_CELL = 39  # below it, FAISS warns that its k-means has too few points
@@ -20,14 +23,20 @@ _LEAST_ROWS = 65_536
 _MOST_BYTES = 512 * 2**20
 
 
-def train_coder(source: TransformedRows, count: int, factory: str, seed: int) -> CodeFormat:
-    """Return the format of a trained FAISS index.
+def train_coder(
+    source: TransformedRows, count: int, factory: str, seed: int, reporter: Reporter
+) -> CodeFormat:
+    """Return the format of a trained FAISS index; each warning of FAISS is reported once.
 
     Raises:
         StoreError: if FAISS cannot make it, or rows have no codes of their own in it.
     """
     faiss = load_faiss()
     dim = source.store.info.dim
+    if _SIZE_0.search(factory):  # some of these would end this process
+        raise StoreError(
+            f"{factory!r} has a size of 0.", remedy="Use --factory auto, or a larger number."
+        )
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not has_codes(index):
@@ -42,7 +51,20 @@ def train_coder(source: TransformedRows, count: int, factory: str, seed: int) ->
             numbers = generator(seed, "index training").choice(
                 count, size=min(count, wanted, most), replace=False
             )
-            index.train(source.sample(np.sort(numbers)))
+            sample = source.sample(np.sort(numbers))
+
+            # FAISS writes a line for each of hundreds of clusterings to the standard error
+            with tempfile.TemporaryFile() as written:
+                standard_error = os.dup(2)
+                os.dup2(written.fileno(), 2)
+                try:
+                    index.train(sample)
+                finally:
+                    os.dup2(standard_error, 2)
+                    os.close(standard_error)
+                written.seek(0)
+                for line in dict.fromkeys(written.read().decode(errors="replace").splitlines()):
+                    reporter.message(f"FAISS: {line}")
         return CodeFormat(faiss.serialize_index(index).tobytes())
     except RuntimeError as error:
         raise StoreError(
@@ -51,15 +73,6 @@ def train_coder(source: TransformedRows, count: int, factory: str, seed: int) ->
             f"({last_line(error)}).",
             remedy="Use --factory auto, Flat, or fewer cells.",
         ) from error
-
-
-def last_line(error: Exception) -> str:
-    """Return what an error of FAISS says, without the place in its source."""
-    return re.sub(
-        r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?",
-        "",
-        str(error).strip().splitlines()[-1],
-    )
 
 
 def _most_rows(dim: int) -> int:

@@ -44,7 +44,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     former file with the same content is not touched, so that programs that compare times, such as
     Make, see no change. A reader sees the old file or the new one, never a part of one. After a
     crash only a temporary file is left, which `remove_leftovers` removes. For a URL, the file is
-    filled on this machine and uploaded as one object.
+    filled on this machine and uploaded as one object; into a device such as /dev/null or a pipe,
+    which a rename would replace, its content is written.
 
     Raises:
         OSError: if it cannot be written, for example because the disk is full; with the path.
@@ -53,6 +54,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder) / "object")
             upload(Path(folder) / "object", path)
+        return
+    if is_device(path):
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder) / "object")
+            path.write_bytes((Path(folder) / "object").read_bytes())
         return
     make_folder(path.parent)
     # unique among all machines
@@ -69,6 +75,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_device(path: Path) -> bool:
+    """Return whether a path on this machine is that of a device or a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def has_same_content(new: Path, former: Path) -> bool:

@@ -285,8 +285,10 @@ def _explained(repo_id: str) -> Iterator[bool]:
     with a remedy.
     """
     if not _NAME.fullmatch(repo_id):
+        is_folder = Path(repo_id).is_dir()
+        kinds = "a folder on this machine, not" if is_folder else "neither a folder here nor"
         raise C3Error(
-            f"{repo_id} is neither a folder on this machine nor the name of a repository.",
+            f"{repo_id} is {kinds} the name of a repository.",
             remedy="Repositories of the Hugging Face hub are named ORG/NAME.",
         )
     from huggingface_hub import constants

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import C3Error
-from ..io.files import write_atomically
+from ..io.outputs import write_output
 from . import palette
 
 _STYLE: Any = {
@@ -138,4 +138,4 @@ def save_figure(figure: Figure, path: Path) -> None:
     }[kind]
     with mpl.rc_context({**_STYLE, "svg.fonttype": "path"}):
         figure.savefig(content, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
-    write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
+    write_output(path, ".svg", lambda temporary: temporary.write_bytes(content.getvalue()))

@@ -230,7 +230,7 @@ def _marks_in(path: Path, store: Store) -> list[_Mark]:
 
 
 def shards_metadata(store: Store) -> dict[bytes, bytes]:
-    """Return what a table of rows says about the shards that it was made from."""
+    """Return the metadata of a table of rows that say which shards it was made from."""
     digests = sorted(record.sha256 for record in store.shards.values())
     return {_SHARDS_KEY: json.dumps(digests).encode()}
 

@@ -31,6 +31,9 @@ from .presets import preset
 if TYPE_CHECKING:
     from ..store import Store
 
+# of the curves of `fit_pairs`: the logarithm of 160,000, the number of comparisons among 400 pairs,
+# which show no larger odds. A row that is the query itself would get far more
+_HIGHEST_LOG_ODDS = 12.0
 # of the mean variance over directions; scores vary less where there are fewer rows than that
 _LEAST_VARIANCE = 1e-3
 
@@ -130,9 +133,9 @@ class Calibration:
         """Return a calibration that scores by the log odds that a row is the right one (Platt,
         1999), from pairs.
 
-        The log odds are a s + b of the cosine s, a logistic regression of right rows against those
-        of the other pairs, one for each kind of query and row. This is better than z where images
-        are asked with: docs/results/fair-search.md.
+        The log odds are a s + b of the cosine s, at most 12: a logistic regression of right rows
+        against those of the other pairs, one for each kind of query and row. This is better than z
+        where images are asked with: docs/results/fair-search.md.
 
         Args:
             pairs: by the modalities of queries and rows, queries (n, d) and the right row of each
@@ -187,7 +190,7 @@ class Calibration:
             )
         if asked is not None and (asked, modality) in self.curves:
             slope, offset = self.curves[asked, modality]
-            return np.asarray(slope * scores + offset)
+            return np.asarray(np.minimum(slope * scores + offset, _HIGHEST_LOG_ODDS))
         norms = np.linalg.norm(queries, axis=-1, keepdims=True)
         unit = np.divide(queries, norms, out=np.zeros_like(queries), where=norms > 0)
         variance = np.einsum("...d,...d->...", unit @ moments.covariance, unit)[..., None]

@@ -205,6 +205,12 @@ class Pipeline(HubRepository):
 
         self.dim = fit_data.dim
         row_counts = {name: moments.n for name, moments in sorted(fit_data.moments.items())}
+        few = [f"{n} {name}" for name, n in row_counts.items() if n < MIN_ROWS_OF_A_MEAN]
+        if store is None and few and any(step.centres for step in self.steps):
+            origin["note"] = (
+                f"The means of {' and '.join(few)} rows are unreliable: {MIN_ROWS_OF_A_MEAN} rows "
+                f"of a modality are needed, below which rows of a store are not centred."
+            )
         self._fit_steps(fit_data, inputs.too_few, split)
         self.provenance = {**origin, **(provenance or {}), "n": row_counts}
         return self

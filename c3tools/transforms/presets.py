@@ -261,7 +261,7 @@ class TrainingPipeline:
         if pipeline_and_applied is not None:
             exported, applied = pipeline_and_applied
             _check_choice_for_export(store, exported, pipeline, name, sigma)
-            if sigma is None:
+            if not sigma:  # also 0, which asks for no noise
                 return cls(
                     preset=exported.name,
                     sigma=exported.sigma or 0.0,

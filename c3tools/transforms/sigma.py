@@ -73,7 +73,7 @@ def parse_sigma(value: float | str) -> Sigma:
     if not 0 <= sigma < math.inf:
         raise TransformError(
             f"sigma must be a number of at least 0, 'auto' or 'pairs', not {value!r}.",
-            remedy="For example --sigma 0.1.",
+            remedy="For example sigma 0.1.",
         )
     return sigma
 
@@ -536,7 +536,7 @@ def _sigma_of_pairs(pairs: SigmaRule) -> tuple[float, str]:
         raise TransformError(
             f"There is no sigma by the rule 'pairs': {pairs.missing}.",
             remedy=f"Add images with captions ({RECOMMENDED_IMAGES} are recommended), check "
-            f"that captions belong to their images, or use --sigma auto, which needs no pairs.",
+            f"that captions belong to their images, or use sigma auto, which needs no pairs.",
         )
     rule, why = recommend([pairs])
     return rule.sigma or 0.0, f"Sigma {rule.sigma:.4g}: {why}"

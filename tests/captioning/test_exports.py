@@ -82,6 +82,11 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused_or_told(
     assert any("0.05" in text and "--before-noise" in text for text in said.texts)
     assert [step.kind for step in captioner.pipeline.steps][-2:] == ["gaussian-noise", "normalize"]
     assert captioner.record["sigma"] == 0.05
+    # sigma 0 asks for none
+    said = Messages()
+    plain = train_captioner(collapsed, sigma=0, output=tmp_path / "0", reporter=said, **TINY)
+    assert not any("is added" in text for text in said.texts)
+    assert not plain.pipeline.noisy
 
 
 @pytest.mark.parametrize("with_pipeline", [True, False])

@@ -541,6 +541,13 @@ def test_two_text_files_with_one_name(tmp_path: Path) -> None:
     assert_refused("have the key", paths)
 
 
+def test_a_word_that_is_the_name_of_a_file_is_a_text(tmp_path: Path) -> None:
+    for name in ("dog", "texts.txt"):
+        (tmp_path / name).write_text("dog\n")
+    (text,) = read_corpus(tmp_path / "texts.txt").texts
+    assert text.caption == "dog"
+
+
 def test_the_first_five_minutes_of_a_sound(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile", reason="the extra st is not installed")
     soundfile.write(tmp_path / "a.wav", np.ones(3100), 10)

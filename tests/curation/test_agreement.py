@@ -8,10 +8,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from c3tools.assets.paths import PHOTOS
-from c3tools.curation.agreement import COPY, SAME_SCENE, THUMBNAILS, Photo, agreement
+from c3tools.curation.agreement import COPY, SAME_SCENE, THUMBNAILS, Photo, compare
 
 FILES = sorted((PHOTOS / "images").glob("*.jpg"))[:12]
 
@@ -57,9 +57,27 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
+def is_on_plain_ground(image: Image.Image) -> bool:
+    return THUMBNAILS(image).ndim == 3
+
+
 @pytest.fixture(scope="module")
 def images() -> list[Image.Image]:
-    return [Image.open(file).convert("RGB") for file in FILES]
+    """Photos that are not on plain ground."""
+    images = [Image.open(file).convert("RGB") for file in FILES]
+    return [image for image in images if not is_on_plain_ground(image)]
+
+
+def tie(colour: tuple[int, int, int]) -> Image.Image:
+    """A product on white, shaded from left to right."""
+    image = Image.new("RGB", (240, 320), "white")
+    outline = Image.new("L", image.size)
+    corners = [(105, 20), (135, 20), (130, 60), (150, 260), (120, 300), (90, 260), (110, 60)]
+    ImageDraw.Draw(outline).polygon(corners, fill=255)
+    shade = np.linspace(0.7, 1.1, image.width)[None, :, None] * np.array(colour)
+    cloth = np.broadcast_to(shade, (image.height, image.width, 3)).clip(0, 255)
+    image.paste(Image.fromarray(cloth.astype(np.uint8)), mask=outline)
+    return image
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
@@ -67,40 +85,64 @@ def test_a_changed_photo_is_a_copy(
     images: list[Image.Image], change: Callable[[Image.Image], Image.Image]
 ) -> None:
     for image in images:
-        assert agreement(as_photo(image), as_photo(change(image))) >= COPY
+        assert compare(as_photo(image), as_photo(change(image))).is_copy
+
+
+CHANGES_OF_COLOURS = ("grey", "brighter")
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGES if name not in CHANGES_OF_COLOURS])
+def test_a_changed_picture_on_plain_ground_is_a_copy(name: str) -> None:
+    product = tie((190, 40, 50))
+    assert is_on_plain_ground(product)
+    assert compare(as_photo(product), as_photo(CHANGES[name](product))).is_copy
+
+
+@pytest.mark.parametrize("colour", [(25, 25, 30), (190, 190, 50), (30, 40, 90), (130, 130, 130)])
+def test_products_of_two_colours_are_alike_and_no_copies(colour: tuple[int, int, int]) -> None:
+    comparison = compare(as_photo(tie((190, 40, 50))), as_photo(tie(colour)))
+    assert comparison.agreement >= COPY
+    assert not comparison.is_copy
+
+
+def test_a_small_patch_of_another_colour_makes_another_product() -> None:
+    product = tie((190, 40, 50))
+    with_badge = product.copy()
+    ImageDraw.Draw(with_badge).ellipse((105, 130, 135, 160), fill="white")
+    assert not compare(as_photo(product), as_photo(with_badge)).is_copy
 
 
 def test_a_photo_that_was_compressed_again_is_a_copy(images: list[Image.Image]) -> None:
     for image in images:
-        assert agreement(as_photo(image), as_photo(image, quality=30)) >= COPY
+        assert compare(as_photo(image), as_photo(image, quality=30)).is_copy
 
 
 def test_different_photos_do_not_show_the_same(images: list[Image.Image]) -> None:
     photos = [as_photo(image) for image in images]
     for first, second in combinations(photos, 2):
-        assert agreement(first, second) < SAME_SCENE
+        assert compare(first, second).agreement < SAME_SCENE
 
 
 def test_a_photo_agrees_with_itself(images: list[Image.Image]) -> None:
     photo = as_photo(images[0])
-    assert agreement(photo, photo) == pytest.approx(1, abs=1e-4)
+    assert compare(photo, photo).agreement == pytest.approx(1, abs=1e-4)
 
 
 def test_the_order_of_two_photos_does_not_matter(images: list[Image.Image]) -> None:
     photo = as_photo(images[0])
     crop = as_photo(cropped(0.2)(images[0]))
-    assert agreement(photo, crop) == agreement(crop, photo)
+    assert compare(photo, crop) == compare(crop, photo)
 
 
 def test_a_turned_photo_is_not_found(images: list[Image.Image]) -> None:
     turned = images[0].transpose(Image.Transpose.ROTATE_90)
-    assert agreement(as_photo(images[0]), as_photo(turned)) < SAME_SCENE
+    assert compare(as_photo(images[0]), as_photo(turned)).agreement < SAME_SCENE
 
 
 @pytest.mark.parametrize("size", [(64, 48), (64, 2), (1, 1)])
 def test_an_image_of_one_colour_agrees_with_nothing(size: tuple[int, int]) -> None:
     empty = Photo(np.full((size[1], size[0]), 128, np.uint8))
-    assert agreement(empty, empty) == -1
+    assert compare(empty, empty) == (-1, False)
 
 
 def test_a_photo_that_its_exif_data_turn_agrees_with_the_turned_one(
@@ -112,4 +154,4 @@ def test_a_photo_that_its_exif_data_turn_agrees_with_the_turned_one(
     content = io.BytesIO()
     sideways.save(content, "jpeg", exif=exif)
     content.seek(0)
-    assert agreement(as_photo(images[0]), Photo(THUMBNAILS.load(content)[0])) >= COPY
+    assert compare(as_photo(images[0]), Photo(THUMBNAILS.load(content)[0])).is_copy

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 import c3tools
 from c3tools.assets.paths import PHOTOS
@@ -72,7 +72,7 @@ def test_an_equal_file_is_an_exact_copy(found: Duplicates) -> None:
     group = group_of(found, "train/same-file")
     assert group.tier == "exact"
     assert group.kept == "train/0"
-    assert [copy.split for copy in group.copies] == ["left-out"]
+    assert [copy.leave_out for copy in group.copies] == [True]
 
 
 def test_a_cropped_photo_is_a_copy_of_the_larger_one(found: Duplicates) -> None:
@@ -87,7 +87,7 @@ def test_the_train_row_of_a_leak_is_left_out(found: Duplicates) -> None:
     group = group_of(found, "train/mirrored-test-photo")
     assert group.is_leak
     assert group.kept == "test/8"
-    assert [copy.split for copy in group.copies] == ["left-out"]
+    assert [copy.leave_out for copy in group.copies] == [True]
 
 
 def test_leaks_come_first(found: Duplicates) -> None:
@@ -109,7 +109,7 @@ def test_other_photos_are_in_no_group(found: Duplicates) -> None:
 
 def test_the_table_says_which_rows_are_left_out(found: Duplicates, tmp_path: Path) -> None:
     table = pq.read_table(found.save_table(tmp_path / "duplicates.parquet")).to_pylist()
-    left_out = {row["key"] for row in table if row["split"] == "left-out"}
+    left_out = {row["key"] for row in table if row["leave_out"]}
     assert left_out == {"train/same-file", "train/cropped", "train/mirrored-test-photo"}
     assert sum(row["kept"] for row in table) == len(found.groups)
 
@@ -173,6 +173,37 @@ def test_the_photo_with_the_most_pixels_is_kept(tmp_path: Path) -> None:
     sides[9] = 200
     store = image_store(tmp_path / "s", rows, split=["train"] * 30, width=sides, height=sides)
     assert find_duplicates(store).groups[0].kept == "image9"
+
+
+def test_more_copies_than_nearest_rows_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight crops of a photo, one of them in test, each compared with its two nearest at a time."""
+    monkeypatch.setattr("c3tools.curation.copies._NEAREST", 2)
+    photo = Image.open(FILES[0]).convert("RGB")
+    paths = [tmp_path / f"{number}.jpg" for number in range(8)]
+    for number, path in enumerate(paths):
+        save(photo.crop((0, 0, photo.width - 4 * number, photo.height - 3 * number)), path)
+    rows = unit_rows(1, DIM) + 0.05 * unit_rows(8, DIM, seed=1)
+    splits = ["train"] * 7 + ["test"]
+    store = image_store(tmp_path / "s", rows, path=[str(path) for path in paths], split=splits)
+    (group,) = find_duplicates(store, workers=0).groups
+    assert group.kept == "image7"
+    assert [copy.leave_out for copy in group.copies] == [True] * 7
+
+
+def test_products_of_other_colours_are_listed_and_not_left_out(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{colour}.png" for colour in ("red", "black")]
+    for path in paths:
+        product = Image.new("RGB", (120, 160), "white")
+        ImageDraw.Draw(product).polygon([(50, 10), (70, 10), (80, 140), (40, 140)], fill=path.stem)
+        product.save(path)
+    store = image_store(
+        tmp_path / "s", unit_rows(2, DIM), path=[str(path) for path in paths], split=["train"] * 2
+    )
+    (group,) = find_duplicates(store, workers=0).groups
+    assert group.tier == "same scene"
+    assert [copy.split for copy in group.copies] == ["train"]
 
 
 def test_files_that_are_gone_are_named(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import c3tools
-from c3tools.corpus.splits import LEFT_OUT
-from c3tools.curation.pairs import PairCheck, check_pairs
+from c3tools.curation.pairs import PairCheck, ScoredPairs, check_pairs, unrelated_shares
 from c3tools.errors import StoreError
+from c3tools.metrics.significance import share_interval
+from c3tools.moments import unit_rows
 from c3tools.store import Store
 from tests.conftest import make_store
 
@@ -60,6 +61,75 @@ def test_the_expected_share_is_that_of_exchanged_pairs(tmp_path: Path, exchanged
     assert share.share == pytest.approx(exchanged / IMAGES, abs=0.04)
 
 
+def test_an_encoder_that_tells_pairs_badly_gives_a_bound(tmp_path: Path) -> None:
+    """All pairs are right, and 14 % would be called unrelated."""
+    check = check_pairs(paired_store(tmp_path / "s", noise=1.5))
+    below_median = np.mean([pair.z < check.exchanged[0] for pair in check.pairs])
+    assert 2 * below_median > 0.1
+    share = check.shares[0]
+    assert share.at_most
+    assert share.interval == (0, share.share)
+    assert check.table().rows[0][2:] == (f"at most {share.share:.1%}", "")
+    assert "only a bound can be given" in " ".join(check.explanation())
+
+
+@pytest.mark.parametrize(
+    ("below_quartile", "between", "at_most"),
+    [(20, 20, False), (20, 10, False), (40, 44, False), (8, 18, True)],
+)
+def test_the_interval_is_of_pairs_below_the_quartile_and_the_median(
+    below_quartile: int, between: int, at_most: bool
+) -> None:
+    """Of exchanged pairs from -50 to 50, the quartile is -25 and the median 0."""
+    z = np.repeat([-40.0, -10.0, 30.0], [below_quartile, between, 400 - below_quartile - between])
+    none = np.zeros(400, np.int64)
+    scored = ScoredPairs(z, z, none, none, np.linspace(-50, 50, 1001), 400)
+    items = np.arange(400)
+    (share,) = unrelated_shares(scored, np.full(400, "test", dtype=object), items)
+    of_quartile = share_interval((z < -25).astype(float), items)
+    of_median = share_interval((z < 0).astype(float), items)
+    assert of_quartile is not None
+    assert of_median is not None
+    assert share.at_most == at_most
+    if at_most:
+        assert share.interval == (0, 4 * of_quartile[1])
+    else:
+        assert share.share == pytest.approx(2 * (below_quartile + between) / 400)
+        assert share.interval is not None
+        assert share.interval[1] == 2 * of_median[1]
+        low = min(4 * of_quartile[0], share.share)
+        if between > below_quartile:  # less half the excess, and its uncertainty
+            mean = 4 * (below_quartile - (between - below_quartile) / 2) / 400
+            low = mean - 1.97 * np.sqrt((36 * below_quartile + 4 * between) / 400 - mean**2) / 20
+        assert share.interval[0] == pytest.approx(low, abs=0.005)
+
+
+def test_captions_of_one_photo_count_together() -> None:
+    """Half of 400 photos have unrelated captions, whose z are correlated: more photos have most of
+    them above the quartile, but not more captions are."""
+    rng = np.random.default_rng(0)
+    of_photo = np.repeat(rng.normal(size=200), 5)
+    unrelated = np.sqrt(0.5) * (of_photo + rng.normal(size=1000))
+    z = np.concatenate([unrelated, np.full(1000, 6.0)])
+    none = np.zeros(2000, np.int64)
+    scored = ScoredPairs(z, z, none, none, rng.normal(size=20_000), 1000)
+    items = np.repeat(np.arange(400), 5)
+    (share,) = unrelated_shares(scored, np.full(2000, "train", dtype=object), items)
+    assert not share.at_most
+    assert share.interval is not None
+    assert 0.3 < share.interval[0] < 0.5 < share.interval[1] < 0.6
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_one_row_for_all_items_is_refused(tmp_path: Path, modality: str) -> None:
+    values = np.random.default_rng(0).normal(size=(40, DIM))
+    rows = {"image": unit_rows(values), "text": unit_rows(values)}
+    rows[modality][:] = 1 / np.sqrt(DIM)
+    store = make_store(tmp_path / "s", rows["image"], rows["text"])
+    with pytest.raises(StoreError, match=f"40 pairs in .* all have the same {modality} embedding"):
+        check_pairs(store)
+
+
 def test_z_is_in_standard_deviations_of_unrelated_rows(tmp_path: Path) -> None:
     """Compared with all cosines of each row with the rows of the other modality."""
     store = paired_store(tmp_path / "s")
@@ -103,7 +173,7 @@ def test_nothing_is_marked_by_default(check: PairCheck) -> None:
 def test_a_fraction_of_the_train_pairs_is_marked(tmp_path: Path) -> None:
     splits = ["test" if number % 2 else "train" for number in range(IMAGES)]
     check = check_pairs(paired_store(tmp_path / "s", exchanged=40, splits=splits), drop=0.05)
-    marked = [pair for pair in check.pairs if pair.split == LEFT_OUT]
+    marked = [pair for pair in check.pairs if pair.leave_out]
     assert len(marked) == 10  # of 200 train pairs
     assert all(int(pair.key.removeprefix("text")) % 2 == 0 for pair in marked)
 
@@ -113,7 +183,7 @@ def test_train_pairs_below_a_z_are_marked(tmp_path: Path) -> None:
     check = check_pairs(paired_store(tmp_path / "s", exchanged=40, splits=splits), least=1.0)
     for pair in check.pairs:
         is_train = int(pair.key.removeprefix("text")) % 2 == 0
-        assert (pair.split == LEFT_OUT) == (is_train and pair.z < 1)
+        assert (pair.leave_out) == (is_train and pair.z < 1)
 
 
 def test_shares_are_told_by_split(tmp_path: Path) -> None:
@@ -128,7 +198,8 @@ def test_shares_are_told_by_split(tmp_path: Path) -> None:
 
 def test_the_table_has_a_row_a_pair(check: PairCheck, tmp_path: Path) -> None:
     table = pq.read_table(check.save_table(tmp_path / "pairs.parquet"))
-    assert table.column_names == ["key", "image_key", "cosine", "z", "rank", "split", "reason"]
+    names = ["key", "image_key", "modality", "cosine", "z", "rank", "split", "leave_out", "reason"]
+    assert table.column_names == names
     assert table.num_rows == IMAGES
 
 
@@ -136,7 +207,7 @@ def test_the_table_has_the_reasons_of_marked_pairs(tmp_path: Path) -> None:
     check = check_pairs(paired_store(tmp_path / "s", exchanged=40), drop=0.1)
     rows = pq.read_table(check.save_table(tmp_path / "pairs.parquet")).to_pylist()
     for row in rows:
-        is_marked = row["split"] == "left-out"
+        is_marked = row["leave_out"]
         assert row["reason"] == (f"z {row['z']:.2f}, rank {row['rank']}" if is_marked else None)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +134,7 @@ def test_processes_go_on_to_the_same_bytes_where_one_process_was_interrupted(
 
 def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra ray is not installed")
+    psutil = import_module("psutil")  # Ray brings it along
     (tmp_path / "texts.txt").write_text("".join(f"a photo of {n} dogs\n" for n in range(3000)))
     arguments = "embed texts.txt --shard-size 20 --executor ray --processes 2".split()
     command = [sys.executable, "-c", "from c3tools.cli import main; main()", *arguments]
@@ -140,16 +142,17 @@ def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     running = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     )
-    end = time.monotonic() + 120
-    while not list(tmp_path.glob("c3-store/text/part-*.parquet")) and time.monotonic() < end:
+    while not list(tmp_path.glob("c3-store/text/part-*.parquet")) and running.poll() is None:
         time.sleep(0.1)
+    started = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(signal.SIGINT)
-    _, stderr = running.communicate(timeout=60)
+    _, stderr = running.communicate(timeout=300)
     assert running.returncode == 130, stderr
     assert "Finished shards are kept" in stderr and "Traceback" not in stderr
     kept = Store.open(tmp_path / "c3-store").parts("text")
     assert 0 < len(kept) < 150
-    time.sleep(1)
+    _, alive = psutil.wait_procs(started, timeout=300)
+    assert not alive
     assert Store.open(tmp_path / "c3-store").parts("text") == kept
 
 

@@ -156,7 +156,8 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
     )
     on_record(simulate_temperature, scale=(100.0, 5.0), steps=3)
     for seed in (-1, 10**30):  # any integer
-        assert simulate_temperature(scale=(0.5,), steps=1, seed=seed).runs
+        one = simulate_temperature(scale=(0.5,), steps=1, seed=seed)
+        assert one.runs and one.found.count("at a logit scale") == 1 and "and" not in one.found
 
 
 def test_temperature_of_a_store_takes_one_pair_per_item(tmp_path: Path) -> None:

@@ -150,8 +150,14 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
             "yes: by 12° (500 independent rows)",
         ),
         ("modalities.text.effective_dimension", 3, "yes: text rows fill only 3 of 64 dimensions"),
-        ("modalities.text", FEW, "no: All checks passed"),
-        ("notes", [], "no: All checks passed"),
+        (
+            "modalities.text",
+            FEW,
+            "no: The spread, the dimensions and the means of the rows were checked, and the gap "
+            "and the pairs as a whole, not one by one: `c3 pairs` does that.",
+        ),
+        ("notes", [], "no: not one by one"),
+        ("pairs", None, "no: and the means of the rows were checked."),
         ("assumptions.constant", NO, "yes: not constant"),
         ("assumptions.gaussian", NO, "yes: not Gaussian"),
     ],

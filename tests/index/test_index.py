@@ -20,7 +20,7 @@ from PIL import Image
 from c3tools import Store, export_store
 from c3tools.errors import StoreError, UnusedOptionError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet, find_index
-from c3tools.index.codes import NearestCells, set_nprobe
+from c3tools.index.codes import CodeFormat, NearestCells, set_nprobe
 from c3tools.index.training import choose_factory
 from c3tools.store import Rows
 from c3tools.store.manifest import StoreWriter
@@ -153,11 +153,28 @@ def test_what_cannot_be_built(store: Store, tmp_path: Path) -> None:
         ({"factory": "Nonsense"}, "'Nonsense' from 270 rows"),
         ({"factory": "IVF4000,Flat"}, "'IVF4000,Flat' from 270 rows"),
         ({"factory": "NSG8"}, "'NSG8'"),
+        ({"factory": "IVF0,Flat"}, "'IVF0,Flat' has a size of 0"),
+        ({"factory": "RR0,Flat"}, "'RR0,Flat' has a size of 0"),
         ({"split": "val"}, r"'val'.* train \(180\), test \(90\)"),
     ):
         with pytest.raises(StoreError, match=words):
             build_index(store, output=tmp_path / "index", **options)  # type: ignore[arg-type]
         assert not (tmp_path / "index").exists()
+
+
+def test_a_poor_index_is_reported_once(
+    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    messages = Messages()
+    build_index(store, output=tmp_path / "index", factory="IVF16,PQ4x4", reporter=messages)
+    warnings = [text for text in messages.texts if text.startswith("FAISS: WARNING clustering")]
+    assert len(warnings) == 1 and capfd.readouterr().err == ""
+    assert re.search(r"recall@10 is 0\.\d+, below the 0.98", " ".join(messages.texts))
+
+
+def test_a_faiss_index_that_faiss_refuses() -> None:
+    with pytest.raises(StoreError, match=r"(?s)FAISS cannot read trained.faiss.*--rebuild"):
+        CodeFormat(b"IxFI damaged").trained  # noqa: B018
 
 
 def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_path: Path) -> None:
@@ -213,7 +230,7 @@ def test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos(
             vector=own.load(asked).embeddings[7], modality=asked, pairs=own, k=30
         )
         scores = [hit.score for hit in found.hits]
-        lines = [curves[asked, hit.modality] @ [hit.cosine, 1] for hit in found.hits]
+        lines = [min(curves[asked, hit.modality] @ [hit.cosine, 1], 12) for hit in found.hits]
         assert scores == sorted(scores)[::-1] == pytest.approx(lines, rel=1e-3, abs=1e-3)
 
 
@@ -489,6 +506,11 @@ def test_what_an_exports_index_refuses(own: Store, tmp_path: Path) -> None:
 def test_no_query_is_no_search(index: Index, query: dict[str, Any]) -> None:
     with pytest.raises(StoreError, match="with content"):
         index.search(**query)
+
+
+def test_an_empty_text_is_no_query(index: Index) -> None:
+    with pytest.raises(StoreError, match="A text to search for is empty"):
+        index.search(["a dog", " "])
 
 
 def few_texts(path: Path, count: int) -> Store:

@@ -13,7 +13,7 @@ import pytest
 
 from c3tools import Captioner, Pipeline, Store, verify_store
 from c3tools.errors import C3Error, DecoderError, StoreError, UnreachableError
-from c3tools.io.hub import class_of
+from c3tools.io.hub import class_of, download_repository
 from c3tools.store import Failure, Rows, StoreWriter
 from tests.captioning.conftest import trained_captioner
 from tests.conftest import C3, add_shard, as_json, build_store, unit_rows
@@ -133,6 +133,7 @@ def test_errors_say_what_would_help(
 
     refused(UnreachableError, "me/none.*hf auth login", Pipeline.from_pretrained, "me/none")
     refused(C3Error, "ORG/NAME", Pipeline.from_pretrained, "no-such-folder")
+    refused(C3Error, "is a folder on this machine", download_repository, str(tmp_path))
     refused(C3Error, "me/bert was not made by c3tools", Pipeline.from_pretrained, "me/bert")
     assert not list((tmp_path / "hub-cache").rglob("model.safetensors"))
     refused(UnreachableError, "me/c3", Pipeline.from_pretrained, "me/c3", revision="v2")

@@ -323,7 +323,7 @@ def test_new_splits_and_keys_that_are_not_in_the_store_are_said(tmp_path: Path) 
             "The table has 1 split that the store did not have: tets.",
             "The store has no rows of 2 keys in the table: x, …",
         ]
-    table.write_text("key,split\na,test\nb,left-out\nc,base\n")
+    table.write_text("key,split\na,test\nb,train\nc,base\n")
     assert split_store(store, output=tmp_path / "known", file=table).notes() == []
 
 

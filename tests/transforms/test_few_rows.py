@@ -148,5 +148,14 @@ def test_one_row_of_arrays_is_refused(of_moments: bool) -> None:
         preset("gr-clip").fit({"image": unit_rows(30, DIM, 1), "text": given})
 
 
+@pytest.mark.parametrize("of_moments", [False, True])
+def test_few_rows_of_arrays_have_a_note(of_moments: bool) -> None:
+    for count in (19, 20):
+        rows = unit_rows(count, DIM, 0)
+        given: Any = Moments.from_rows(rows) if of_moments else rows
+        pipeline = preset("gr-clip").fit({"text": given})
+        assert ("means of 19 text rows" in pipeline.provenance.get("note", "")) == (count == 19)
+
+
 def unit_rows_of(rows: Any) -> Any:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

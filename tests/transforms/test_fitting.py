@@ -542,12 +542,16 @@ def test_curves_are_the_logistic_regression_of_pairs() -> None:
     assert (
         fitted.z(x["image"], cosines.T, "text", "image") == found.z(x["image"], cosines.T, "text")
     ).all()
+    # a row that is the query gets no more than pairs can tell
+    steep = Calibration.fit(rows)
+    steep.curves["text", "text"] = np.array([300.0, -150.0])
+    assert steep.z(x["text"][0], [1.0, 0.5], "text", "text").tolist() == [12, 0]
     query, searched = (
         x["text"][0],
         {name: (range(60), x["text"][0] @ own.T) for name, own in x.items()},
     )
     curves = [(name, *fitted.curves["text", name]) for name in x]
-    expected = max((a * s + b, name) for name, a, b in curves for s in searched[name][1])
+    expected = max((min(a * s + b, 12), name) for name, a, b in curves for s in searched[name][1])
     assert fitted.merge(query, searched, 1, "text")[0][1:] == (
         expected[1],
         pytest.approx(expected[0]),

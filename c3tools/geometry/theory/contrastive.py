@@ -68,6 +68,7 @@ PROPORTIONAL = 2.0
 proportional."""
 _FAST_STEPS = 20
 _LATER = 10
+_TOLD_STEPS = 500  # between two lines of progress
 _HELD_OUT = 0.2
 STABLE_PAIRS = 400
 STABLE_DIM = 64
@@ -170,8 +171,9 @@ def simulate_stable_region(
     runs = []
     with reporter.progress("Temperatures", len(taus)) as progress:
         for value in taus:
-            runs.append(_train_to_loss(value, delta, seed))
-            progress.advance(note=f"tau {value:g}")
+            progress.advance(0, note=f"tau {value:g}")
+            runs.append(_train_to_loss(value, delta, seed, progress))
+            progress.advance()
     outcomes = predictions(runs)
     answers = "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in outcomes.items())
     return Simulation(
@@ -242,6 +244,9 @@ def simulate_temperature(
             runs.append(_train_heads(train, held, value, steps, seed, progress))
     low = runs[0]
     high = runs[-1]
+    left = f"{low['gap']:.2f} is left at a logit scale of {low['logit_scale']:g}"
+    if len(runs) > 1:
+        left += f" and {high['gap']:.2f} at {high['logit_scale']:g}"
     return Simulation(
         runs=runs,
         x=("logit_scale", "logit scale (1 / temperature)"),
@@ -251,9 +256,7 @@ def simulate_temperature(
                 "after training": "gap",
             }
         },
-        found=f"The gap is {low['start_gap']:.2f} before training. After it, {low['gap']:.2f} is "
-        f"left at a logit scale of {low['logit_scale']:g} and {high['gap']:.2f} at "
-        f"{high['logit_scale']:g}.",
+        found=f"The gap is {low['start_gap']:.2f} before training. After it, {left}.",
         paper="Temperature decides how much of the gap remains: at CLIP's scale of 100 a small "
         "lead is enough for the loss to vanish, and the optimisation stops before the modalities "
         "meet.",
@@ -439,7 +442,7 @@ def _pair_gradients(
     return a_across / a_norms, b_across / b_norms
 
 
-def _train_to_loss(tau: float, delta: float, seed: int) -> Run:
+def _train_to_loss(tau: float, delta: float, seed: int, progress: Progress) -> Run:
     """Train two sets of unrelated random points by gradient descent until the mean loss of their
     pairs is delta.
 
@@ -466,6 +469,8 @@ def _train_to_loss(tau: float, delta: float, seed: int) -> Run:
     while not loss <= delta:
         a, b = _descend(a, b, tau)
         steps += 1
+        if steps % _TOLD_STEPS == 0:
+            progress.advance(0, note=f"tau {tau:g}, step {steps:,}, loss {loss:.3f}")
         if steps == STABLE_STEPS:
             raise C3Error(
                 f"At tau {tau:g} the loss of {n} pairs is {loss:.3f} after {steps:,} steps, above "
@@ -479,8 +484,10 @@ def _train_to_loss(tau: float, delta: float, seed: int) -> Run:
 
     # Train on, to see whether the optimisation stops
     reached = max(steps, 1)
-    for _ in range(_LATER * reached - steps):
+    for step in range(steps + 1, _LATER * reached + 1):
         a, b = _descend(a, b, tau)
+        if step % _TOLD_STEPS == 0:
+            progress.advance(0, note=f"tau {tau:g}, step {step:,} of {_LATER * reached:,}")
     return {
         "tau": tau,
         "steps": reached,
