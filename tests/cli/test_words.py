@@ -1,4 +1,4 @@
-"""What commands print: help/ has their options, answers/ what they say, refusals/ what they refuse.
+"""What commands print: answers/ what they say, refusals/ what they refuse.
 
 C3_RECORD=1 pytest tests/cli/test_words.py    # makes the files anew; a new line "$ c3 ..." is a new
 case
@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 import typer
@@ -126,28 +126,9 @@ def test_a_table_fits_the_terminal(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_command(c3: C3, command: str) -> None:
+def test_the_help_of_a_command_says_what_each_option_does(c3: C3, command: str) -> None:
     found: Any = typer.main.get_command(app)
     for word in command.split():
         found = found.get_command(None, word)
-    lines = [found.help, ""]
-    for option in found.params:
-        assert len(option.help.split()) > 1
-        default = f" [default: {option.default}]" if option.show_default else ""
-        default += f" [env: {option.envvar}]" if option.envvar else ""
-        kind = getattr(option, "type", option)  # of typer before 0.29
-        choices = getattr(kind, "choices", None)  # of typer before 0.29
-        if descriptor := getattr(option, "type_descriptor", None):
-            annotation = descriptor.annotation
-            choices = get_args(annotation) if get_origin(annotation) is Literal else ()
-        for end in ("min", "max"):
-            default += (
-                f" [{end}: {getattr(kind, end)}]" if getattr(kind, end, None) is not None else ""
-            )
-        expert = " (expert)" if option.rich_help_panel else ""
-        names = " ".join([*option.opts, *option.secondary_opts])
-        lines.append(
-            f"{names} {option.metavar or '|'.join(choices or ())}{expert}: {option.help}{default}"
-        )
+    assert [option.name for option in found.params if len(option.help.split()) < 2] == []
     assert "Usage: c3" in c3(*command.split(), "--help").stdout
-    compare(FOLDER / "help" / f"{command.replace(' ', '-')}.txt", "\n".join(lines) + "\n")
