@@ -86,7 +86,7 @@ def leave_out(
     store: Store | str | Path = "c3-store",
     tables: str | Path | Sequence[str | Path] = (),
     *,
-    keys: str | Sequence[str] = (),
+    keys: Sequence[str] = (),
     modality: str | None = None,
     reason: str | None = None,
     undo: bool = False,

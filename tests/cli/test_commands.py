@@ -173,3 +173,18 @@ def test_a_modality_of_which_every_input_failed_stops_no_command(c3: C3, tmp_pat
     assert Store.open("c3-store").modalities == ["text"]
     for command in ("index", "export", "gap-report"):
         done(c3(command))
+
+
+@pytest.mark.usefixtures("here")
+def test_rows_are_left_out_listed_and_taken_back(c3: C3) -> None:
+    images = Store.open("c3-store").load("image").keys
+    done(c3("pairs", "--drop", 0.5, "--html", "p.html", "--table", "pairs.parquet"))
+    marked = done(c3("leave-out", "pairs.parquet")).stdout
+    assert re.match(r"(\d+) rows are left out of c3-store, \1 of them new\.", marked)
+    done(c3("leave-out", "--key", images[0], "--key", images[1], "--reason", "blurred"))
+    rows = as_json(c3("leave-out", "--json"))
+    reasons = {row["key"]: row["reason"] for row in rows if row["modality"] == "image"}
+    assert reasons == {images[0]: "blurred", images[1]: "blurred"}
+    assert len(rows) > len(reasons)
+    assert "No rows are left out" in done(c3("leave-out", "--undo")).stdout
+    assert as_json(c3("leave-out", "--json")) == []
