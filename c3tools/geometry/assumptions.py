@@ -24,7 +24,7 @@ from ..moments import unit_rows
 from ..reporter import counted
 from ..seeds import generator
 from .clusters import cluster
-from .collect import Collected, Sample
+from .collect import Collected
 from .measures import Residuals, effective_dimension
 
 MIN_ITEMS = 20
@@ -127,7 +127,15 @@ def _is_constant(collected: Collected, seed: int, *, has_gap: bool) -> Answer:
     Without a gap, as where two domains have opposite ones, there are at most three groups,
     variations are divided by the distance of a pair, and the answer is no from `PARTS` on.
     """
-    images, texts = _mean_rows(collected.working)
+    # One row per distinct item: the mean of its rows in each modality
+    working = collected.working
+    sizes = np.bincount(working.distinct_items)[:, None]
+    images = np.zeros((len(sizes), working.first.shape[1]))
+    texts = np.zeros_like(images)
+    np.add.at(images, working.distinct_items, working.first)
+    np.add.at(texts, working.distinct_items, working.item_means)
+    images /= sizes
+    texts /= sizes
     count = len(images)
     if count < MIN_ITEMS:
         return Answer(CONSTANT, "unknown", _too_few(count, MIN_ITEMS, "compare parts of them"))
@@ -237,45 +245,56 @@ def _along_gap(collected: Collected, name: str, seed: int) -> AlongGap:
     among all directions it would vary less than most for this reason alone.
     """
     moments = collected.moments[name]
+    covariance = moments.covariance
     gap = collected.gap
     gap_covariance = collected.gap_covariance
-    values, vectors = np.linalg.eigh(moments.covariance)
+    squared_length = float(gap @ gap) - collected.gap_bias  # unbiased
+    values, vectors = np.linalg.eigh(covariance)
     values = values[::-1]
     vectors = vectors[:, ::-1]
-    total = float(values.sum())
     dim = len(values)
-    square = float(gap @ gap) - collected.gap_bias
-    span = effective_dimension(values)
-    inside = vectors[:, :span]
+    total_variance = float(values.sum())
 
-    # rows and gap covary, by half of what their traces and the other modality's differ by, so that
-    # the product of their sample covariances is too large
-    traces = {other: float(np.trace(each.covariance)) for other, each in collected.moments.items()}
+    # The unbiased estimate of g' S g: its plug-in value less tr(S G), which the error of the gap
+    # adds. The plug-in value of tr(S G) is too large itself, as both matrices come from the same
+    # items. docs/reference/geometry.md ("The variance along the gap") derives it
     items = collected.distinct_items
-    shared = (2 * traces[name] - sum(traces.values()) + items * collected.gap_bias) / 2
-    excess = shared**2 / (items * max(items - 1, 1))
-    chance = max(float(np.sum(moments.covariance * gap_covariance)) - excess, 0.0)
-    along = float(gap @ moments.covariance @ gap) - chance
-    part = float(np.sum((gap @ inside) ** 2)) - float(np.sum((gap_covariance @ inside) * inside))
+    variances = {each: float(np.trace(of.covariance)) for each, of in collected.moments.items()}
+    trace_of_k = (2 * variances[name] - sum(variances.values()) + items * collected.gap_bias) / 2
+    bias_of_trace = trace_of_k**2 / (items * max(items - 1, 1))
+    added_by_error = max(float(np.sum(covariance * gap_covariance)) - bias_of_trace, 0.0)
+    along = max(float(gap @ covariance @ gap) - added_by_error, 0.0)
 
-    drawn = generator(seed, "random directions").standard_normal((_NULL_DIRECTIONS, dim))
-    unit = unit_rows(moments.mean[None])[0]
-    drawn = unit_rows(drawn - np.outer(drawn @ unit, unit))
-    norm = float(np.linalg.norm(gap))
-    cosine = float(gap @ unit) / norm
+    # Likewise the squared length of the gap's part in the span V: |V' g|^2 less tr(V' G V)
+    span = effective_dimension(values)
+    basis = vectors[:, :span]
+    error_in_span = float(np.sum((gap_covariance @ basis) * basis))
+    in_span = float(np.sum((gap @ basis) ** 2)) - error_in_span
+
+    # The variance ratio of random directions at the gap's angle to the mean
+    mean_direction = unit_rows(moments.mean[None])[0]
+    length = float(np.linalg.norm(gap))
+    cosine = float(gap @ mean_direction) / length
     sine = sqrt(max(1 - cosine**2, 0.0))
-    ratios = ((cosine * unit + sine * drawn) @ vectors) ** 2 @ values * (dim / total)
+    drawn = generator(seed, "random directions").standard_normal((_NULL_DIRECTIONS, dim))
+    across_mean = unit_rows(drawn - np.outer(drawn @ mean_direction, mean_direction))
+    directions = cosine * mean_direction + sine * across_mean  # (directions, d)
+    ratios = (directions @ vectors) ** 2 @ values * (dim / total_variance)
     low, high = np.quantile(ratios, [0.025, 0.975])
 
-    # the sine is off by the gap's error across the mean, and by that of the mean's direction
-    gap_error = max(collected.gap_bias - float(unit @ gap_covariance @ unit), 0.0) / norm**2
-    across = max(total - float(unit @ moments.covariance @ unit), 0.0)
-    mean_error = across / (collected.independent[name] - 1) / float(moments.mean @ moments.mean)
+    # The sine is off by the errors of the gap and of the mean, each across the mean's direction
+    gap_error = max(
+        collected.gap_bias - float(mean_direction @ gap_covariance @ mean_direction), 0.0
+    )
+    gap_error /= length**2
+    mean_error = max(total_variance - float(mean_direction @ covariance @ mean_direction), 0.0)
+    mean_error /= collected.independent[name] - 1
+    mean_error /= float(moments.mean @ moments.mean)
     sine_error = min(sqrt(gap_error + cosine**2 * mean_error), 1.0)
     return AlongGap(
-        variance_ratio=max(along, 0.0) / square * dim / total,
+        variance_ratio=along / squared_length * dim / total_variance,
         random_directions=(float(low), float(high)),
-        share_in_span=min(max(part / square, 0.0), 1.0),
+        share_in_span=min(max(in_span / squared_length, 0.0), 1.0),
         share_by_chance=span / dim,
         angle_to_mean=degrees(asin(sine)),
         angle_error=degrees(asin(sine_error)),
@@ -360,18 +379,6 @@ def _too_few(items: int, needed: int, purpose: str) -> str:
     return f"{counted(items, 'item')} are too few to {purpose}; {needed} are needed."
 
 
-def _mean_rows(sample: Sample) -> tuple[Array, Array]:
-    """Return the mean rows of each distinct item in both modalities: float64 (n, d) each."""
-    numbers = sample.distinct_items
-    sizes = np.bincount(numbers)[:, None]
-    means = []
-    for rows in (sample.first, sample.item_means):
-        totals = np.zeros((len(sizes), rows.shape[1]))
-        np.add.at(totals, numbers, rows)
-        means.append(totals / sizes)
-    return means[0], means[1]
-
-
 def _between_groups(differences: Array, labels: Indices, *, seed: int) -> float:
     """Return the root mean square distance of group means from the mean, beyond that of random
     groups.
@@ -422,11 +429,12 @@ def _above_chance(rows: Array, labels: Indices) -> Array:
 
 
 def _mixture(differences: Array, most_groups: int, *, seed: int) -> float:
-    """Return the root mean square distance of several gaps, mixed at random, from their mean.
+    """Return the root mean square distance of several gaps, mixed at random, from their mean; 0 if
+    there are not several.
 
-    The items are clustered by their differences, in the principal directions. Clusters are gaps if
-    there is a valley between them: if fewer items are near the middle of two centres than a flat
-    distribution would have there, by three standard errors. So neither flat noise nor noise of
+    The items are clustered by their differences, into two clusters, three, and so on. Clusters are
+    gaps if there is a valley between them: if fewer items are near the middle of two centres than a
+    flat distribution would have there, by three standard errors. So neither flat noise nor noise of
     another shape with one peak makes gaps, and gaps closer than about four standard deviations of
     the noise are not told apart. Clusters of a few items are outliers.
 
@@ -435,41 +443,39 @@ def _mixture(differences: Array, most_groups: int, *, seed: int) -> float:
         most_groups: clusters that are tried, at the most.
         seed: of the clusters.
     """
+    # The centres of k clusters differ in k - 1 directions: cluster in the principal ones
     count = len(differences)
-    principal = np.linalg.eigh(differences.T @ differences)[1][:, 1 - most_groups :]
-    scores = differences @ principal
-    # The share of a flat distribution near the middle, less three standard errors
-    share_of_valley = _FLAT_SHARE - 3 * sqrt(_FLAT_SHARE * (1 - _FLAT_SHARE) / count)
+    eigenvectors = np.linalg.eigh(differences.T @ differences)[1]
+    scores = differences @ eigenvectors[:, -(most_groups - 1) :]
+
+    # Two centres halve a flat distribution, so they are half its width apart, and a sixth of it is
+    # within a sixth of their distance of the middle
+    standard_error = sqrt(_FLAT_SHARE * (1 - _FLAT_SHARE) / count)
+    share_of_valley = _FLAT_SHARE - 3 * standard_error
     largest = 0.0
     for cluster_count in range(2, most_groups + 1):
         labels = cluster(scores, cluster_count, generator(seed, "clusters"))
         sizes = np.bincount(labels)
-        gaps = np.flatnonzero(sizes >= _LEAST_SHARE * count)
-        if len(gaps) < 2:
+        large_clusters = np.flatnonzero(sizes >= _LEAST_SHARE * count)
+        if len(large_clusters) < 2:
             continue
-        centres = np.stack([scores[labels == gap].mean(axis=0) for gap in gaps])
-        rows = scores[np.isin(labels, gaps)]
-        if np.mean(_from_middle(rows, centres) < _FLAT_SHARE) < share_of_valley:
-            shares = sizes[gaps] / sizes[gaps].sum()
-            off = centres - shares @ centres
-            largest = max(largest, sqrt(float(shares @ np.square(off).sum(axis=1))))
+        centres = np.stack([scores[labels == label].mean(axis=0) for label in large_clusters])
+        rows = scores[np.isin(labels, large_clusters)]
+
+        # How far each row is from the middle of its two nearest centres, whose distance is 1
+        squares = np.square(rows[:, None] - centres).sum(axis=2)  # (n, c)
+        nearest = np.argsort(squares, axis=1)[:, :2]
+        near, next_near = np.take_along_axis(squares, nearest, axis=1).T
+        between = np.square(centres[nearest[:, 0]] - centres[nearest[:, 1]]).sum(axis=1)
+        from_middle = (next_near - near) / (2 * between)
+        if np.mean(from_middle < _FLAT_SHARE) >= share_of_valley:
+            continue
+
+        # The centres are gaps: their root mean square distance from the mean gap
+        shares = sizes[large_clusters] / sizes[large_clusters].sum()
+        off = centres - shares @ centres
+        largest = max(largest, sqrt(float(shares @ np.square(off).sum(axis=1))))
     return largest
-
-
-def _from_middle(rows: Array, centres: Array) -> Array:
-    """Return how far each row is from the middle of its two nearest centres, float64 (n,).
-
-    The distance of the two centres is 1.
-
-    Args:
-        rows: float64 (n, d).
-        centres: float64 (c, d), at least two.
-    """
-    squares = np.square(rows[:, None] - centres).sum(axis=2)  # (n, c)
-    nearest = np.argsort(squares, axis=1)[:, :2]
-    near, next_near = np.take_along_axis(squares, nearest, axis=1).T
-    between = np.square(centres[nearest[:, 0]] - centres[nearest[:, 1]]).sum(axis=1)
-    return np.asarray((next_near - near) / (2 * between))
 
 
 def _unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
