@@ -21,20 +21,9 @@ def cluster(rows: Array, count: int, rng: np.random.Generator) -> Indices:
         The cluster of each row, int64 (n,), from 0.
     """
     rows = rows - rows.mean(axis=0)
-    centres = _starts(rows, count, rng)
-    for _ in range(_ROUNDS):
-        # The squared distances, less those of the rows from 0
-        distances = np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T
-        labels = np.argmin(distances, axis=1)
-        for label in np.unique(labels):
-            centres[label] = rows[labels == label].mean(axis=0)
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
-
-def _starts(rows: Array, count: int, rng: np.random.Generator) -> Array:
-    """Draw rows as the first centres, each with a probability in proportion to the squared distance
-    from the nearest centre before it.
-    """
+    # Draw rows as starts, each with a probability in proportion to the squared distance from the
+    # nearest start before it
     squares = np.einsum("ij,ij->i", rows, rows)
     centres = rows[rng.integers(len(rows), size=1)]
     nearest = np.full(len(rows), np.inf)
@@ -46,4 +35,11 @@ def _starts(rows: Array, count: int, rng: np.random.Generator) -> Array:
             break
         row = rng.choice(len(rows), p=nearest / nearest.sum())
         centres = np.vstack([centres, rows[row]])
-    return centres
+
+    for _ in range(_ROUNDS):
+        # The squared distances, less those of the rows from 0
+        distances = np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T
+        labels = np.argmin(distances, axis=1)
+        for label in np.unique(labels):
+            centres[label] = rows[labels == label].mean(axis=0)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)

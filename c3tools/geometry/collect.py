@@ -239,26 +239,27 @@ class Collected:
         """
         x = self.moments[self.first]
         y = self.moments[self.second]
+        # Rows without a partner: their share of the modality, times the covariance of its mean
+        unpaired_share = (x.n - self.items) / x.n
+        unpaired = unpaired_share * x.covariance / max(self.independent[self.first] - 1, 1)
+        unpaired_share = (y.n - self.pairs) / y.n
+        unpaired += unpaired_share * y.covariance / max(self.independent[self.second] - 1, 1)
         working = self.working
-        # Rows without a partner
-        unpaired = (
-            (x.n - self.items) / x.n * x.covariance / max(self.independent[self.first] - 1, 1)
-        )
-        unpaired += (
-            (y.n - self.pairs) / y.n * y.covariance / max(self.independent[self.second] - 1, 1)
-        )
         if not working.paired:
             return unpaired
         distinct_count = int(working.distinct_items.max()) + 1
         if distinct_count < 2:
             return unpaired
 
-        # How far each item moves the gap
-        weight = working.rows_per_item[:, None] * self.items / y.n
-        moved = (working.first - x.mean) * (self.items / x.n)
-        moved -= (working.item_means - y.mean) * weight
+        # How far each item moves the gap, times the number of items: by its own row, and by the
+        # mean of its rows in the other modality
+        weight_of_row = self.items / x.n
+        weight_of_mean = working.rows_per_item[:, None] * self.items / y.n
+        moved = (working.first - x.mean) * weight_of_row
+        moved -= (working.item_means - y.mean) * weight_of_mean
         moved -= moved.mean(axis=0)
-        # Equal items are drawn together
+
+        # The covariance of the mean of these, where equal items are drawn together
         sums = np.zeros((distinct_count, x.dim))
         np.add.at(sums, working.distinct_items, moved)
         paired = sums.T @ sums / (self.items * len(moved))
@@ -329,7 +330,19 @@ def collect(
     if len(items):
         drawn = _draw_items(item_index, rng)
     else:
-        drawn = _draw_unpaired(len(keys[first]), len(keys[second]), rng)
+        # Without pairs, rows of each modality on their own
+        row_numbers = []
+        for name in (first, second):
+            numbers = np.arange(len(keys[name]))
+            if len(numbers) > PART_ITEMS:
+                numbers = np.sort(rng.choice(numbers, PART_ITEMS, replace=False))
+            row_numbers.append(numbers)
+        drawn = _DrawnRows(
+            first_rows=row_numbers[0],
+            second_rows=row_numbers[1],
+            compared_rows=row_numbers[0],
+            complete=max(len(keys[first]), len(keys[second])) <= PART_ITEMS,
+        )
 
     # Read both modalities at once
     row_count = sum(len(rows) for rows in keys.values())
@@ -428,22 +441,6 @@ def _first_items(
     return np.sort(items[drawn[: max(1, fitting)]])
 
 
-def _draw_unpaired(first_count: int, second_count: int, rng: np.random.Generator) -> _DrawnRows:
-    """Draw at most `PART_ITEMS` rows of each of two modalities that have no pairs."""
-    rows = []
-    for count in (first_count, second_count):
-        numbers = np.arange(count)
-        if count > PART_ITEMS:
-            numbers = np.sort(rng.choice(numbers, PART_ITEMS, replace=False))
-        rows.append(numbers)
-    return _DrawnRows(
-        first_rows=rows[0],
-        second_rows=rows[1],
-        compared_rows=rows[0],
-        complete=max(first_count, second_count) <= PART_ITEMS,
-    )
-
-
 def number_equal_rows(rows: Floats) -> Indices:
     """Return the number of each row of (n, d) among the distinct rows: int64 (n,), from 0."""
     numbers: dict[bytes, int] = {}
@@ -532,6 +529,10 @@ def _read_rows(
         wanted: int64 (w,), ascending row numbers.
         dtype: of the result (w, d).
         progress: advances by the rows that are read.
+
+    Raises:
+        StoreError: if a row has no direction, or another norm than the store says; with the first
+            keys.
     """
     norms = np.empty(len(rows))
     sample = np.empty((len(wanted), store.info.dim), dtype)
@@ -545,16 +546,8 @@ def _read_rows(
         sample[low:high] = block[wanted[low:high] - start]
         start = stop
         progress.advance(batch.num_rows)
-    _check_norms(store, rows, norms)
-    return sample if store.info.normalised else unit_rows(sample)
 
-
-def _check_norms(store: Store, rows: Rows, norms: Array) -> None:
-    """Refuse rows that have no direction, or another norm than the store says.
-
-    Raises:
-        StoreError: with the first keys.
-    """
+    # Refuse rows that have no direction, or another norm than the store says
     if store.info.normalised:
         is_wrong = np.abs(norms - 1) > NORM_TOLERANCE
         or_not_unit = " or another norm than 1, though store.json says that all are normalised"
@@ -562,14 +555,14 @@ def _check_norms(store: Store, rows: Rows, norms: Array) -> None:
         is_wrong = norms == 0
         or_not_unit = ""
     bad_rows = np.flatnonzero(is_wrong | ~np.isfinite(norms))
-    if not len(bad_rows):
-        return
-    named_keys = rows.table.column("key").take(bad_rows[:_NAMED_KEYS]).to_pylist()
-    names = ", ".join(str(key) for key in named_keys)
-    if len(bad_rows) > _NAMED_KEYS:
-        names += ", …"
-    raise StoreError(
-        f"{len(bad_rows)} of {counted(len(rows), f'{rows.modality} row')} of the store "
-        f"{store.path} ({names}) contain NaN or infinity, or have norm 0{or_not_unit}.",
-        remedy=f"`c3 verify {store.path}` lists all of them. Embed or import them again.",
-    )
+    if len(bad_rows):
+        named_keys = rows.table.column("key").take(bad_rows[:_NAMED_KEYS]).to_pylist()
+        names = ", ".join(str(key) for key in named_keys)
+        if len(bad_rows) > _NAMED_KEYS:
+            names += ", …"
+        raise StoreError(
+            f"{len(bad_rows)} of {counted(len(rows), f'{rows.modality} row')} of the store "
+            f"{store.path} ({names}) contain NaN or infinity, or have norm 0{or_not_unit}.",
+            remedy=f"`c3 verify {store.path}` lists all of them. Embed or import them again.",
+        )
+    return sample if store.info.normalised else unit_rows(sample)

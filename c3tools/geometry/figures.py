@@ -9,7 +9,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from ..arrays import Array, Indices
+from ..arrays import Array
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
 from .collect import Sample
@@ -50,78 +50,57 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
     data = report.collected
     if data is None or report.gap is None:
         return {"spectra": _spectra(report.modalities)}
-    return {
-        **_gap_figures(data.sample, report.gap.length.value),
-        **_orthogonality_figure(report.orthogonal),
-        **_noise_figures(report),
-        "spectra": _spectra(report.modalities),
-        "projection": _projection(report, data.working),
-    }
+    figures = {}
 
-
-def _gap_figures(sample: Sample, gap_length: float) -> dict[str, tuple[Figure, str]]:
-    """Draw how length and direction of the gap vary along the store; nothing for a single group of
-    pairs.
-    """
-    if not sample.paired or len(sample.sums.group_means) < 2:
-        return {}
-    groups = sample.sums.group_means
-    lengths = np.linalg.norm(groups, axis=1)
-    cosines = row_cosines(groups[:-1], groups[1:])
-    return {
-        "gap-length": _histogram(
+    # How length and direction of the gap vary along the store
+    sample = data.sample
+    if sample.paired and len(sample.sums.group_means) > 1:
+        groups = sample.sums.group_means
+        lengths = np.linalg.norm(groups, axis=1)
+        figures["gap-length"] = _histogram(
             "Gap length",
             f"norm of the mean of {sample.group_size} pairs",
             {"": lengths},
             (0.0, max(1.0, float(lengths.max()) * 1.1)),
-            line=gap_length,
-        ),
-        "gap-direction": _histogram("Gap direction", "cosine with the next group", {"": cosines}),
-    }
+            line=report.gap.length.value,
+        )
+        cosines = row_cosines(groups[:-1], groups[1:])
+        figures["gap-direction"] = _histogram(
+            "Gap direction", "cosine with the next group", {"": cosines}
+        )
+    if any(len(values) for values in report.orthogonal.values()):
+        figures["orthogonality"] = _histogram(
+            "Gap orthogonality", "cosine of differences with the gap", report.orthogonal, bins=80
+        )
 
-
-def _orthogonality_figure(cosines: Mapping[str, Array]) -> dict[str, tuple[Figure, str]]:
-    """Draw the cosines of differences with the gap, by modality; nothing if there are none."""
-    if not any(len(values) for values in cosines.values()):
-        return {}
-    label = "cosine of differences with the gap"
-    return {"orthogonality": _histogram("Gap orthogonality", label, cosines, bins=80)}
-
-
-def _noise_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
-    """Draw the alignment noise: its marginals, its size by dimension, its direction; nothing
-    without pairs.
-    """
+    # The alignment noise: its marginals, its size by dimension, its direction
     noise = report.noise
-    if noise is None or report.pairs is None:
-        return {}
-    figure, axes = new_figure(3.05, 2.2)
-    axes.stairs(noise.marginals, EDGES, fill=True, color=palette.THIRD_SOFT)
-    z = np.linspace(-4, 4, 121)
-    axes.plot(z, np.exp(-z * z / 2) / np.sqrt(2 * np.pi), color=palette.INK, linewidth=1.1)
-    axes.set(
-        title="Noise: Gaussian?",
-        xlabel="standardised residual; line: normal",
-        yticks=[],
-        xlim=(-4, 4),
-    )
-    return {
-        "noise-marginals": (figure, "Alignment noise against a normal distribution"),
-        "noise-size": _histogram(
+    if noise is not None and report.pairs is not None:
+        figure, axes = new_figure(3.05, 2.2)
+        axes.stairs(noise.marginals, EDGES, fill=True, color=palette.THIRD_SOFT)
+        z = np.linspace(-4, 4, 121)
+        axes.plot(z, np.exp(-z * z / 2) / np.sqrt(2 * np.pi), color=palette.INK, linewidth=1.1)
+        axes.set(
+            title="Noise: Gaussian?",
+            xlabel="standardised residual; line: normal",
+            yticks=[],
+            xlim=(-4, 4),
+        )
+        figures["noise-marginals"] = figure, "Alignment noise against a normal distribution"
+        figures["noise-size"] = _histogram(
             "Noise: same size everywhere?",
             "standard deviation per dimension; line: rms",
             {"": noise.per_dimension},
             (0.0, noise.std_largest * 1.05 or 1.0),
             bins=50,
             line=report.pairs.residual_rms.value,
-        ),
-        "noise-direction": _histogram(
-            "Noise direction",
-            "cosine between residuals of two items",
-            {"": noise.cosines},
-            bins=80,
-        ),
-    }
+        )
+        figures["noise-direction"] = _histogram(
+            "Noise direction", "cosine between residuals of two items", {"": noise.cosines}, bins=80
+        )
+    figures["spectra"] = _spectra(report.modalities)
+    figures["projection"] = _projection(report, data.working)
+    return figures
 
 
 def _histogram(
@@ -182,8 +161,13 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
             color=colour,
             ha="right" if is_lowest else "left",
         )
+
+    def power_of_ten(value: float, _: int | None) -> str:
+        exponent = f"{np.log10(value):.0f}"
+        return f"10{exponent.translate(_RAISED)}"  # such as 10⁻³
+
     left.set_yscale("log")
-    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power_of_ten(value)))
+    left.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
     left.yaxis.set_minor_formatter(NullFormatter())
     dim = max(measures.dim for measures in modalities.values())
     left.set(title="Spectrum", xlabel="dimension, by size", ylabel="variance", xlim=(0, dim))
@@ -194,22 +178,32 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
     return figure, f"Covariance spectra: {' and '.join(modalities)}"
 
 
-def _power_of_ten(value: float) -> str:
-    """Return a power of ten, such as 10⁻³."""
-    exponent = f"{np.log10(value):.0f}"
-    return f"10{exponent.translate(_RAISED)}"
-
-
 def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
     """Draw both modalities on their two main axes, pairs joined, before Collapse, and after it if
     it could be fitted.
     """
-    first_rows, second_rows = _draw_points(working)
+    # At most `MAX_POINTS` rows of each modality: pairs of different items, if there are pairs
+    rng = generator(0, "projection")
+    if working.paired:
+        items, rows_of_items = np.unique(working.item_index, return_index=True)
+        drawn = np.sort(rng.permutation(len(items))[:MAX_POINTS])
+        first_rows = items[drawn]
+        second_rows = rows_of_items[drawn]
+    else:
+        first_rows = rng.permutation(len(working.first))[:MAX_POINTS]
+        second_rows = rng.permutation(len(working.second))[:MAX_POINTS]
+
     figure, panels = new_figure(9.4, 3.9, columns=len(report.transformed), squeeze=False)
     for axes, (space, (first, second)) in zip(panels[0], report.transformed.items(), strict=True):
         both = np.concatenate([first, second]).astype(np.float64)
         mean = both.mean(axis=0)
-        plane = _main_plane(both - mean)
+        centred = both - mean
+        vectors = np.linalg.eigh(centred.T @ centred)[1]
+        plane = vectors[:, :-3:-1]  # (d, 2), the main axis first
+        # The signs of eigenvectors are arbitrary: make the largest component positive, so that
+        # runs agree
+        largest = plane[np.abs(plane).argmax(axis=0), [0, 1]]
+        plane = plane * np.sign(largest)
         points = [(first[first_rows] - mean) @ plane, (second[second_rows] - mean) @ plane]
         if working.paired:
             lines = list(np.stack(points, axis=1))
@@ -224,26 +218,3 @@ def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
     panels[0][0].legend(loc="upper left", markerscale=1.6)
     spaces = "before and after Collapse" if len(report.transformed) > 1 else "before Collapse"
     return figure, f"{' and '.join(report.modalities)} in two dimensions, {spaces}"
-
-
-def _draw_points(working: Sample) -> tuple[Indices, Indices]:
-    """Draw at most `MAX_POINTS` rows of each modality: pairs of different items, if there are
-    pairs.
-    """
-    rng = generator(0, "projection")
-    if working.paired:
-        items, second_rows = np.unique(working.item_index, return_index=True)
-        drawn = np.sort(rng.permutation(len(items))[:MAX_POINTS])
-        return items[drawn], second_rows[drawn]
-    first_rows = rng.permutation(len(working.first))[:MAX_POINTS]
-    return first_rows, rng.permutation(len(working.second))[:MAX_POINTS]
-
-
-def _main_plane(centred: Array) -> Array:
-    """Return the two principal directions of centred rows (n, d): (d, 2), the first one first."""
-    vectors = np.linalg.eigh(centred.T @ centred)[1]
-    plane = vectors[:, :-3:-1]  # the last two, the last one first
-    # The signs of eigenvectors are arbitrary: make the larger component positive, so that runs
-    # agree
-    largest = plane[np.abs(plane).argmax(axis=0), [0, 1]]
-    return np.asarray(plane * np.sign(largest))

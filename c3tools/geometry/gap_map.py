@@ -62,7 +62,11 @@ def gap_map(
         second: working.second[second_drawn].astype(np.float64) - collected.moments[second].mean,
     }
     along_gap = unit_rows(collected.gap[None])[0]
-    across = _main_direction(list(centred.values()), along_gap)
+    # The first principal direction of the rows that is orthogonal to the gap
+    scatter = np.sum([rows.T @ rows for rows in centred.values()], axis=0)
+    flat = np.eye(len(along_gap)) - np.outer(along_gap, along_gap)
+    across = np.linalg.eigh(flat @ scatter @ flat)[1][:, -1]
+    across *= np.sign(across[np.abs(across).argmax()])  # the sign is arbitrary: runs should agree
     plane = np.stack([along_gap, across])  # (2, d)
     squared_length = float(collected.gap @ collected.gap) - collected.gap_bias
     length = math.sqrt(max(squared_length, 0.0))
@@ -76,6 +80,9 @@ def gap_map(
         table = _take(store, name, split, collected.places[name][drawn], by)
         captions = _column(table, "caption")
         keys = _column(table, "key")
+        groups: dict[str, list[Any]] = {"split": row_splits(table)}  # that dots are coloured by
+        if by in table.schema.names:
+            groups[by] = [None if value is None else str(value) for value in _column(table, by)]
         modalities.append(
             {
                 "name": name,
@@ -83,7 +90,7 @@ def gap_map(
                 "x": _rounded(x),
                 "y": _rounded(y),
                 "label": [caption or key for caption, key in zip(captions, keys, strict=True)],
-                "groups": _groups(store, table, by),
+                "groups": groups,
                 "photo": _photos(store, table) if name == "image" else None,
             }
         )
@@ -105,16 +112,6 @@ def _draw(count: int, side: int) -> Indices:
         side: 0 for the first modality, 1 for the second; each has a seed of its own.
     """
     return np.sort(generator(side, "map").permutation(count)[:MOST])
-
-
-def _groups(store: Store, table: pa.Table, by: str | None) -> dict[str, list[Any]]:
-    """Return what the dots can be coloured by: the name of a grouping, and the group of each
-    row.
-    """
-    groups: dict[str, list[Any]] = {"split": row_splits(table)}
-    if by in table.schema.names:
-        groups[by] = [None if value is None else str(value) for value in _column(table, by)]
-    return groups
 
 
 def _take(
@@ -139,17 +136,6 @@ def _take(
         batches.append(batch.take(pa.array(places[low:high] - start, pa.int64())))
         start += len(batch)
     return pa.Table.from_batches(batches)
-
-
-def _main_direction(rows: list[Array], along: Array) -> Array:
-    """Return the first principal direction (d,) of centred rows that is orthogonal to a unit
-    vector.
-    """
-    scatter = np.sum([matrix.T @ matrix for matrix in rows], axis=0)
-    flat = np.eye(len(along)) - np.outer(along, along)
-    main: Array = np.linalg.eigh(flat @ scatter @ flat)[1][:, -1]
-    main *= np.sign(main[np.abs(main).argmax()])  # the sign is arbitrary: runs should agree
-    return main
 
 
 def _rounded(values: Array) -> list[float]:

@@ -408,7 +408,16 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
         )
         residual = _estimate(collected, squares / len(sums.mean) / (2 * rms), rms, seed)
 
-    debiased = sqrt(mean_square + _residual_bias(collected))
+    # The mean square is too small by the variance of the residuals' mean over draws of items
+    bias = 0.0
+    working = collected.working
+    item_count = len(working.first)
+    if item_count > 1:
+        off = working.item_means - working.first + sums.mean
+        off = off * working.rows_per_item[:, None]  # (m, d)
+        off /= len(working.item_index) / item_count
+        bias = float(np.sum(off**2) / ((item_count - 1) * len(sample.first) * off.shape[1]))
+    debiased = sqrt(mean_square + bias)
     debiased_interval = None
     if residual.interval is not None:
         low, high = residual.interval
@@ -439,20 +448,6 @@ def _unpaired_cosine(collected: Collected, seed: int) -> Estimate | None:
     first_mean = collected.moments[collected.first].mean
     second_mean = collected.moments[collected.second].mean
     return _estimate(collected, _along(sample, second_mean, first_mean), cosine, seed)
-
-
-def _residual_bias(collected: Collected) -> float:
-    """Return what the mean square of the residuals is too small by: the variance of their mean over
-    draws of items.
-    """
-    working = collected.working
-    item_count = len(working.first)
-    if item_count < 2:
-        return 0.0
-    mean = collected.sample.sums.mean
-    off = (working.item_means - working.first + mean) * working.rows_per_item[:, None]  # (m, d)
-    off /= len(working.item_index) / item_count
-    return float(np.sum(off**2) / ((item_count - 1) * len(collected.sample.first) * off.shape[1]))
 
 
 def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Residuals:

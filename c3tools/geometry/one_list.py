@@ -4,7 +4,7 @@ three ways to rank it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneLis
     first_half, second_half = np.split(order[: 4 * quarter], 2)
 
     # Search each half with the moments of the other
-    searches = []
+    results: dict[str, list[dict[str, _FirstTen]]] = {first: [], second: []}
     for searched, held_out in ((first_half, second_half), (second_half, first_half)):
         is_held_out = np.isin(working.item_index, items[held_out])
         calibration = Calibration.fit(
@@ -84,31 +84,25 @@ def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneLis
         )
         with_first, with_second = np.split(searched, 2)
         corpus = {first: with_first, second: with_second}
-        searches.append(_search(calibration, rows, corpus))
+        centred = {
+            name: calibration.pipeline.transform(values, modality=name).astype(values.dtype)
+            for name, values in rows.items()
+        }
+        for asked, other in ((first, second), (second, first)):
+            results[asked].append(_search(asked, other, calibration, rows, centred, corpus))
 
-    return {
-        asked: _summarise([search[asked] for search in searches], 2 * quarter, seed)
-        for asked in (first, second)
-    }
-
-
-def _summarise(searches: Sequence[Mapping[str, _FirstTen]], corpus_rows: int, seed: int) -> OneList:
-    """Average the results of queries of one modality over the searches.
-
-    Args:
-        searches: by list.
-        corpus_rows: rows in each corpus.
-        seed: of the resampling.
-    """
-    other_modality = {}
-    recall = {}
-    for name in LISTS:
-        shares = np.concatenate([search[name].other_modality for search in searches])
-        hits = np.concatenate([search[name].has_answer for search in searches])
-        interval = mean_interval(shares, seed=seed)
-        other_modality[name] = Estimate(float(shares.mean()), interval, len(shares))
-        recall[name] = Estimate(float(hits.mean()), share_interval(hits), len(hits))
-    return OneList(other_modality, recall, chance=FIRST / corpus_rows)
+    # Average over the queries of both halves
+    one_lists = {}
+    for asked, of_halves in results.items():
+        one_list = OneList({}, {}, chance=FIRST / (2 * quarter))
+        for name in LISTS:
+            shares = np.concatenate([first_ten[name].other_modality for first_ten in of_halves])
+            hits = np.concatenate([first_ten[name].has_answer for first_ten in of_halves])
+            interval = mean_interval(shares, seed=seed)
+            one_list.other_modality[name] = Estimate(float(shares.mean()), interval, len(shares))
+            one_list.recall[name] = Estimate(float(hits.mean()), share_interval(hits), len(hits))
+        one_lists[asked] = one_list
+    return one_lists
 
 
 @dataclass(frozen=True)
@@ -120,28 +114,6 @@ class _FirstTen:
 
 
 def _search(
-    calibration: Calibration, rows: Mapping[str, Floats], corpus: Mapping[str, Indices]
-) -> dict[str, dict[str, _FirstTen]]:
-    """Return the first ten by the modality of the queries, and by list.
-
-    Args:
-        calibration: of the scores; its pipeline centres the rows.
-        rows: by modality, a unit row (n, d) of each item.
-        corpus: by modality, int64 (q,), the items that have their row in the corpus; their rows of
-            the other modality are the queries.
-    """
-    centred = {
-        name: calibration.pipeline.transform(values, modality=name).astype(values.dtype)
-        for name, values in rows.items()
-    }
-    first, second = corpus
-    return {
-        asked: _search_by(asked, other, calibration, rows, centred, corpus)
-        for asked, other in ((first, second), (second, first))
-    }
-
-
-def _search_by(
     asked: str,
     other: str,
     calibration: Calibration,
@@ -149,9 +121,16 @@ def _search_by(
     centred: Mapping[str, Floats],
     corpus: Mapping[str, Indices],
 ) -> dict[str, _FirstTen]:
-    """Return the first ten of queries of the modality ``asked``, by list.
+    """Return the first ten of queries of one modality, by list.
 
-    Row i of the modality ``other`` in the corpus is the answer of query i.
+    Args:
+        asked: the modality of the queries.
+        other: that of their answers: row i of it in the corpus is the answer of query i.
+        calibration: of the scores.
+        rows: by modality, a unit row (n, d) of each item.
+        centred: these rows after Collapse.
+        corpus: by modality, int64 (q,), the items that have their row in the corpus; their rows of
+            the other modality are the queries.
     """
     query_items = corpus[other]
     modalities = (other, asked)

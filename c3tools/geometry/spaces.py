@@ -114,13 +114,22 @@ def measure_space(
         TransformError: if the preset cannot be fitted on these data.
     """
     working = collected.working
-    first_rows, second_rows = _rows_after(name, collected)
+    first = collected.first
+    second = collected.second
+    if name == RAW:
+        first_rows = unit_rows(working.first)
+        second_rows = unit_rows(working.second)
+    else:
+        pipeline = preset(name, train_on=second, infer_on=first)
+        rows = {first: working.first, second: working.second}
+        pipeline.fit(collected.fit_moments, rows if pipeline.needs_rows else None)
+        first_rows = pipeline.transform(working.first, modality=first)
+        second_rows = pipeline.transform(working.second, modality=second)
     first_mean = first_rows.mean(axis=0, dtype=np.float64)
     second_mean = second_rows.mean(axis=0, dtype=np.float64)
     measures = SpaceMeasures(recall={}, gap=float(np.linalg.norm(first_mean - second_mean)))
     if working.paired:
         of_first, of_second = pair_hits(first_rows, second_rows, working.item_index)
-        first, second = collected.first, collected.second
         for direction, hits, items in (
             (f"{first}_to_{second}", of_first, None),
             (f"{second}_to_{first}", of_second, working.item_index),
@@ -145,29 +154,12 @@ def measure_space(
         first_bias, second_bias = modality_bias(
             first_rows, second_rows, items=working.items, seed=seed
         )
-        measures.modality_bias = {
-            collected.first: first_bias,
-            collected.second: second_bias,
-        }
+        measures.modality_bias = {first: first_bias, second: second_bias}
         measures.uniformity = {
-            collected.first: uniformity(first_rows, first_items, seed=seed),
-            collected.second: uniformity(second_rows, second_items, seed=seed),
+            first: uniformity(first_rows, first_items, seed=seed),
+            second: uniformity(second_rows, second_items, seed=seed),
         }
     return measures, first_rows, second_rows
-
-
-def _rows_after(name: str, collected: Collected) -> tuple[Floats, Floats]:
-    """Return the rows of both modalities of the working set, (m, d) and (k, d), after a preset."""
-    working = collected.working
-    if name == RAW:
-        return unit_rows(working.first), unit_rows(working.second)
-    pipeline = preset(name, train_on=collected.second, infer_on=collected.first)
-    rows = {collected.first: working.first, collected.second: working.second}
-    pipeline.fit(collected.fit_moments, rows if pipeline.needs_rows else None)
-    return (
-        pipeline.transform(working.first, modality=collected.first),
-        pipeline.transform(working.second, modality=collected.second),
-    )
 
 
 def uniformity(rows: Floats, items: Indices, *, seed: int = 0) -> Estimate:
@@ -287,29 +279,35 @@ def modality_bias(
     count = min(len(first_numbers), _BIAS_ROWS)
     corpora = min(len(first_numbers) // count, _MAX_CORPORA)
 
-    # In a corpus, rows 0 to count - 1 are of the first modality, the others of the second
-    is_first = np.arange(2 * count) < count
-    added: tuple[list[Array], list[Array]] = ([], [])
+    # What each item adds to the share, for queries of the first modality and of the second
+    added_to_first: list[Array] = []
+    added_to_second: list[Array] = []
+    is_first = np.arange(2 * count) < count  # rows of a corpus: those of the first come first
     for start in range(0, corpora * count, count):
-        of_corpus = slice(start, start + count)
-        corpus = np.concatenate(
-            [first[first_numbers[of_corpus]], second[second_numbers[of_corpus]]]
-        )
+        first_rows = first[first_numbers[start : start + count]]
+        second_rows = second[second_numbers[start : start + count]]
+        corpus = np.concatenate([first_rows, second_rows])
         scores = corpus @ corpus.T
-        np.fill_diagonal(scores, -np.inf)
+        np.fill_diagonal(scores, -np.inf)  # no query finds itself
         order = np.argsort(-scores, axis=1, kind="stable")
         neighbours = order[:, : min(_BIAS_K, 2 * count - 1)]  # (2 count, k)
-        for added_by_items, is_query in zip(added, (is_first, ~is_first), strict=True):
-            near = neighbours[is_query]
+        for added, is_query in ((added_to_first, is_first), (added_to_second, ~is_first)):
+            near = neighbours[is_query]  # (count, k)
             is_same = is_first[near] == is_first[is_query][:, None]
-            off = (is_same - is_same.mean()) / is_same.shape[1]
-            as_neighbours = np.bincount(near.ravel() % count, off.ravel(), count)
-            added_by_items.append(is_same.mean() + off.sum(axis=1) + as_neighbours)
-    first_bias, second_bias = (
-        Estimate(float(np.mean(values)), mean_interval(np.ravel(values), seed=seed), count)
-        for values in added
-    )
-    return first_bias, second_bias
+            # An item adds the mean, what its own query is above it, and what it is above it as a
+            # neighbour of others: row r of a corpus is of item r modulo count
+            share = is_same.mean()
+            off = (is_same - share) / is_same.shape[1]
+            as_query = off.sum(axis=1)
+            as_neighbour = np.bincount(near.ravel() % count, off.ravel(), count)
+            added.append(share + as_query + as_neighbour)
+    return _mean_of_items(added_to_first, seed), _mean_of_items(added_to_second, seed)
+
+
+def _mean_of_items(added: list[Array], seed: int) -> Estimate:
+    """Return the mean of what the items of each corpus add, with its interval over items."""
+    interval = mean_interval(np.ravel(added), seed=seed)
+    return Estimate(float(np.mean(added)), interval, len(added[0]))
 
 
 def _one_row_per_item(
