@@ -118,6 +118,13 @@ class Captioner(HubRepository):
             DecoderError: if the model or the dimension is not that of the decoder, the embeddings
                 cannot come from the encoder, or the options contradict each other.
             EncoderError: if the encoder cannot be loaded, or an image cannot be read.
+
+        Example:
+            >>> captioner = c3tools.Captioner.load("c3-mini")
+            >>> captioner.caption("images/000000020247.jpg")
+            ['a brown dog is running in the sand']
+            >>> captioner.caption(embeddings=store.load("image").embeddings[:1])
+            ['a golden haired dog is looking up at the camera']
         """
         images = as_list(images)
         if (images is None) == (embeddings is None):

@@ -156,6 +156,11 @@ def train_captioner(
         OutputError: if ``output`` contains another decoder or other files, another run is writing
             to it, or it is ``start``.
         TransformError: if sigma, the preset or the pipeline cannot be used.
+
+    Example:
+        >>> captioner = c3tools.train_captioner("c3-store", size="tiny", epochs=1)
+        >>> captioner.pipeline
+        Pipeline('c3': normalize > collapse > gaussian-noise > normalize)
     """
     set = as_list(set)
     asked = CaptionerSettings(

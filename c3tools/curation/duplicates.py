@@ -179,6 +179,15 @@ def find_duplicates(
         StoreError: if there is no store, it is an export, a modality is missing, or ``cosine`` is
             not between 0 and 1.
         MissingExtraError: if faiss is not installed.
+
+    Example:
+        >>> duplicates = c3tools.find_duplicates("c3-store", modality=["text"])
+        >>> duplicates
+        Duplicates(c3-store: 1 group)
+        >>> duplicates.groups[0].keys
+        ['000000555009#0', '000000516008#0']
+        >>> duplicates.captions["000000555009#0"]
+        'A laptop computer sitting on top of a desk.'
     """
     modality = as_list(modality)
     if cosine is not None and not 0 < cosine <= 1:

@@ -251,6 +251,14 @@ def check_pairs(
     Raises:
         StoreError: if there is no store, it is an export, a modality is missing, there are too few
             pairs, or their rows of one modality are all equal.
+
+    Example:
+        >>> check = c3tools.check_pairs("c3-store")
+        >>> check
+        PairCheck(c3-store: 620 pairs)
+        >>> worst = check.pairs[0]
+        >>> worst.key, worst.image_key
+        ('000000121647#3', '000000121647')
     """
     modalities = as_list(modalities)
     store = Store.open(store, reporter=reporter)

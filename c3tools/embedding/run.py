@@ -150,6 +150,10 @@ def embed(
         StoreError: if the store has embeddings of another model, or is damaged.
         OutputError: if another run is writing to it, or its folder contains other files.
         C3Error: if a worker process fails; finished shards are kept.
+
+    Example:
+        >>> c3tools.embed("images", "c3-store")
+        Store('c3-store', model='c3-mini', dim=256, float16)
     """
     folder = location(store)
     recorded = StoreInfo.find(folder)

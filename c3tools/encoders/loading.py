@@ -75,6 +75,14 @@ def load_encoder(
         EncoderError: for an unknown name, weights that cannot be loaded, or a backend or precision
             that does not work with the model.
         MissingExtraError: if a package that the backend or int8 needs is not installed.
+
+    Example:
+        >>> encoder = c3tools.load_encoder("c3-mini")
+        >>> texts = encoder.encode_texts(["a dog", "a puppy", "a red bus"])
+        >>> texts.shape
+        (3, 256)
+        >>> np.round(texts[0] @ texts[1:].T, 2)  # cosines with "a dog"
+        array([0.94, 0.68], dtype=float32)
     """
     plugin = find_plugin(model)
     plugin_options = {"truncate_dim": truncate_dim, "query_prompt": query_prompt}

@@ -148,6 +148,13 @@ def export_store(
         OutputError: if ``output`` contains another export or other files, or is written by another
             run.
         StoreError: if the store cannot be read.
+
+    Example:
+        >>> report = c3tools.export_store("c3-store", output="c3-export", preset="c3")
+        >>> report.rows["text"]
+        {'training': 130, 'inference': 490}
+        >>> c3tools.Store.open("c3-export")
+        Store('c3-export', model='c3-mini', dim=256, float16)
     """
     modality = as_list(modality)
     store = Store.open(store, reporter=reporter)

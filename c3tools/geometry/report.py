@@ -199,6 +199,15 @@ def gap_report(
     Raises:
         StoreError: if there is no store, a modality is missing or has fewer than 3 rows, or rows
             are invalid.
+
+    Example:
+        >>> report = c3tools.gap_report("c3-store")
+        >>> print(f"{report.gap.length.value:.2f}")
+        1.02
+        >>> print(f"{report.pairs.paired_cosine.value:.2f}")
+        0.32
+        >>> report.save("report.html").name
+        'report.html'
     """
     modalities = as_list(modalities)
     presets = as_list(presets)

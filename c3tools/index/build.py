@@ -105,6 +105,10 @@ def build_index(
         OutputError: if ``output`` contains other files, or another run is writing to it.
         TransformError: if the pipeline does not fit the store.
         MissingExtraError: if faiss is not installed.
+
+    Example:
+        >>> c3tools.build_index("c3-store", output="c3-index")
+        Index('c3-index': 744 rows, Flat)
     """
     modality = as_list(modality)
     load_faiss()

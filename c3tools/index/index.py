@@ -355,6 +355,14 @@ class Index:
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
             EncoderError: if the recorded model cannot be loaded or does not take this kind of
                 query, or an image or a sound cannot be read.
+
+        Example:
+            >>> index = c3tools.build_index("c3-store")
+            >>> (result,) = index.search("a dog on the beach", k=3)
+            >>> [hit.key for hit in result.hits]
+            ['000000214753', '000000020247', '000000159269#2']
+            >>> [hit.modality for hit in result.hits]
+            ['image', 'image', 'text']
         """
         _check_one_query(text=text, image=image, audio=audio, vector=vector, key=key)
         self._warn_if_stale(reporter)

@@ -126,6 +126,13 @@ class Store(HubRepository):
             IncompleteStoreError: if files that its manifest lists are missing, or it is being
                 rewritten.
             StoreError: if there is no store, it cannot be read, or ``path`` is no path.
+
+        Example:
+            >>> store = c3tools.Store.open("c3-store")
+            >>> store
+            Store('c3-store', model='c3-mini', dim=256, float16)
+            >>> store.count("image"), store.count("text")
+            (124, 620)
         """
         if isinstance(path, Store):
             return path
@@ -482,6 +489,13 @@ class Store(HubRepository):
 
         Raises:
             StoreError: if the store does not have the modality, or a shard cannot be read.
+
+        Example:
+            >>> rows = store.load("image", "train")
+            >>> rows.embeddings.shape
+            (26, 256)
+            >>> rows.keys[0], rows.column("path")[0]
+            ('000000000790', 'images/000000000790.jpg')
         """
         # memory of rows that are not in the split is never touched, so the system does not give it
         embeddings, blocks, end = np.empty((self.count(modality), self.info.dim), np.float32), [], 0
@@ -501,6 +515,13 @@ class Store(HubRepository):
 
         Raises:
             StoreError: if the store does not have a modality, or a shard cannot be read.
+
+        Example:
+            >>> pairs = store.pairs(split="train")
+            >>> len(pairs)
+            130
+            >>> pairs.second.keys[5], pairs.first.keys[pairs.item_index[5]]
+            ('000000078499#0', '000000078499')
         """
         return Pairs.match(self.load(first, split), self.load(second, split))
 

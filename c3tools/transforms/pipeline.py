@@ -165,6 +165,11 @@ class Pipeline(HubRepository):
             TransformError: if something is missing, of another dimension, not finite, or of a split
                 that is not for fitting, or if moments are not of unit rows.
             StoreError: if the store cannot be read.
+
+        Example:
+            >>> pipeline = c3tools.preset("c3", sigma="auto").fit(store)
+            >>> print(f"{pipeline.sigma:.3f}")
+            0.085
         """
         store: Store | None = None
         if isinstance(data, Mapping | None):
@@ -344,6 +349,17 @@ class Pipeline(HubRepository):
         Raises:
             TransformError: if the pipeline is not fitted, the modality is missing, the dimension
                 differs, a value is not finite, a row has norm 0, or keys or items are missing.
+
+        Example:
+            >>> pipeline = c3tools.preset("c2-collapse").fit(store)
+            >>> pairs = store.pairs()
+            >>> images = pipeline.transform(pairs.first.embeddings, modality="image")
+            >>> texts = pipeline.transform(pairs.second.embeddings, modality="text")
+            >>> images.shape, texts.shape
+            ((124, 256), (620, 256))
+            >>> gap = np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0))
+            >>> print(f"{gap:.2f}")  # of the raw embeddings: 1.02
+            0.15
         """
         self.check_fitted()
         modality = self.choose_modality(modality)

@@ -189,6 +189,13 @@ def preset(
     Raises:
         TransformError: if the name is unknown, sigma is negative or not finite, or it is ``pairs``
             and the training inputs are not texts.
+
+    Example:
+        >>> pipeline = c3tools.preset("c3", sigma="auto")
+        >>> pipeline
+        Pipeline('c3': normalize > collapse > gaussian-noise > normalize)
+        >>> pipeline.fitted
+        False
     """
     if name not in PRESETS:
         raise TransformError(

@@ -22,20 +22,6 @@ RUN = [
 ]
 
 
-@pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of the bundled photos, embedded once for all pages."""
-    from c3tools import copy_photos, embed
-
-    folder = tmp_path_factory.mktemp("docs")
-    copy_photos(folder / "images")
-    with pytest.MonkeyPatch.context() as patch:
-        as_on_a_plain_install(patch)
-        patch.chdir(folder)  # paths in the store are as the user names them
-        embed("images", "c3-store")
-    return folder / "c3-store"
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", RUN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_commands_of_a_page_print_what_it_shows(
