@@ -26,7 +26,7 @@ class OptionSettings:
         complete: returns the values that the shell completes. Choices of the signature are
             completed without it.
         is_expert: listed below the other options.
-        is_repeated: may be given several times, though its parameter is no sequence.
+        is_repeated: may be given several times, though the annotation does not begin with a sequence.
         needs: parameters, one of which has to be given too, or this one has no effect.
         not_with: parameters that leave this one without effect.
         is_alone: what it asks for needs no other option.
@@ -200,7 +200,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "merge stores": OptionSettings(metavar="STORE..."),
     "embed faiss": OptionSettings(not_with=("dry_run",)),
     "leave-out tables": OptionSettings(metavar="TABLE..."),
-    "leave-out keys": OptionSettings(flags=("--key",)),
+    "leave-out keys": OptionSettings(flags=("--key",), is_repeated=True),
     "leave-out modality": OptionSettings(needs=("keys",)),
     "leave-out reason": OptionSettings(needs=("keys",)),
     "embed paths": _PATHS,
