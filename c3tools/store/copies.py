@@ -137,12 +137,7 @@ def merge_stores(
             remedy="c3 merge STORE STORE -o OUT",
         )
     for store in sources:
-        if store.info.exported:
-            raise StoreError(
-                f"{store.path} is an export: its rows went through a pipeline, which the merged "
-                f"store would not have.",
-                remedy="Merge the stores that were exported, then export the result.",
-            )
+        _require_no_export(store, "Merge the stores that were exported, then export the result.")
     first, *later = sources
     for store in later:
         first.info.require_same(
@@ -175,6 +170,20 @@ def merge_stores(
         merge.left_out,
         reporter=reporter,
     )
+
+
+def _require_no_export(store: Store, remedy: str) -> None:
+    """Refuse to copy an export, because the copy would not have its pipeline.
+
+    Raises:
+        StoreError: with the remedy.
+    """
+    if store.info.exported:
+        raise StoreError(
+            f"{store.path} is an export: its rows went through a pipeline, which the new store "
+            "would not have.",
+            remedy=remedy,
+        )
 
 
 class _Merge:
@@ -272,12 +281,13 @@ def split_store(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, options contradict each other, the file names none of the
-            keys, or ``output`` is a URL or contains anything but the result of the same split,
-            which is returned.
+        StoreError: if there is no store, it is an export, options contradict each other, the file
+            names none of the keys, or ``output`` is a URL or contains anything but the result of
+            the same split, which is returned.
     """
     report = CopyReport(Path(output))
     source = Store.open(store, reporter=reporter)
+    _require_no_export(source, "Split the store that was exported, then export the result.")
     settings: dict[str, Any] = {
         "command": "split",
         "fractions": fractions,

@@ -172,6 +172,15 @@ def test_an_export_is_not_merged_with_a_store(tmp_path: Path, export_first: bool
     assert "Merge the stores that were exported" in str(refused.value)
 
 
+def test_an_export_is_not_split(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "store")
+    export_store(store, output=tmp_path / "export", preset="c2-collapse")
+    with pytest.raises(StoreError, match=r"export is an export: .* pipeline") as refused:
+        split_store(tmp_path / "export", output=tmp_path / "new")
+    assert "Split the store that was exported" in str(refused.value)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_split_into_its_own_store_is_refused(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s", images("ab")).path
     with pytest.raises(OutputError, match=f"out is inside the store {store}"):
