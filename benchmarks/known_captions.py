@@ -13,8 +13,7 @@ Flickr8k it should leave out 62 captions of 58 photos.
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
+import shutil
 from pathlib import Path
 
 import c3tools
@@ -22,7 +21,7 @@ from c3tools import Store
 
 
 def main() -> None:
-    """Write the store without these captions."""
+    """Copy the store, and leave these captions out of the copy."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,18 +32,17 @@ def main() -> None:
     test_texts = store.load("text", "test")
     photo_of = dict(zip(test_texts.keys, test_texts.items, strict=True))
 
-    known: list[dict[str, str]] = []
+    known: list[str] = []
     for group in c3tools.find_duplicates(store, modality=["text"]).groups:
         if group.tier != "exact" or "train" not in group.splits:
             continue
         for key in (group.kept, *(copy.key for copy in group.copies)):
             if key in photo_of:
-                known.append({"key": key, "split": "left-out", "reason": "equals a train caption"})
-    photos = {photo_of[row["key"]] for row in known}
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "known.jsonl"
-        table.write_text("".join(json.dumps(row) + "\n" for row in known), encoding="utf-8")
-        c3tools.split_store(store.path, output=arguments.output, file=table)
+                known.append(key)
+    photos = {photo_of[key] for key in known}
+    shutil.copytree(store.path, arguments.output)
+    reason = "equals a train caption"
+    c3tools.leave_out(arguments.output, keys=known, modality="text", reason=reason)
     print(f"{len(known)} test captions of {len(photos)} photos are left out in {arguments.output}")
 
 
