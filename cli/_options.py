@@ -26,7 +26,7 @@ class OptionSettings:
         complete: returns the values that the shell completes. Choices of the signature are
             completed without it.
         is_expert: listed below the other options.
-        is_repeated: may be given several times, though the annotation does not begin with a sequence.
+        is_repeated: may be given several times, though its annotation begins with no sequence.
         needs: parameters, one of which has to be given too, or this one has no effect.
         not_with: parameters that leave this one without effect.
         is_alone: what it asks for needs no other option.
