@@ -113,7 +113,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Where a photo, scaled, agrees best with another.
+    """The place where a photo, scaled, agrees best with another.
 
     Attributes:
         correlation: normalised, from -1 to 1; -1 where nothing can be compared.
@@ -133,7 +133,7 @@ class _Alignment:
 
 
 class Comparison(NamedTuple):
-    """What two photos have in common.
+    """The content that two photos have in common.
 
     Attributes:
         agreement: the largest normalised cross-correlation of either within the other, from -1

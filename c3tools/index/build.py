@@ -172,11 +172,13 @@ def build_index(
         index.record["added"] = sum(manifest.shards[part].rows for part in parts)
         return index
     index.record["added"] = index.rows.num_rows
-    if index.record["recall@10"] < recall:
-        reporter.message(
-            f"recall@10 is {index.record['recall@10']:.3f}, below the {recall:g} that was asked "
-            f"for. A --factory with larger codes finds more; Flat is exact."
-        )
+    # An index of fewer than ten rows has recall@1 to recall@9
+    for name, value in index.record.items():
+        if name.startswith("recall@") and value < recall:
+            reporter.message(
+                f"{name} is {value:.3f}, below the {recall:g} that was asked for. A --factory with "
+                "larger codes finds more; Flat is exact."
+            )
     if len(modalities) > 1 and not fit.moments:
         reporter.message("Searches of this index rank by the cosine, which is not calibrated.")
     if len(modalities) == 2 and not store.info.exported:
