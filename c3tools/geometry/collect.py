@@ -327,22 +327,7 @@ def collect(
     item_index = Pairs.match(keys[first], keys[second]).item_index
     rng = generator(seed, "gap report", "working set")
     items = np.unique(item_index[item_index >= 0])
-    if len(items):
-        drawn = _draw_items(item_index, rng)
-    else:
-        # Without pairs, rows of each modality on their own
-        row_numbers = []
-        for name in (first, second):
-            numbers = np.arange(len(keys[name]))
-            if len(numbers) > PART_ITEMS:
-                numbers = np.sort(rng.choice(numbers, PART_ITEMS, replace=False))
-            row_numbers.append(numbers)
-        drawn = _DrawnRows(
-            first_rows=row_numbers[0],
-            second_rows=row_numbers[1],
-            compared_rows=row_numbers[0],
-            complete=max(len(keys[first]), len(keys[second])) <= PART_ITEMS,
-        )
+    drawn = _draw_rows(len(keys[first]), item_index, rng)
 
     # Read both modalities at once
     row_count = sum(len(rows) for rows in keys.values())
@@ -398,15 +383,27 @@ class _DrawnRows:
     complete: bool
 
 
-def _draw_items(item_index: Indices, rng: np.random.Generator) -> _DrawnRows:
-    """Draw items that have pairs, and take all their rows.
+def _draw_rows(first_count: int, item_index: Indices, rng: np.random.Generator) -> _DrawnRows:
+    """Draw items that have pairs, and take all their rows; without pairs, draw rows of each
+    modality.
 
     Args:
+        first_count: rows of the first modality.
         item_index: int64 (k,), the row of the first modality that each row of the second belongs
             to; -1 for none.
         rng: draws the items.
     """
     paired_rows = np.flatnonzero(item_index >= 0)
+    if not len(paired_rows):
+        drawn = []
+        for count in (first_count, len(item_index)):
+            rows = np.arange(count)
+            if count > PART_ITEMS:
+                rows = np.sort(rng.choice(rows, PART_ITEMS, replace=False))
+            drawn.append(rows)
+        complete = max(first_count, len(item_index)) <= PART_ITEMS
+        return _DrawnRows(drawn[0], drawn[1], compared_rows=drawn[0], complete=complete)
+
     items, sizes = np.unique(item_index[paired_rows], return_counts=True)
     order = rng.permutation(len(items))
     sampled_items = _first_items(items, sizes, order, MAX_ITEMS, MAX_ROWS)

@@ -71,13 +71,25 @@ def gap_map(
     squared_length = float(collected.gap @ collected.gap) - collected.gap_bias
     length = math.sqrt(max(squared_length, 0.0))
 
+    columns = ["key", "caption", "path", "split", *ITEM_COLUMNS]
+    if by is not None and by not in columns:
+        columns.append(by)
     modalities = []
     for name, drawn, shift in (
         (first, first_drawn, length / 2),
         (second, second_drawn, -length / 2),
     ):
         x, y = plane @ centred[name].T
-        table = _take(store, name, split, collected.places[name][drawn], by)
+        # The columns of the drawn rows, whose numbers in the split ascend
+        row_numbers = collected.places[name][drawn]
+        batches = []
+        start = 0
+        for batch in store.batches(name, columns, split=split or ALL):
+            stop = start + len(batch)
+            low, high = np.searchsorted(row_numbers, [start, stop])
+            batches.append(batch.take(pa.array(row_numbers[low:high] - start, pa.int64())))
+            start = stop
+        table = pa.Table.from_batches(batches)
         captions = _column(table, "caption")
         keys = _column(table, "key")
         groups: dict[str, list[Any]] = {"split": row_splits(table)}  # that dots are coloured by
@@ -112,30 +124,6 @@ def _draw(count: int, side: int) -> Indices:
         side: 0 for the first modality, 1 for the second; each has a seed of its own.
     """
     return np.sort(generator(side, "map").permutation(count)[:MOST])
-
-
-def _take(
-    store: Store, modality: str, split: str | None, places: Indices, by: str | None
-) -> pa.Table:
-    """Return rows of a split, without their embeddings.
-
-    Args:
-        store: to read.
-        modality: of the rows.
-        split: of the rows.
-        places: int64, ascending, their numbers in the split.
-        by: a further column to read, if the modality has it.
-    """
-    columns = ["key", "caption", "path", "split", *ITEM_COLUMNS]
-    if by is not None and by not in columns:
-        columns.append(by)
-    batches = []
-    start = 0
-    for batch in store.batches(modality, columns, split=split or ALL):
-        low, high = np.searchsorted(places, [start, start + len(batch)])
-        batches.append(batch.take(pa.array(places[low:high] - start, pa.int64())))
-        start += len(batch)
-    return pa.Table.from_batches(batches)
 
 
 def _rounded(values: Array) -> list[float]:

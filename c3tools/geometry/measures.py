@@ -314,9 +314,33 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
     """Measure the gap: its length with and without bias, distances of pairs, and how it varies
     along the store.
 
-    All but the lengths needs pairs, and is None without them.
+    All but the lengths need pairs, and are None without them. The interval of the plain length is
+    that of the linearised length. That of the other is found for the square, so that it also covers
+    a gap of zero. The variance of the square is ``4 g' A g - 2 tr(A^2)``, where A is the covariance
+    of the gap g over draws of the data. Both have the quantiles of Student's distribution.
     """
-    length, debiased = _gap_lengths(collected)
+    gap = collected.gap
+    covariance = collected.gap_covariance
+    norm = float(np.linalg.norm(gap))
+    square = norm**2 - collected.gap_bias  # without bias
+    length = Estimate(norm)
+    debiased = Estimate(sqrt(max(square, 0.0)))
+    independent = collected.distinct_items
+    if independent >= 3:
+        quantile = student_quantile(independent - 1)
+        along = max(float(gap @ covariance @ gap), 0.0)
+        margin = quantile * sqrt(along) / norm if norm > 0 else 0.0
+        length = Estimate(norm, (norm - margin, norm + margin))
+
+        # The sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
+        freedom = min(independent, len(collected.working.first)) - 1
+        trace_of_square = float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom
+        chance = 2 * max(trace_of_square, 0.0)
+        margin_of_square = quantile * sqrt(max(4 * along - chance, chance))
+        low = sqrt(max(square - margin_of_square, 0.0))
+        high = sqrt(max(square + margin_of_square, 0.0))
+        debiased = Estimate(debiased.value, (low, high))
+
     sample = collected.sample
     if not sample.paired:
         return GapMeasures(length, debiased, None, None, None, None)
@@ -330,40 +354,6 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
         rmg=_estimate_rmg(collected, seed),
         direction=float(next_cosines.mean()) if len(next_cosines) else None,
         group_length=(float(group_lengths.mean()), float(group_lengths.std())),
-    )
-
-
-def _gap_lengths(collected: Collected) -> tuple[Estimate, Estimate]:
-    """Return the length of the gap, and the one without bias, with their intervals.
-
-    The interval of the plain length is that of the linearised length. That of the other is found
-    for the square, so that it also covers a gap of zero. The variance of the square is
-    ``4 g' A g - 2 tr(A^2)``, where A is the covariance of the gap g over draws of the data. Both
-    intervals have the quantiles of Student's distribution.
-    """
-    gap = collected.gap
-    covariance = collected.gap_covariance
-    length = float(np.linalg.norm(gap))
-    square = length**2 - collected.gap_bias  # without bias
-    debiased = sqrt(max(square, 0.0))
-    independent = collected.distinct_items
-    if independent < 3:
-        return Estimate(length), Estimate(debiased)
-
-    quantile = student_quantile(independent - 1)
-    along = max(float(gap @ covariance @ gap), 0.0)
-    margin = quantile * sqrt(along) / length if length > 0 else 0.0
-
-    # The sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
-    freedom = min(independent, len(collected.working.first)) - 1
-    trace_of_square = float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom
-    chance = 2 * max(trace_of_square, 0.0)
-    margin_of_square = quantile * sqrt(max(4 * along - chance, chance))
-    low = sqrt(max(square - margin_of_square, 0.0))
-    high = sqrt(max(square + margin_of_square, 0.0))
-    return (
-        Estimate(length, (length - margin, length + margin)),
-        Estimate(debiased, (low, high)),
     )
 
 
@@ -422,32 +412,27 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     if residual.interval is not None:
         low, high = residual.interval
         debiased_interval = (low * debiased / rms, high * debiased / rms)
+
+    # The mean cosine of the rows that do not match: (sum x . sum y - sum over pairs of x . y) / n
+    unpaired_cosine = None
+    unmatched = len(sample.first) * len(sample.second) - len(sample.second)
+    if unmatched > 0:
+        first_total = sample.first.sum(axis=0, dtype=np.float64)
+        second_total = sample.second.sum(axis=0, dtype=np.float64)
+        cosine = float((first_total @ second_total - sums.cosines.sum()) / unmatched)
+        first_mean = collected.moments[collected.first].mean
+        second_mean = collected.moments[collected.second].mean
+        added = _along(sample, second_mean, first_mean)
+        unpaired_cosine = _estimate(collected, added, cosine, seed)
     return PairMeasures(
         n=collected.pairs,
         items=collected.items,
         paired_cosine=_mean_over_pairs(collected, sums.cosines, seed),
-        unpaired_cosine=_unpaired_cosine(collected, seed),
+        unpaired_cosine=unpaired_cosine,
         residual_rms=residual,
         residual_rms_debiased=Estimate(debiased, debiased_interval, len(sample.second)),
         alignment=_mean_over_pairs(collected, sums.distances**2, seed),
     )
-
-
-def _unpaired_cosine(collected: Collected, seed: int) -> Estimate | None:
-    """Return the mean cosine of rows that do not match; None if all rows match.
-
-    It is ``(sum x . sum y - sum over pairs of x . y) / n`` of the n combinations that do not match.
-    """
-    sample = collected.sample
-    unmatched = len(sample.first) * len(sample.second) - len(sample.second)
-    if unmatched <= 0:
-        return None
-    first_total = sample.first.sum(axis=0, dtype=np.float64)
-    second_total = sample.second.sum(axis=0, dtype=np.float64)
-    cosine = float((first_total @ second_total - sample.sums.cosines.sum()) / unmatched)
-    first_mean = collected.moments[collected.first].mean
-    second_mean = collected.moments[collected.second].mean
-    return _estimate(collected, _along(sample, second_mean, first_mean), cosine, seed)
 
 
 def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Residuals:

@@ -29,7 +29,6 @@ from .figures import all_figures, figure_blocks
 from .gap_map import gap_map
 from .measures import (
     ModalityMeasures,
-    PairMeasures,
     measure_gap,
     measure_modality,
     measure_pairs,
@@ -82,6 +81,24 @@ class GapReport(Measured):
             if space.recall:
                 recall[name] = space.recall_entries("value")
                 recall_intervals[name] = space.recall_entries("interval")
+
+        # The rules for sigma, and the one that is recommended
+        sigma: dict[str, Any] | None = None
+        if self.recommended is not None:
+            rule, reason = self.recommended
+            candidates = {}
+            for each in self.sigmas:
+                candidates[each.name] = {
+                    "sigma": each.sigma,
+                    "rests_on": each.rests_on,
+                    "missing": each.missing or None,
+                }
+            sigma = {
+                "candidates": candidates,
+                "recommended": rule.name,
+                "value": rule.sigma,
+                "why": reason,
+            }
         values = {
             "schema": SCHEMA,
             "modalities": {name: each.to_dict() for name, each in self.modalities.items()},
@@ -93,31 +110,12 @@ class GapReport(Measured):
             "one_list": {name: each.to_dict() for name, each in self.one_list.items()},
             "assumptions": _answers_to_dict(self.assumptions),
             "noise": None if self.noise is None else self.noise.to_dict(),
-            "sigma": self._sigma_to_dict(),
+            "sigma": sigma,
             "provenance": self.provenance,
             "notes": self.notes,
             "verdict": _answers_to_dict(self.verdict),
         }
         return rounded(values)  # type: ignore[no-any-return]
-
-    def _sigma_to_dict(self) -> dict[str, Any] | None:
-        """Return the rules for sigma, and the one that is recommended."""
-        if self.recommended is None:
-            return None
-        rule, reason = self.recommended
-        candidates = {}
-        for each in self.sigmas:
-            candidates[each.name] = {
-                "sigma": each.sigma,
-                "rests_on": each.rests_on,
-                "missing": each.missing or None,
-            }
-        return {
-            "candidates": candidates,
-            "recommended": rule.name,
-            "value": rule.sigma,
-            "why": reason,
-        }
 
     def summary(self) -> list[Section]:
         """Return the report in a few sentences."""
@@ -197,8 +195,8 @@ def gap_report(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, a modality is missing or has fewer than 3 rows, or rows
-            are invalid.
+        StoreError: if there is no store, a modality is missing or has fewer than 3 rows, rows are
+            invalid, a preset is unknown, or no modality has the column.
 
     Example:
         >>> report = c3tools.gap_report("c3-store")
@@ -212,10 +210,30 @@ def gap_report(
     modalities = as_list(modalities)
     presets = as_list(presets)
     store = Store.open(store, reporter=reporter)
-    names = _choose_modalities(store, modalities)
-    _check_presets(presets)
+    names = list(store.modalities[:2] if modalities is None else modalities)
+    if len(names) not in (1, 2) or len(set(names)) != len(names):
+        in_store = ", ".join(store.modalities) or "none: fill it with `c3 embed PATH`"
+        raise StoreError(
+            f"A report on {store.path} needs two different modalities, not "
+            f"{', '.join(names) or 'none'}.",
+            remedy=f"The store has {in_store}.",
+        )
+    for name in presets or ():
+        if name not in RECALL_PRESETS:
+            raise StoreError(
+                f"The gap report cannot measure recall for {name!r}.",
+                remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
+            )
     if by is not None:
-        _check_column(store, names, by)
+        columns: set[str] = set()
+        for name in names:
+            columns.update(next(store.batches(name)).schema.names)
+        columns.discard("embedding")
+        if by not in columns:
+            raise StoreError(
+                f"{store.path} has no column {by!r}.",
+                remedy=f"It has {', '.join(sorted(columns))}.",
+            )
     provenance: dict[str, Any] = {
         "store": str(store.path),
         "model": str(store.info.model),
@@ -226,7 +244,15 @@ def gap_report(
         "c3tools": __version__,
     }
     if len(names) == 1:
-        return _report_on_one(store, names[0], split, provenance)
+        moments, items = collect_single(store, names[0], split=split)
+        measures = {names[0]: measure_modality(moments, items)}
+        notes = [
+            f"This report is on one modality, {names[0]}, so there are no gap and no pairs to "
+            f"measure. A full report needs another modality in the same store.",
+            *_row_limits(measures),
+            *notes_on_leaks(store, names, split),
+        ]
+        return GapReport(measures, {**provenance, "rows": {names[0]: moments.n}}, notes)
 
     # Read before the rows of the report are in memory
     spread = sigma_rules.SigmaRule("caption_spread", None, "texts alone", "the store has no texts")
@@ -257,7 +283,20 @@ def gap_report(
     gap = measure_gap(data, seed)
     pairs = measure_pairs(data, seed)
     has_gap = judge_gap(gap, pairs, measures).answer == "yes"
-    sigmas = _sigma_rules(data, pairs, spread)
+    residual = sigma_rules.SigmaRule(
+        "residual_rms",
+        pairs.residual_rms.value if pairs else None,
+        "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean",
+        "" if pairs else "there are no pairs",
+    )
+    means = [data.fit_moments[name].mean for name in (data.first, data.second)]
+    sigmas = [
+        spread,
+        sigma_rules.scaled_spread(spread),
+        residual,
+        sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
+        sigma_rules.PUBLISHED,
+    ]
     first_items, second_items = working.items
     return GapReport(
         modalities=measures,
@@ -290,68 +329,6 @@ def gap_report(
         transformed=transformed,
         draw_map=partial(gap_map, store, data, split=split, by=by),
     )
-
-
-def _choose_modalities(store: Store, modalities: Sequence[str] | None) -> list[str]:
-    """Return the one or two modalities of a report; by default the first two of the store.
-
-    Raises:
-        StoreError: if they are not one or two different ones.
-    """
-    names = list(store.modalities[:2] if modalities is None else modalities)
-    if len(names) not in (1, 2) or len(set(names)) != len(names):
-        in_store = ", ".join(store.modalities) or "none: fill it with `c3 embed PATH`"
-        raise StoreError(
-            f"A report on {store.path} needs two different modalities, not "
-            f"{', '.join(names) or 'none'}.",
-            remedy=f"The store has {in_store}.",
-        )
-    return names
-
-
-def _check_presets(presets: Sequence[str] | None) -> None:
-    """Refuse presets that recall is not measured for.
-
-    Raises:
-        StoreError: with the first of them.
-    """
-    for name in presets or ():
-        if name not in RECALL_PRESETS:
-            raise StoreError(
-                f"The gap report cannot measure recall for {name!r}.",
-                remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
-            )
-
-
-def _check_column(store: Store, names: Sequence[str], by: str) -> None:
-    """Refuse a column that no modality has.
-
-    Raises:
-        StoreError: with the columns of the store.
-    """
-    columns: set[str] = set()
-    for name in names:
-        columns.update(next(store.batches(name)).schema.names)
-    columns.discard("embedding")
-    if by not in columns:
-        raise StoreError(
-            f"{store.path} has no column {by!r}.", remedy=f"It has {', '.join(sorted(columns))}."
-        )
-
-
-def _report_on_one(
-    store: Store, name: str, split: str | None, provenance: dict[str, Any]
-) -> GapReport:
-    """Return the report on a single modality."""
-    moments, items = collect_single(store, name, split=split)
-    measures = {name: measure_modality(moments, items)}
-    notes = [
-        f"This report is on one modality, {name}, so there are no gap and no pairs to measure. "
-        f"A full report needs another modality in the same store.",
-        *_row_limits(measures),
-        *notes_on_leaks(store, [name], split),
-    ]
-    return GapReport(measures, {**provenance, "rows": {name: moments.n}}, notes)
 
 
 def _measure_spaces(
@@ -399,33 +376,6 @@ def _measure_spaces(
             "--presets."
         )
     return spaces, transformed, notes
-
-
-def _sigma_rules(
-    data: Collected, pairs: PairMeasures | None, spread: sigma_rules.SigmaRule
-) -> list[sigma_rules.SigmaRule]:
-    """Return what each rule gives for sigma.
-
-    Args:
-        data: what was read.
-        pairs: measures of the pairs.
-        spread: the spread of captions.
-    """
-    residual = sigma_rules.SigmaRule(
-        "residual_rms",
-        pairs.residual_rms.value if pairs else None,
-        "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean",
-        "" if pairs else "there are no pairs",
-    )
-    working = data.working
-    means = [data.fit_moments[name].mean for name in (data.first, data.second)]
-    return [
-        spread,
-        sigma_rules.scaled_spread(spread),
-        residual,
-        sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
-        sigma_rules.PUBLISHED,
-    ]
 
 
 def _row_limits(modalities: Mapping[str, ModalityMeasures]) -> list[str]:
@@ -484,19 +434,59 @@ def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Sec
             ),
             _settings_section(report),
         ]
+    answers = [[each.question, each.answer, each.because] for each in report.assumptions.values()]
+    tables_of_spaces = [_before_and_after_table(report)]
+    if report.pairs and report.spaces:
+        tables_of_spaces.insert(0, _recall_table(report))
     sections = [
         Section("How far apart the modalities are", tables=[_measures_table(report)]),
-        _assumptions_section(report, figures),
+        Section(
+            "Does the model of the paper hold here?",
+            [
+                "C3 assumes e_x − e_y = c + ε: a constant gap c that is orthogonal to the "
+                "directions in which the modalities vary, and Gaussian noise ε of the same size "
+                "in every direction."
+            ],
+            [Table(["question", "answer", "because"], answers, left=("answer", "because"))],
+            _present(figures, *_PAPER_FIGURES),
+            "Bars show shares; the line in the gap's length marks that over all rows. For CLIP "
+            "ViT-B/32 on COCO, the paper reports length 0.83 ± 0.01, direction 0.99, "
+            "orthogonality 0.00 ± 0.06 and noise direction 0.00 ± 0.10.",
+        ),
         Section(
             "The two modalities",
             tables=_modality_tables(report),
             figures=_present(figures, "spectra", "projection"),
         ),
-        _collapse_section(report),
+        Section(
+            "What Collapse will do",
+            [f"Transforms are fitted on {report.provenance['fitted_on']}."],
+            tables_of_spaces,
+        ),
     ]
     if report.one_list:
         sections.append(Section("One list of both modalities", tables=[_one_list_table(report)]))
-    sections += [_sigma_section(report), _settings_section(report)]
+
+    # How much noise to add: what each rule gives, and which one is recommended
+    assert report.recommended is not None
+    rule, why = report.recommended
+    option = "pairs" if rule.name == "pair_cosine" else "auto"
+    sentence = f"--sigma {option} gives {number(rule.sigma)}: {why}."
+    if report.pairs and report.pairs.residual_rms.value > 0:
+        ratio = sigma_rules.PUBLISHED_SIGMA / report.pairs.residual_rms.value
+        sentence += (
+            f" The published {sigma_rules.PUBLISHED_SIGMA:.4f} is {ratio:.1f} times the "
+            f"alignment noise measured here."
+        )
+    rows = []
+    for candidate in report.sigmas:
+        rests_on = candidate.rests_on
+        if candidate.missing:
+            rests_on += f"; {candidate.missing}"
+        rows.append([candidate.name.replace("_", " "), number(candidate.sigma, 4), rests_on])
+    table = Table(["rule", "sigma", "rests on"], rows, left=("rests on",))
+    sections.append(Section("How much noise to add", [sentence], [table]))
+    sections.append(_settings_section(report))
     return sections
 
 
@@ -515,55 +505,6 @@ def _settings_section(report: GapReport) -> Section:
         rows.append([name.replace("_", " "), text])
     table = Table(["setting", "value"], rows, left=("value",))
     return Section("Data and settings", tables=[table])
-
-
-def _assumptions_section(report: GapReport, figures: Mapping[str, FigureBlock]) -> Section:
-    """Show the answers to the questions about the paper's model, with its figures."""
-    rows = [[each.question, each.answer, each.because] for each in report.assumptions.values()]
-    return Section(
-        "Does the model of the paper hold here?",
-        [
-            "C3 assumes e_x − e_y = c + ε: a constant gap c that is orthogonal to the "
-            "directions in which the modalities vary, and Gaussian noise ε of the same size in "
-            "every direction."
-        ],
-        [Table(["question", "answer", "because"], rows, left=("answer", "because"))],
-        _present(figures, *_PAPER_FIGURES),
-        "Bars show shares; the line in the gap's length marks that over all rows. For CLIP "
-        "ViT-B/32 on COCO, the paper reports length 0.83 ± 0.01, direction 0.99, orthogonality "
-        "0.00 ± 0.06 and noise direction 0.00 ± 0.10.",
-    )
-
-
-def _collapse_section(report: GapReport) -> Section:
-    """Show recall under the presets, and what Collapse changes."""
-    tables = [_before_and_after_table(report)]
-    if report.pairs and report.spaces:
-        tables.insert(0, _recall_table(report))
-    sentence = f"Transforms are fitted on {report.provenance['fitted_on']}."
-    return Section("What Collapse will do", [sentence], tables)
-
-
-def _sigma_section(report: GapReport) -> Section:
-    """Show what each rule gives for sigma, and which one is recommended."""
-    assert report.recommended is not None
-    rule, why = report.recommended
-    option = "pairs" if rule.name == "pair_cosine" else "auto"
-    sentence = f"--sigma {option} gives {number(rule.sigma)}: {why}."
-    if report.pairs and report.pairs.residual_rms.value > 0:
-        ratio = sigma_rules.PUBLISHED_SIGMA / report.pairs.residual_rms.value
-        sentence += (
-            f" The published {sigma_rules.PUBLISHED_SIGMA:.4f} is {ratio:.1f} times the "
-            f"alignment noise measured here."
-        )
-    rows = []
-    for candidate in report.sigmas:
-        rests_on = candidate.rests_on
-        if candidate.missing:
-            rests_on += f"; {candidate.missing}"
-        rows.append([candidate.name.replace("_", " "), number(candidate.sigma, 4), rests_on])
-    table = Table(["rule", "sigma", "rests on"], rows, left=("rests on",))
-    return Section("How much noise to add", [sentence], [table])
 
 
 def _answers_to_dict(answers: Mapping[str, Answer]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ docs/reference/geometry.md has them as a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import inf
@@ -190,7 +190,14 @@ def _judge_collapse(report: Measured, gap: Answer) -> Answer:
         recognised = (
             f", and a linear probe recognises the modality of {100 * probe.value:.0f} % of the rows"
         )
-    losses = _recall_losses(raw, collapsed)
+    losses = []  # of recall@1, by direction
+    for direction, change in collapsed.recall_change.items():
+        high = inf if change.interval is None else change.interval[1]
+        if change.value < -LOST_RECALL and high < 0:
+            before = raw.recall[direction]["recall@1"].value
+            after = collapsed.recall[direction]["recall@1"].value
+            words = direction.replace("_", " ")
+            losses.append(f"{100 * before:.1f} to {100 * after:.1f} % {words}")
     if losses:
         because = f"{leaves}{recognised}, but recall@1 falls: {', '.join(losses)}."
         return answer("partly", because)
@@ -208,19 +215,6 @@ def _judge_collapse(report: Measured, gap: Answer) -> Answer:
         because = f"{leaves}{recognised}: the modalities differ in more than their means."
         return answer("partly", because)
     return answer("yes", f"{leaves}{recognised} (chance: 50 %).")
-
-
-def _recall_losses(raw: SpaceMeasures, collapsed: SpaceMeasures) -> list[str]:
-    """Return the directions in which Collapse costs recall@1, each with both values."""
-    losses = []
-    for direction, change in collapsed.recall_change.items():
-        high = inf if change.interval is None else change.interval[1]
-        if change.value < -LOST_RECALL and high < 0:
-            before = raw.recall[direction]["recall@1"].value
-            after = collapsed.recall[direction]["recall@1"].value
-            words = direction.replace("_", " ")
-            losses.append(f"{100 * before:.1f} to {100 * after:.1f} % {words}")
-    return losses
 
 
 def _judge_corrupt(report: Measured) -> Answer:
@@ -309,70 +303,59 @@ def _finds_by_chance(one_list: OneList) -> bool:
 
 
 def _judge_unusual(report: Measured) -> Answer:
-    """Judge whether the embeddings show what contrastive embeddings rarely show."""
-    remarks = list(_unusual(report))
-    if remarks:
-        return Answer("Is anything unusual?", "yes", " ".join(f"{remark}." for remark in remarks))
-    because = "The spread, the dimensions and the means of the rows were checked"
-    if report.pairs:
-        because += ", and the gap and the pairs as a whole, not one by one: `c3 pairs` does that"
-    return Answer("Is anything unusual?", "no", f"{because}.")
-
-
-def _unusual(report: Measured) -> Iterator[str]:
-    """Yield what none of the trained encoders of docs/results/geometry.md shows.
+    """Judge whether the embeddings show what none of the trained encoders of
+    docs/results/geometry.md shows.
 
     So the noise may be anisotropic, and the gap not orthogonal: that is what CLIP is like.
     """
+    remarks = []
     pairs = report.pairs
     if pairs and pairs.unpaired_cosine:
         paired = pairs.paired_cosine.value
         unpaired = pairs.unpaired_cosine.value
-        times = _recall_over_chance(report)
+        # Recall@1 over that of chance, in the better direction, unless items are too few
+        times = inf
+        raw = report.spaces.get(RAW)
+        if raw and raw.recall and report.collected and pairs.items >= MIN_RECALL_ITEMS:
+            working = report.collected.working
+            best = max(recall["recall@1"].value for recall in raw.recall.values())
+            times = best * min(len(working.first), len(working.second))
         if paired - unpaired <= HARDLY_CLOSER:
-            yield (
+            remarks.append(
                 f"Pairs are hardly closer than unrelated rows (cosine {paired:.3f} against "
-                f"{unpaired:.3f}): check that the pairs are correct"
+                f"{unpaired:.3f}): check that the pairs are correct."
             )
-        elif times is not None and times <= CHANCE_RECALL:
-            yield (
+        elif times <= CHANCE_RECALL:
+            remarks.append(
                 f"Recall@1 is only {times:.1f} times that of chance: check that the pairs "
-                f"are correct"
+                f"are correct."
             )
     for name, measures in report.modalities.items():
         if 1 - measures.mean_norm**2 <= CROWDED:
-            yield (
+            remarks.append(
                 f"The {name} rows are all similar: their mean has length {measures.mean_norm:.3f} "
-                f"of at most 1"
+                f"of at most 1."
             )
         error = measures.mean_direction_error_degrees
         if error is not None and error > UNSURE_DEGREES:
             rows = counted(measures.independent_rows, "independent row")
-            yield (
+            remarks.append(
                 f"The direction of the {name} mean is uncertain by {error:.0f}° ({rows}): embed "
-                f"more rows"
+                f"more rows."
             )
         dimension = measures.effective_dimension
         if not measures.limited_by_rows and dimension <= FEW_DIRECTIONS * measures.dim:
-            yield f"The {name} rows fill only {dimension} of {measures.dim} dimensions"
+            remarks.append(f"The {name} rows fill only {dimension} of {measures.dim} dimensions.")
     if _is_denied(report, "constant"):
-        yield "The gap is not constant"
+        remarks.append("The gap is not constant.")
     if _is_denied(report, "gaussian"):
-        yield "The alignment noise is not Gaussian"
-
-
-def _recall_over_chance(report: Measured) -> float | None:
-    """Return the better recall@1 of both directions over that of chance; None if it is not
-    measured, or for too few items.
-    """
-    raw = report.spaces.get(RAW)
-    if not raw or not raw.recall or not report.collected or not report.pairs:
-        return None
-    if report.pairs.items < MIN_RECALL_ITEMS:
-        return None
-    working = report.collected.working
-    best = max(recall["recall@1"].value for recall in raw.recall.values())
-    return best * min(len(working.first), len(working.second))
+        remarks.append("The alignment noise is not Gaussian.")
+    if remarks:
+        return Answer("Is anything unusual?", "yes", " ".join(remarks))
+    because = "The spread, the dimensions and the means of the rows were checked"
+    if pairs:
+        because += ", and the gap and the pairs as a whole, not one by one: `c3 pairs` does that"
+    return Answer("Is anything unusual?", "no", f"{because}.")
 
 
 def _variances(modalities: Mapping[str, ModalityMeasures]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,6 @@ from PIL import Image
 
 from c3tools.corpus.reading import read_corpus
 from c3tools.embedding import EmbedSummary, embed_corpus
-from c3tools.embedding import keys as keys_module
 from c3tools.embedding import shards as shards_module
 from c3tools.embedding.shards import EmbedOptions
 from c3tools.errors import CorpusError
@@ -48,16 +48,23 @@ def keys(store: str = "s", modality: str = "image") -> dict[str, Any]:
     return {row["key"]: row[value] for row in table.to_pylist()}
 
 
-def embedded(
-    *paths: str, store: str = "s", **options: Any
-) -> tuple[int, int, list[str], list[str]]:
-    """Embed paths; return the numbers of images embedded and already there, and keys that moved and
-    that have gone.
+@dataclass(frozen=True)
+class Images:
+    """How many images were embedded and already there, and the keys of those that moved or have
+    gone.
     """
-    images = embed_colours([Path(path) for path in paths], Path(store), **options).modalities[
-        "image"
-    ]
-    return images.embedded, images.already, images.moved, images.gone
+
+    embedded: int = 0
+    already: int = 0
+    moved: Keys = field(default_factory=list)
+    gone: Keys = field(default_factory=list)
+
+
+def embed(*paths: str, store: str = "s", **options: Any) -> Images:
+    """Embed paths, and return what became of their images."""
+    summary = embed_colours([Path(path) for path in paths], Path(store), **options)
+    images = summary.modalities["image"]
+    return Images(images.embedded, images.already, images.moved, images.gone)
 
 
 def without_encoder(path: str, store: str = "s", **options: Any) -> EmbedSummary:
@@ -72,16 +79,16 @@ def without_encoder(path: str, store: str = "s", **options: Any) -> EmbedSummary
 def test_a_second_folder_with_the_same_file_names_is_embedded(folder: Path) -> None:
     camera("cam1", "red", "lime")
     camera("cam2", "blue", "gold")
-    assert embedded("cam1") == (2, 0, [], [])
-    assert embedded("cam2") == (2, 0, [], [])
+    assert embed("cam1") == Images(embedded=2)
+    assert embed("cam2") == Images(embedded=2)
     assert keys() == {
         "1": "cam1/1.png",
         "2": "cam1/2.png",
         "cam2/1": "cam2/1.png",
         "cam2/2": "cam2/2.png",
     }
-    assert embedded("cam2") == (0, 2, [], [])
-    assert embedded("cam1", "cam2") == (0, 4, [], [])
+    assert embed("cam2") == Images(already=2)
+    assert embed("cam1", "cam2") == Images(already=4)
 
 
 def test_it_is_said_that_keys_begin_with_the_name_of_the_folder(folder: Path) -> None:
@@ -99,60 +106,61 @@ def test_it_is_said_that_keys_begin_with_the_name_of_the_folder(folder: Path) ->
 def test_all_new_keys_of_the_folder_begin_with_its_name(folder: Path) -> None:
     camera("cam1", "red")
     camera("cam2", "blue", "gold", "navy")
-    embedded("cam1")
-    embedded("cam2")
+    embed("cam1")
+    embed("cam2")
     assert [*keys()] == ["1", "cam2/1", "cam2/2", "cam2/3"]
 
 
 def test_a_folder_that_grows_later_keeps_to_its_name(folder: Path) -> None:
     camera("cam1", "red")
     camera("cam2", "blue")
-    embedded("cam1")
-    embedded("cam2")
+    embed("cam1")
+    embed("cam2")
     Image.new("RGB", (3, 3), "tan").save("cam2/2.png")
-    assert embedded("cam2") == (1, 1, [], [])
+    assert embed("cam2") == Images(embedded=1, already=1)
     assert "cam2/2" in keys()
 
 
 def test_one_of_two_folders_that_were_embedded_together(folder: Path) -> None:
     camera("cam1", "red")
     camera("cam2", "blue")
-    embedded("cam1", "cam2")
+    embed("cam1", "cam2")
     whole = contents(folder / "s")
-    assert embedded("cam1") == (0, 1, [], [])
+    assert embed("cam1") == Images(already=1)
     assert contents(folder / "s") == whole
 
 
-def test_the_name_of_the_folder_above_comes_before_one_that_is_taken(folder: Path) -> None:
+def test_if_the_name_is_taken_too_the_folder_above_is_to_be_given(folder: Path) -> None:
     for path, colour in (("x/cam", "red"), ("y/cam", "blue"), ("z/cam", "gold")):
         camera(path, colour)
-        embedded(path)
+    embed("x/cam")
+    embed("y/cam")
+    whole = contents(folder / "s")
+    with pytest.raises(
+        CorpusError, match="has the keys 1 and cam/1 from other files than"
+    ) as error:
+        embed("z/cam")
+    assert str(error.value.remedy).endswith(f"c3 embed {folder}/z")
+    assert contents(folder / "s") == whole
+    assert embed("z") == Images(embedded=1)
     assert keys() == {"1": "x/cam/1.png", "cam/1": "y/cam/1.png", "z/cam/1": "z/cam/1.png"}
+    assert embed("z/cam") == Images(already=1)
 
 
 def test_two_folders_at_once_where_the_name_of_one_is_taken(folder: Path) -> None:
     for path, colour in (("a/cam", "red"), ("b/cam", "blue"), ("b/other", "gold")):
         camera(path, colour)
-    embedded("a/cam", "b/other")
-    assert embedded("b/cam", "b/other") == (1, 1, [], [])
+    embed("a/cam", "b/other")
+    assert embed("b/cam", "b/other") == Images(embedded=1, already=1)
     assert [*keys()] == ["cam/1", "other/1", "b/cam/1"]
 
 
 def test_single_files_are_named_after_their_folder(folder: Path) -> None:
     camera("cam1", "red")
     camera("cam2", "blue")
-    embedded("cam1/1.png")
-    assert embedded("cam2/1.png") == (1, 0, [], [])
+    embed("cam1/1.png")
+    assert embed("cam2/1.png") == Images(embedded=1)
     assert keys() == {"1": "cam1/1.png", "cam2/1": "cam2/1.png"}
-
-
-def test_no_folder_name_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys_module._Folder, "depths", lambda _: [0])
-    camera("cam1", "red")
-    camera("cam2", "blue")
-    embedded("cam1")
-    with pytest.raises(CorpusError, match=r"The store has keys of .*cam2 from other files.*'1'"):
-        embedded("cam2")
 
 
 @pytest.mark.parametrize("other", ["photos", "other/photos"])
@@ -162,7 +170,7 @@ def test_a_relative_path_from_two_working_directories_is_of_two_photos(
     for place, colour in (("x", "red"), ("y", "blue")):
         camera(folder / place / other, colour)
         monkeypatch.chdir(folder / place)
-        assert embedded(other, store=str(folder / "s"))[:2] == (1, 0)
+        assert embed(other, store=str(folder / "s")) == Images(embedded=1)
     assert keys(str(folder / "s")) == {"1": f"{other}/1.png", "photos/1": f"{other}/1.png"}
 
 
@@ -174,9 +182,9 @@ def test_one_photo_from_two_working_directories_is_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, start: str, path: str
 ) -> None:
     camera("x/photos", "red")
-    embedded("x")
+    embed("x")
     monkeypatch.chdir(start)
-    assert embedded(path, store=str(folder / "s")) == (0, 1, [], [])
+    assert embed(path, store=str(folder / "s")) == Images(already=1)
 
 
 @pytest.mark.parametrize("start", ["x", "y"])
@@ -186,10 +194,10 @@ def test_without_a_record_of_folders_relative_paths_start_here(
     camera("x/photos", "red")
     camera("y/photos", "red")
     monkeypatch.chdir("x")
-    embedded("photos", store="../s")
+    embed("photos", store="../s")
     (folder / "s/inputs.parquet").unlink()
     monkeypatch.chdir(f"../{start}")
-    assert embedded("photos", store="../s") == (0, 1, [], [])
+    assert embed("photos", store="../s") == Images(already=1)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 4])
@@ -199,8 +207,8 @@ def test_a_killed_run_gives_the_same_keys(
     camera("cam1", "red", "lime", texts=1)
     camera("cam2", "lime", "gold", "blue", "navy", texts=1)
     for store in ("s", "whole"):
-        embedded("cam1", store=store)
-    embedded("cam2", store="whole", shard_size=1)
+        embed("cam1", store=store)
+    embed("cam2", store="whole", shard_size=1)
     write = write_rows
     count = 0
 
@@ -213,8 +221,8 @@ def test_a_killed_run_gives_the_same_keys(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shards_module, "write_rows", interrupt)
-        embedded("cam2", shard_size=1)
-    assert embedded("cam2", shard_size=1)[1] == min(shards, 4)
+        embed("cam2", shard_size=1)
+    assert embed("cam2", shard_size=1).already == min(shards, 4)
     assert contents(folder / "s") == contents(folder / "whole")
 
 
@@ -224,8 +232,8 @@ def test_captions_and_splits_are_joined_before_keys_are_extended(folder: Path) -
     write_jsonl(
         Path("cam2/captions.jsonl"), {"image": "1.png", "captions": ["x", "y"], "split": "test"}
     )
-    embedded("cam1")
-    embedded("cam2")
+    embed("cam1")
+    embed("cam2")
     assert keys(modality="text") == {"1#0": "1", "cam2/1#0": "cam2/1", "cam2/1#1": "cam2/1"}
     assert Store.open("s").load("image").column("split") == [None, "test"]
     assert Store.open("s").load("text").column("split") == [None, "test", "test"]
@@ -233,9 +241,9 @@ def test_captions_and_splits_are_joined_before_keys_are_extended(folder: Path) -
 
 def test_a_new_file_of_the_same_stem_leaves_the_key_of_the_first(folder: Path) -> None:
     camera("p", "red", texts=1)
-    embedded("p")
+    embed("p")
     Image.new("RGB", (3, 3), "blue").save("p/1.jpg")
-    assert embedded("p") == (1, 1, [], [])
+    assert embed("p") == Images(embedded=1, already=1)
     assert keys() == {"1": "p/1.png", "1.jpg": "p/1.jpg"}
     assert "1#0" in keys(modality="text")
 
@@ -243,9 +251,10 @@ def test_a_new_file_of_the_same_stem_leaves_the_key_of_the_first(folder: Path) -
 def test_the_key_of_a_file_that_failed_is_its_own(folder: Path) -> None:
     for name in ("cam1", "cam2"):
         colour_corpus(folder / name, {"broken": None, "whole": "red"})
-    for name, failed in (("cam1", (1, 0)), ("cam2", (1, 0)), ("cam2", (0, 1))):
+    for name, failed, failed_before in (("cam1", 1, 0), ("cam2", 1, 0), ("cam2", 0, 1)):
         images = embed_colours(Path(name), Path("s")).modalities["image"]
-        assert (images.failed, images.failed_before) == failed
+        assert images.failed == failed
+        assert images.failed_before == failed_before
     failures = {f.key: f.path for f in Store.open("s").recorded_failures()}
     assert failures == {"broken": "cam1/broken.png", "cam2/broken": "cam2/broken.png"}
 
@@ -255,7 +264,7 @@ def test_another_photo_at_the_place_of_one_that_failed_is_tried(folder: Path) ->
     embed_colours(Path("a"), Path("s"))
     shutil.rmtree("a")
     camera("b", "red")
-    assert embedded("b") == (1, 0, [], [])
+    assert embed("b") == Images(embedded=1)
 
 
 @pytest.mark.parametrize("pack", ["folder", "tar", "table"])
@@ -271,7 +280,7 @@ def test_a_moved_source_is_said_and_its_paths_are_written_on_request(
     elif pack == "table":
         old, new = "a.parquet", "b.parquet"
         write_hf_parquet(Path(old), photos_of(photos))
-    embedded(old)
+    embed(old)
     before = contents(folder / "s")
     Path(old).rename(new)
     summary = without_encoder(new)
@@ -279,30 +288,32 @@ def test_a_moved_source_is_said_and_its_paths_are_written_on_request(
     assert "--update writes the new paths" in " ".join(summary.notes())
     assert contents(folder / "s") == before
     assert "new paths written" in " ".join(without_encoder(new, update=True).notes())
-    embedded(new, store="fresh")
+    embed(new, store="fresh")
     assert contents(folder / "s") == contents(folder / "fresh")
-    assert embedded(new)[2] == []
+    assert embed(new).moved == []
 
 
 def test_a_row_of_a_table_that_takes_the_place_of_another_is_new(folder: Path) -> None:
     photos = photos_of(camera("a", "red", "lime", "gold"))
     table = pa.table({"image": [p.content for p in photos], "key": [p.key for p in photos]})
     pq.write_table(table.slice(0, 2), "x.parquet")
-    embedded("x.parquet")
+    embed("x.parquet")
     pq.write_table(table.slice(1), "x.parquet")
-    assert embedded("x.parquet", update=True) == (1, 1, ["2"], ["1"])
+    assert embed("x.parquet", update=True) == Images(embedded=1, already=1, moved=["2"], gone=["1"])
     assert keys() == {"1": "x.parquet#0", "2": "x.parquet#0", "3": "x.parquet#1"}
 
 
 def test_new_paths_and_changed_rows_of_one_shard(folder: Path) -> None:
     camera("a", "red", "lime")
-    embedded("a")
+    embed("a")
     camera("b", "red")
     Path("a/1.png").unlink()
     Image.new("RGB", (3, 3), "gold").save("a/2.png")
     summary = embed_colours([Path("b"), Path("a/2.png")], Path("s"), update=True)
     images = summary.modalities["image"]
-    assert (images.embedded, images.updated, images.moved) == (0, 1, ["1"])
+    assert images.embedded == 0
+    assert images.updated == 1
+    assert images.moved == ["1"]
     assert keys() == {"1": "b/1.png", "2": "a/2.png"}
 
 
@@ -314,10 +325,10 @@ def test_another_photo_with_the_key_of_one_that_has_gone_replaces_nothing(
     camera("a", first)
     camera("b", second)
     assert Path("a/1.png").stat().st_size == Path("b/1.png").stat().st_size
-    embedded("a")
+    embed("a")
     digest = Store.open("s").input_digests()["1"]
     shutil.rmtree("a")
-    assert embedded("b", **options) == (1, 0, [], [])
+    assert embed("b", **options) == Images(embedded=1)
     assert keys() == {"1": "a/1.png", "b/1": "b/1.png"}
     assert Store.open("s").input_digests()["1"] == digest
 
@@ -327,31 +338,40 @@ def test_folders_that_were_embedded_one_by_one_and_moved_together_keep_their_key
 ) -> None:
     for path, colour in (("cam1", "red"), ("cam2", "blue")):
         camera(path, colour)
-        embedded(path)
+        embed(path)
     before = keys()
     (folder / "disk").mkdir()
     for name in ("cam1", "cam2", "s"):
         Path(name).rename(f"disk/{name}")
-    found = embedded("disk/cam1", "disk/cam2", store="disk/s", update=True)
-    assert found == (0, 2, ["1", "cam2/1"], [])
+    images = embed("disk/cam1", "disk/cam2", store="disk/s", update=True)
+    assert images == Images(already=2, moved=["1", "cam2/1"])
     assert keys("disk/s") == {key: f"disk/{path}" for key, path in before.items()}
+
+
+def test_a_folder_that_moved_keeps_its_keys_beside_a_new_one(folder: Path) -> None:
+    camera("a", "red")
+    embed("a")
+    Path("a").rename("moved")
+    camera("new", "blue")
+    assert embed("moved", "new") == Images(embedded=1, already=1, moved=["1"])
+    assert [*keys()] == ["1", "new/1"]
 
 
 def test_a_file_that_was_renamed_is_removed_and_added(folder: Path) -> None:
     camera("a", "red")
-    embedded("a")
+    embed("a")
     Path("a/1.png").rename("a/2.png")
-    assert embedded("a", prune=True) == (1, 0, [], ["1"])
+    assert embed("a", prune=True) == Images(embedded=1, gone=["1"])
     assert keys() == {"2": "a/2.png"}
 
 
 def test_rows_without_a_path_are_known_by_their_key(folder: Path) -> None:
     camera("a", "red")
-    embedded("a")
+    embed("a")
     table = pq.read_table("s/image/part-00000.parquet")
     no_path = pa.nulls(len(table), pa.string())
     table = table.set_column(table.column_names.index("path"), "path", no_path)
     pq.write_table(table, "s/image/part-00000.parquet")
     for name in ("manifest.json", "moments.safetensors"):
         Path("s", name).unlink()
-    assert embedded("a")[:2] == (0, 1)
+    assert embed("a") == Images(already=1)

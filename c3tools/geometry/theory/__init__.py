@@ -42,7 +42,15 @@ class Simulation:
     def table(self) -> Table:
         """The runs in numbers."""
         columns = [name.replace("_", " ") for name in self.runs[0]]
-        rows = [[_cell(value) for value in run.values()] for run in self.runs]
+        rows = []
+        for run in self.runs:
+            cells = []
+            for value in run.values():
+                if value is None:
+                    cells.append("–")
+                else:
+                    cells.append(f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+            rows.append(cells)
         return Table(columns, rows)
 
     @property
@@ -71,10 +79,3 @@ class Simulation:
     def save_figure(self, path: Path) -> None:
         """Write the figure as SVG, PNG or PDF, by the ending of ``path``."""
         save_figure(self.figure, path)
-
-
-def _cell(value: Any) -> str:
-    """Return a value of a run as a cell of the table."""
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -35,7 +35,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ...arrays import Array, Matrix
+from ...arrays import Array
 from ...errors import C3Error
 from ...reporter import SILENT, Progress, Reporter
 from ...seeds import generator
@@ -220,21 +220,41 @@ def simulate_temperature(
     if not all(0 < value < np.inf for value in scales):
         raise C3Error("Logit scales must be finite numbers above 0.")
     if store is None:
+        # A shared latent through a random map for each modality, plus noise
         source = "synthetic"
-        features = _synthetic_features(seed)
+        rng = generator(seed, "synthetic features")
+        latent = rng.standard_normal((_SYNTHETIC_PAIRS, _SHARED))
+        features = []
+        for _ in range(2):
+            mapped = latent @ rng.standard_normal((_SHARED, _FEATURES)) / np.sqrt(_SHARED)
+            noise = 0.5 * rng.standard_normal((_SYNTHETIC_PAIRS, _FEATURES))
+            features.append((mapped + noise).astype(np.float32))
     else:
+        # The image and the first text of each item, so that no item is its own negative
         opened = Store.open(store, reporter=reporter)
         source = str(opened.path)
-        features = _features_of_pairs(opened)
+        pairs = opened.pairs("image", "text")
+        items, text_rows = np.unique(pairs.item_index[pairs.rows], return_index=True)
+        features = [
+            pairs.first.embeddings[items],
+            pairs.second.embeddings[pairs.rows[text_rows]],
+        ]
     count = len(features[0])
     if count < 20:
         raise C3Error(f"Training needs at least 20 pairs, but there are {count}.")
 
     order = generator(seed, "temperature split").permutation(count)
     held_count = int(count * _HELD_OUT)
-    views = [_standardised(rows[order].astype(np.float64), held_count) for rows in features]
-    held = [view[:held_count] for view in views]
-    train = [view[held_count:] for view in views]
+    held = []
+    train = []
+    for rows in features:
+        shuffled = rows[order].astype(np.float64)
+        of_train = shuffled[held_count:]
+        deviation = of_train.std(axis=0)
+        standard = (shuffled - of_train.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+        view = torch.from_numpy(standard).float()
+        held.append(view[:held_count])
+        train.append(view[held_count:])
     runs: list[Run] = []
     with (
         reporter.progress("Steps", steps * len(scales)) as progress,
@@ -262,35 +282,6 @@ def simulate_temperature(
         "meet.",
         settings={"features": source, "pairs": count},
     )
-
-
-def _synthetic_features(seed: int) -> list[Matrix]:
-    """Return features of two modalities, float32 (n, d) each: a shared latent through a random map
-    for each, plus noise.
-    """
-    rng = generator(seed, "synthetic features")
-    latent = rng.standard_normal((_SYNTHETIC_PAIRS, _SHARED))
-    features = []
-    for _ in range(2):
-        mapped = latent @ rng.standard_normal((_SHARED, _FEATURES)) / np.sqrt(_SHARED)
-        noise = 0.5 * rng.standard_normal((_SYNTHETIC_PAIRS, _FEATURES))
-        features.append((mapped + noise).astype(np.float32))
-    return features
-
-
-def _features_of_pairs(store: Store) -> list[Matrix]:
-    """Return the image and the first text of each item, so that no item is its own negative."""
-    pairs = store.pairs("image", "text")
-    items, rows = np.unique(pairs.item_index[pairs.rows], return_index=True)
-    return [pairs.first.embeddings[items], pairs.second.embeddings[pairs.rows[rows]]]
-
-
-def _standardised(rows: Array, held_count: int) -> torch.Tensor:
-    """Return rows (n, d) as float32, standardised by those after the first ``held_count``."""
-    train = rows[held_count:]
-    deviation = train.std(axis=0)
-    standard = (rows - train.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-    return torch.from_numpy(standard).float()
 
 
 def _train_heads(

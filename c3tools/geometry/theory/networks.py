@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...arrays import Indices, Matrix
+from ...arrays import Matrix
 from ...assets.paths import PHOTOS
 from ...corpus.reading import read_corpus
 from ...errors import C3Error
@@ -117,6 +117,7 @@ def simulate_init_gap(
     numbers = {image.key: number for number, image in enumerate(images)}
     texts = [text for text in corpus.texts if text.image_key in numbers]
     items = np.array([numbers[str(text.image_key)] for text in texts])
+    captioned_images, first_texts = np.unique(items, return_index=True)
 
     from ...encoders import load_encoder
 
@@ -129,7 +130,22 @@ def simulate_init_gap(
             )
             image_rows = encoder.encode_images([image.path for image in images])
             text_rows = encoder.encode_texts([text.caption for text in texts])
-            runs.append({"seed": seed, **_measure_encoder(image_rows, text_rows, items)})
+            image_units = unit_rows(image_rows.astype(np.float64))
+            text_units = unit_rows(text_rows.astype(np.float64))
+            gap = np.linalg.norm(image_units.mean(axis=0) - text_units.mean(axis=0))
+            run = {"seed": seed, "gap": float(gap)}
+            # n rows span at most n - 1 dimensions, so equally many of each modality are compared
+            # too: one text per image
+            for name, rows, equal in (
+                ("image", image_units, captioned_images),
+                ("text", text_units, first_texts),
+            ):
+                measures = measure_modality(Moments.from_rows(rows))
+                on_equal_rows = measure_modality(Moments.from_rows(rows[equal]))
+                run[f"dimension_{name}"] = measures.effective_dimension
+                run[f"on_equal_rows_{name}"] = on_equal_rows.effective_dimension
+                run[f"mean_norm_{name}"] = measures.mean_norm
+            runs.append(run)
             progress.advance()
     means = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
     return Simulation(
@@ -148,33 +164,6 @@ def simulate_init_gap(
         "random CLIP on 500 COCO pairs.",
         settings={"model": model, "images": len(images), "texts": len(texts), "dim": encoder.dim},
     )
-
-
-def _measure_encoder(image_rows: Matrix, text_rows: Matrix, items: Indices) -> Run:
-    """Measure the gap, and dimension and mean of each modality.
-
-    n rows span at most n - 1 dimensions, so equally many of each are compared too
-    (``on_equal_rows``): one text per image.
-
-    Args:
-        image_rows: float32 (m, d), embeddings of images.
-        text_rows: float32 (k, d), of texts.
-        items: int64 (k,), the image of each text.
-    """
-    images = unit_rows(image_rows.astype(np.float64))
-    texts = unit_rows(text_rows.astype(np.float64))
-    items_of_texts, first_texts = np.unique(items, return_index=True)
-    run = {"gap": float(np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0)))}
-    for name, rows, equal in (
-        ("image", images, items_of_texts),
-        ("text", texts, first_texts),
-    ):
-        measures = measure_modality(Moments.from_rows(rows))
-        on_equal_rows = measure_modality(Moments.from_rows(rows[equal]))
-        run[f"dimension_{name}"] = measures.effective_dimension
-        run[f"on_equal_rows_{name}"] = on_equal_rows.effective_dimension
-        run[f"mean_norm_{name}"] = measures.mean_norm
-    return run
 
 
 def _measure_layer(layer: int, x: Matrix) -> Run:
