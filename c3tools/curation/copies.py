@@ -34,7 +34,7 @@ _MATCHED = ("exact", "copy")  # tiers whose train rows are left out
 
 @dataclass(frozen=True)
 class CopySearch:
-    """What was found among the rows of one modality.
+    """The groups of one modality, as the search for copies found them.
 
     Attributes:
         groups: of rows that are alike.
