@@ -1,9 +1,9 @@
 """Images in other files: which reader takes a file, lists of paths or URLs, and how an image is
 found again.
 
-Nothing is unpacked or copied: an item says where in its file the image is. A reader yields images
-with their captions, and skips what cannot be used. Rows with one key are one image with several
-captions.
+Nothing is unpacked or copied: an item says where in its file the image is. A reader yields rows of
+images with their captions, and skips what cannot be used. `Corpus.merge_rows` makes rows with one
+key one image with several captions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .captions import CaptionRow, keys_of_texts, read_captions
 from .image_tables import has_images, image_rows, read_image_table, split_of_data_set
 from .images import ImageReader, error_without_download, resolve_inside
 from .items import (
-    Captioned,
     Corpus,
     ImageItem,
+    ImageRow,
     ImageSource,
     ReadOptions,
     TextItem,
@@ -37,7 +37,7 @@ _LISTS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".parquet"})
 _LOOKED_AT = 100  # rows of a list, which may have URLs
 _INSIDE = re.compile(r"(?P<file>.+?\.(?:tar|parquet|arrow))#.+", re.IGNORECASE | re.DOTALL)
 
-Reader = Callable[[Path, ReadOptions, Corpus], Iterator[Captioned]]
+Reader = Callable[[Path, ReadOptions, Corpus], Iterator[ImageRow]]
 
 
 def reader_of(path: Path, options: ReadOptions, *, in_image_folder: bool = False) -> Reader | None:
@@ -72,14 +72,13 @@ def split_of_container(path: Path) -> str | None:
     return split_of_data_set(path) or split_in_name(path.stem)
 
 
-def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Captioned]:
-    """Yield the images of a list in its order: of ``image_column``, or else those with a URL; paths
-    are relative to ``images_root``, or to the list's folder.
+def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[ImageRow]:
+    """Yield the rows of a list: with the images of ``image_column``, or else those with a URL;
+    paths are relative to ``images_root``, or to the list's folder.
 
     Raises:
         CorpusError: if the list cannot be read or a column is missing.
     """
-    images: dict[str, Captioned] = {}
     paths: dict[str, str] = {}
     rows_of_texts = 0
     for row in read_captions(path, options, images=True):
@@ -102,18 +101,8 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
             corpus.skip(name, place, type(error).__name__, reason)
             continue
         paths[image_name] = image.path
-        first, captions = images.setdefault(image.key, (image, []))
-        if first.path == image.path:
-            captions.extend(row.captions)
-            corpus.columns_of(image.key, [first.columns, row.columns])
-        else:
-            message = (
-                f"{first.path} has the same key {image.key}; choose another column of keys "
-                f"with --key-column"
-            )
-            corpus.skip(name, place, "DuplicateKey", message)
+        yield ImageRow(image, row.captions, place)
     corpus.note_folders(paths)
-    yield from images.values()
     if rows_of_texts:
         corpus.notes.append(
             f"{counted(rows_of_texts, 'row')} of {path} without an image: their texts are embedded."
@@ -225,6 +214,6 @@ class PhotoFinder(ImageReader):
         unused = Corpus()  # is told what cannot be used
         if file.suffix.lower() == ".tar":
             images = read_tar(file, self._options, unused)
-            return {image.path: image.source for image, _ in images}
+            return {image.path: image.source for image, _, _ in images}
         rows = image_rows(file, self._options, unused)
         return {f"{file}#{row.number}": row.cell for row in rows}

@@ -1,7 +1,4 @@
-"""Images in the cells of Parquet and Arrow tables, such as those of Hugging Face and img2dataset.
-
-Rows with one key are one image with several captions.
-"""
+"""Images in cells of Parquet and Arrow tables, such as those of Hugging Face and img2dataset."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from ..io.parquet import UNREADABLE
 from ..reporter import counted
 from .captions import SPLIT_COLUMN, captions_of, kept_values, pick_text_columns, require_column
 from .images import cells_of_group, open_table
-from .items import Captioned, Corpus, ImageItem, ImageSource, ReadOptions, as_key, key_of_name
+from .items import Corpus, ImageItem, ImageRow, ImageSource, ReadOptions, as_key, key_of_name
 from .tables import IMAGE_KEY, ROLES, pick
 
 _DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
@@ -86,8 +83,8 @@ def split_of_data_set(path: Path) -> str | None:
     return path.parent.name if (path.parent.parent / _DICTIONARY_FILE).is_file() else None
 
 
-def read_image_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Captioned]:
-    """Yield the images of a Parquet or Arrow table.
+def read_image_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[ImageRow]:
+    """Yield the rows of a Parquet or Arrow table with their images.
 
     A key from the path in an image's cell may be that of several images, since most writers leave
     the folders out. These are compared; no other image is read.
@@ -98,26 +95,22 @@ def read_image_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterat
     split_folder = split_of_data_set(path)
     stem = as_key(f"{split_folder}/{path.stem}" if split_folder else path.stem)
     digests = _CellDigests()
-    images: dict[str, Captioned] = {}
+    cells: dict[str, ImageSource] = {}  # of the first image with a key
     renamed: list[str] = []
     for row in image_rows(path, options, corpus):
         key = row.key
         if not key:
             key = key_of_name(row.image_path) if row.image_path else f"{stem}:{row.number}"
-            if key in images:
-                first, _ = images[key]
+            if key in cells:
                 digest = digests.of(row.cell)
-                if digests.of(first.source) != digest:
+                if digests.of(cells[key]) != digest:
                     key = f"{key}-{digest[:_DIGITS]}"
-                    if key not in images:
+                    if key not in cells:
                         renamed.append(key)
-        image = ImageItem(
-            key, f"{path}#{row.number}", row.split, None, row.cell, columns=row.columns
-        )
-        first, captions = images.setdefault(key, (image, []))
-        captions.extend(row.captions)
-        corpus.columns_of(key, [first.columns, row.columns])
-    yield from images.values()
+        cells.setdefault(key, row.cell)
+        place = f"{path}#{row.number}"
+        image = ImageItem(key, place, row.split, None, row.cell, columns=row.columns)
+        yield ImageRow(image, row.captions, place)
     if renamed:
         corpus.notes.append(
             f"{path}: {counted(len(renamed), 'image has', 'images have')} the file name of "
@@ -132,11 +125,10 @@ class _CellDigests:
     def __init__(self) -> None:
         self._of_group = lru_cache(2)(_digests)
 
-    def of(self, cell: ImageSource | None) -> str:
+    def of(self, cell: ImageSource) -> str:
         """Return the digest of the image in a cell; that of one that cannot be read is like no
         other.
         """
-        assert cell is not None
         digests = self._of_group(cell._replace(place=0))
         if cell.place < len(digests):
             return digests[cell.place]

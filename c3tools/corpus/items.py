@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 import pyarrow as pa
 
-from ..io.locations import is_url
+from ..io.locations import is_url, location
 from .splits import choose_split, splits_of_folders
 
 PART_SUFFIX = r"~\d+"  # see `part_key`
@@ -93,7 +93,18 @@ class ImageItem(NamedTuple):
     columns: str | None = None
 
 
-Captioned = tuple[ImageItem, list[str]]  # an image and its captions
+class ImageRow(NamedTuple):
+    """A sample of a tar, or a row of a table or list: an image, with captions.
+
+    Attributes:
+        image: several rows may have its key.
+        captions: of the image, in this row.
+        place: of the row, for messages: ``x.tar#member``, ``x.parquet#row`` or ``x.csv#line``.
+    """
+
+    image: ImageItem
+    captions: list[str]
+    place: str
 
 
 class TextItem(NamedTuple):
@@ -299,6 +310,34 @@ class Corpus:
         if len(set(values)) > 1:
             self.ambiguous_keys.add(key)
         return values[0] if values else None
+
+    def merge_rows(self, rows: Iterable[ImageRow]) -> list[ImageRow]:
+        """Return the rows of a tar, table or list so that each key has one, with all captions; a
+        row that names another file than the first one with its key is skipped. Cells that contain
+        images are not compared.
+        """
+        merged: dict[str, ImageRow] = {}
+        for row in rows:
+            image = row.image
+            first = merged.setdefault(image.key, row._replace(captions=[]))
+            is_in_cell = image.source is not None and image.source.column is not None
+            if image.path == first.image.path or is_in_cell:
+                first.captions.extend(row.captions)
+                self.columns_of(image.key, [first.image.columns, image.columns])
+            else:
+                self.skip_duplicate(row, first.image.path)
+        return list(merged.values())
+
+    def skip_duplicate(self, row: ImageRow, first_path: str) -> None:
+        """Skip a row whose image has the key of that at ``first_path``."""
+        file, _, number = row.place.rpartition("#")
+        self.skip(
+            f"{location(file).name}#{number}",
+            row.place,
+            "DuplicateKey",
+            f"{first_path} has the same key {row.image.key}, and only the first one is embedded; "
+            f"embed the files into two stores, or choose another column of keys with --key-column",
+        )
 
     def media(self) -> list[ItemTable[ImageItem]]:
         """Return the images, the videos and the sounds."""

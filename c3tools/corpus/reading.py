@@ -823,12 +823,13 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
         corpus.containers.append(str(container))
         read_container = containers[container]
         try:
-            for image, captions in read_container(container, container_options, corpus):
+            for row in corpus.merge_rows(read_container(container, container_options, corpus)):
+                image = row.image
                 if image.key in path_by_key:
-                    _skip_duplicate(corpus, container, image, path_by_key[image.key])
+                    corpus.skip_duplicate(row, path_by_key[image.key])
                     continue
                 path_by_key[image.key] = image.source.file if image.source else image.path
-                texts = captions
+                texts = row.captions
                 field = image.split
                 columns = image.columns
                 file_split = split_of_container(container)
@@ -873,16 +874,6 @@ def _captions_by_key(options: ReadOptions) -> dict[str, list[CaptionRow]] | None
             raise _no_image(options.captions, row)
         rows_by_key[as_storable(key)].append(row)
     return rows_by_key
-
-
-def _skip_duplicate(corpus: Corpus, container: Path, image: ImageItem, first_path: str) -> None:
-    """Skip an image whose key is that of an image at ``first_path``."""
-    message = (
-        f"{first_path} has the same key {image.key}, and only the first one is embedded; embed "
-        f"the files into two stores, or choose another column of keys with --key-column"
-    )
-    place = f"{container.name}#{image.path.rpartition('#')[2]}"
-    corpus.skip(place, image.path, "DuplicateKey", message)
 
 
 def _check(corpus: Corpus, captions: Path | None) -> None:

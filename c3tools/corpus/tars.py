@@ -21,9 +21,9 @@ from .items import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
-    Captioned,
     Corpus,
     ImageItem,
+    ImageRow,
     ImageSource,
     ReadOptions,
     Refusal,
@@ -72,7 +72,7 @@ class _Sample:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Captioned]:
+def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[ImageRow]:
     """Yield the images of a tar in the order of the samples' first members.
 
     Captions are the lines of ``.txt``, else the text column of ``.json``.
@@ -103,7 +103,7 @@ def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Capti
             source=ImageSource(str(path), sample.image.start, sample.image.size),
             columns=kept_values(sample.record, options.keep_columns),
         )
-        yield image, captions
+        yield ImageRow(image, captions, image.path)
 
 
 def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
