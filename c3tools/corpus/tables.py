@@ -365,6 +365,10 @@ def _read_csv(path: Path, error: type[C3Error]) -> Iterator[Record]:
     with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as text:
         lines = limited_lines(text)
         header = next(lines, "")
+        lines_above = 0
+        if header.strip().lower().startswith("sep="):  # what Excel writes above the names
+            header = next(lines, "")
+            lines_above = 1
         delimiter = delimiter_of(header, path.suffix)
         rows = csv.DictReader(
             chain([header], lines),
@@ -375,12 +379,13 @@ def _read_csv(path: Path, error: type[C3Error]) -> Iterator[Record]:
         )
         rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
         for values in rows:
+            line = rows.line_num + lines_above
             if any(values.pop(_CELLS_TOO_MANY, [])):
                 raise error(
-                    f"{path}, line {rows.line_num} has more cells than the header has columns.",
+                    f"{path}, line {line} has more cells than the header has columns.",
                     remedy=f"Put double quotes around each cell that contains {delimiter!r}.",
                 )
-            yield Record(rows.line_num, values)
+            yield Record(line, values)
 
 
 def _names_of_matrix(header: str, delimiter: str) -> list[str] | None:

@@ -588,6 +588,7 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
         captions_without_image=corpus.captions_without_image,
         skipped=len(corpus.skipped),
         failures_in_store=len(store.recorded_failures()),
+        captions=corpus.captions,
     )
 
 

@@ -93,14 +93,21 @@ class ModalitySummary:
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
 
-    def notes(self, name: str) -> list[str]:
-        """Return sentences about inputs that changed, have gone, or are special otherwise."""
+    def notes(self, name: str, captions: str | None = None) -> list[str]:
+        """Return sentences about inputs that changed, have gone, or are special otherwise.
+
+        Args:
+            name: of the modality.
+            captions: the captions file that was given.
+        """
         again = "--update embeds them again"
         if self.updated or self.not_updated:
             again = f"{self.updated:,} embedded again"
         removed = "rows removed" if self.removed else "--prune removes their rows"
         relocated = "new paths written" if self.relocated else "--update writes the new paths"
-        kept = "the store keeps its own; `c3 split --file captions.jsonl -o NEW_STORE` changes it"
+        table = captions or "TABLE"
+        what = "" if captions else ", a table of keys and splits,"
+        kept = f"the store keeps its own; `c3 split --file {table} -o NEW_STORE`{what} changes it"
         notes = [
             *_listed(f"{name} input", f"changed after embedding ({again})", self.changed),
             *_listed(f"{name} input", f"no longer in the source ({removed})", self.gone),
@@ -136,6 +143,7 @@ class EmbedSummary:
         dry_run: whether the run is only planned.
         lost: shards that are missing from the store and that this run did not make again.
         all_failed: modalities of which no input could be embedded, with the first reason.
+        captions: the captions file that was given.
     """
 
     store: str
@@ -150,6 +158,7 @@ class EmbedSummary:
     lost: list[str] = field(default_factory=list)
     dry_run: bool = False
     all_failed: dict[str, str] = field(default_factory=dict)
+    captions: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -186,7 +195,7 @@ class EmbedSummary:
         ]
         stages: dict[tuple[str, str], float] = {}
         for name, modality in self.modalities.items():
-            notes += modality.notes(name)
+            notes += modality.notes(name, self.captions)
             if modality.embedded:
                 for stage, seconds in modality.seconds.items():
                     stages[name, stage] = seconds

@@ -180,6 +180,7 @@ FLICKR = {
         "image_name| comment_number| comment\na.png| 0| A dog .\na.png| 1| A cat "
         ".\nb.png|0|Snow, white .\n"
     ),
+    "excel.csv": "sep=;\ncaption;image\nA dog .;a.png\nA cat .;a.png\nSnow, white .;b.png\n",
     "semicolons.csv": "caption;image\nA dog .;a.png\nA cat .;a.png\nSnow, white .;b.png\n",
     "flickr_annotations_30k.csv": (
         'raw,sentids,split,filename\n"[""A dog ."", ""A cat .""]",[0],train,a.png\n'

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -122,7 +123,14 @@ def test_rows_that_the_corpus_names_another_split_of_are_listed_and_keep_theirs(
         "text": ["a#0"],
     }
     assert "1 image input with another split in the corpus" in summary.notes()[0]
-    assert "c3 split --file captions.jsonl" in summary.notes()[0]
+    assert (
+        "c3 split --file TABLE -o NEW_STORE`, a table of keys and splits, changes"
+        in (summary.notes()[0])
+    )
+    assert (
+        "`c3 split --file t.csv -o NEW_STORE` changes"
+        in (replace(summary, captions="t.csv").notes()[0])
+    )
     assert contents(store) == whole
     said = c3("embed", folder, "--store", "s", "--dry-run").stderr
     assert "Splits of new inputs come from the field split" in said
