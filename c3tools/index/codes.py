@@ -9,7 +9,6 @@ the vectors were added to.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..arrays import Indices, Matrix
+from ..arrays import Matrix
 from ..errors import StoreError, optional_module
 from ..export.formats import ParquetFormat
 from ..store import Store
@@ -87,7 +86,7 @@ class CodeFormat(ParquetFormat):
 def has_codes(index: Any) -> bool:
     """Return whether FAISS can take the rows of an index apart, each as a code of its own."""
     faiss = load_faiss()
-    _, inner = _taken_apart(index)
+    inner = _behind_rotations(index)
     if isinstance(inner, faiss.IndexIVFFastScan):
         return False
     return isinstance(inner, (faiss.IndexFlatCodes, faiss.IndexIVF))
@@ -95,20 +94,18 @@ def has_codes(index: Any) -> bool:
 
 def add_codes(index: Any, codes: Codes) -> None:
     """Add rows to a FAISS index, given their codes: uint8 (n, bytes of a code)."""
-    _, inner = _taken_apart(index)
+    inner = _behind_rotations(index)
     inner.add_sa_codes(np.ascontiguousarray(codes))
     index.ntotal = inner.ntotal
 
 
-def _taken_apart(index: Any) -> tuple[list[Any], Any]:
-    """Return the rotations that rows go through first, and the FAISS index behind them."""
+def _behind_rotations(index: Any) -> Any:
+    """Return the FAISS index behind the rotations that rows go through first."""
     faiss = load_faiss()
-    transforms = []
     index = faiss.downcast_index(index)
     while isinstance(index, faiss.IndexPreTransform):
-        transforms += [index.chain.at(place) for place in range(index.chain.size())]
         index = faiss.downcast_index(index.index)
-    return transforms, index
+    return index
 
 
 def cell_count(index: Any) -> int:
@@ -122,44 +119,6 @@ def set_nprobe(index: Any, nprobe: int | None) -> None:
     inverted = load_faiss().try_extract_index_ivf(index)
     if inverted and nprobe:
         inverted.nprobe = nprobe
-
-
-@dataclass(frozen=True)
-class NearestCells:
-    """Queries with the inverted lists that are nearest to each, to search several indexes of the
-    same lists.
-
-    Attributes:
-        queries: after the rotations of the index: float32 (n, d).
-        cells: numbers of the lists, nearest first: int64 (n, count).
-        scores: of these lists: float32 (n, count).
-    """
-
-    queries: Matrix
-    cells: Indices
-    scores: Matrix
-
-    @classmethod
-    def of(cls, trained: Any, queries: Matrix, count: int) -> NearestCells | None:
-        """Find the ``count`` nearest lists of each query; None for an index without lists."""
-        faiss = load_faiss()
-        transforms, inner = _taken_apart(trained)
-        if not isinstance(inner, faiss.IndexIVF):
-            return None
-        rotated = queries
-        for transform in transforms:
-            rotated = transform.apply(rotated)
-        scores, cells = faiss.downcast_index(inner.quantizer).search(rotated, count)
-        return cls(rotated, cells, scores)
-
-    def search(self, index: Any, nprobe: int, k: int) -> tuple[Matrix, Indices]:
-        """Return the scores and numbers (n, k) of the best rows in the ``nprobe`` nearest lists."""
-        inverted = load_faiss().extract_index_ivf(index)
-        inverted.nprobe = nprobe
-        found: tuple[Matrix, Indices] = inverted.search_preassigned(
-            self.queries, k, self.cells[:, :nprobe], self.scores[:, :nprobe]
-        )
-        return found
 
 
 def codes_of(batch: pa.RecordBatch) -> Codes:

@@ -20,7 +20,7 @@ from PIL import Image
 from c3tools import Store, export_store
 from c3tools.errors import StoreError, UnusedOptionError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet, find_index
-from c3tools.index.codes import CodeFormat, NearestCells, set_nprobe
+from c3tools.index.codes import CodeFormat
 from c3tools.index.training import choose_factory
 from c3tools.store import Rows
 from c3tools.store.manifest import StoreWriter
@@ -110,28 +110,6 @@ def test_the_search_is_tuned_until_more_lists_do_not_help(store: Store, tmp_path
             expected,
             200 if place is far else 90,
         )
-
-
-@pytest.mark.parametrize("factory", ["IVF16,SQfp16", "OPQ4_8,IVF16,PQ4", "PCA8,IVF16,RaBitQ"])
-def test_lists_that_were_found_before_are_searched_as_faiss_searches(factory: str) -> None:
-    rows = unit_rows(2000, 16)
-    queries = unit_rows(20, 16, seed=1)
-    index = faiss.index_factory(16, factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(rows)
-    index.add(rows)
-    cells = NearestCells.of(index, queries, 8)
-    assert cells is not None
-    for nprobe in (1, 8):
-        scores, numbers = cells.search(index, nprobe, 5)
-        set_nprobe(index, nprobe)
-        expected_scores, expected_numbers = index.search(queries, 5)
-        assert (numbers == expected_numbers).all()
-        assert (scores == expected_scores).all()
-
-
-def test_an_index_without_lists_has_no_nearest_ones() -> None:
-    index = faiss.index_factory(16, "Flat", faiss.METRIC_INNER_PRODUCT)
-    assert NearestCells.of(index, unit_rows(20, 16), 8) is None
 
 
 def test_the_factory_follows_the_number_of_rows() -> None:
