@@ -10,6 +10,7 @@ import numpy as np
 from ..arrays import Indices, Matrix
 from ..export.parts import Recipe
 from ..io.locations import kind_of
+from ..metrics.retrieval import nearest
 from ..store import Store
 from ..store.manifest import StoreWriter
 from ..store.shards import part_name, read_batches
@@ -77,20 +78,16 @@ def measure_bias(
 
 def nearest_rows(source: TransformedRows, queries: Matrix, k: int) -> Indices:
     """Return the numbers of the rows with the largest inner products, (q, k), best first."""
-    best_scores = np.empty((len(queries), 0), np.float32)
-    best_rows = np.empty((len(queries), 0), np.int64)
+    products = np.empty((len(queries), 0))
+    numbers = np.empty((len(queries), 0), np.int64)
     first = 0  # number of the first row of a batch
     for name, rows in source.batches():
         # by NumPy, since FAISS multiplies so few queries one by one, at four times the cost
-        scores = queries @ source.transform(rows, name).T
-        most = min(k, len(rows))
-        numbers = np.sort(np.argpartition(scores, -most, axis=1)[:, -most:], axis=1)
-
-        # Take the best of these and of the rows before
-        scores = np.hstack([best_scores, np.take_along_axis(scores, numbers, axis=1)])
-        numbers = np.hstack([best_rows, numbers + first])
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        best_scores = np.take_along_axis(scores, best, axis=1)
-        best_rows = np.take_along_axis(numbers, best, axis=1)
+        batch_numbers, batch_products = nearest(queries, source.transform(rows, name), k)
+        products = np.hstack([products, batch_products])
+        numbers = np.hstack([numbers, batch_numbers + first])
+        best = np.argsort(-products, axis=1, kind="stable")[:, :k]
+        products = np.take_along_axis(products, best, axis=1)
+        numbers = np.take_along_axis(numbers, best, axis=1)
         first += len(rows)
-    return best_rows
+    return numbers
