@@ -263,7 +263,7 @@ def check_pairs(
     modalities = as_list(modalities)
     store = Store.open(store, reporter=reporter)
     require_no_export(store)
-    first, second = _two_modalities(store, modalities)
+    first, second = store.choose_modalities(modalities, "A check of pairs")
     pairs = store.pairs(first, second, split=split)
     if len(pairs) < _LEAST_PAIRS:
         raise StoreError(
@@ -321,24 +321,6 @@ def check_pairs(
         paths=_column_by_key(pairs.first, "path"),
         shards=shards_metadata(store),
     )
-
-
-def _two_modalities(store: Store, modalities: Sequence[str] | None) -> tuple[str, str]:
-    """Return the two modalities of pairs, as they were given or the first two of the store.
-
-    Raises:
-        StoreError: if they are not two different ones, or the store lacks one.
-    """
-    names = list(store.modalities[:2] if modalities is None else modalities)
-    if len(set(names)) != 2 or len(names) != 2:
-        raise StoreError(
-            f"Pairs have two different modalities, not {', '.join(names) or 'none'}.",
-            remedy=f"{store.path} has {', '.join(store.modalities) or 'no rows'}. Embed images "
-            "together with their captions.",
-        )
-    for name in names:
-        store.require(name)
-    return names[0], names[1]
 
 
 @dataclass(frozen=True)

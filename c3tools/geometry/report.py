@@ -210,14 +210,7 @@ def gap_report(
     modalities = as_list(modalities)
     presets = as_list(presets)
     store = Store.open(store, reporter=reporter)
-    names = list(store.modalities[:2] if modalities is None else modalities)
-    if len(names) not in (1, 2) or len(set(names)) != len(names):
-        in_store = ", ".join(store.modalities) or "none: fill it with `c3 embed PATH`"
-        raise StoreError(
-            f"A report on {store.path} needs two different modalities, not "
-            f"{', '.join(names) or 'none'}.",
-            remedy=f"The store has {in_store}.",
-        )
+    names = store.choose_modalities(modalities, "A report", least=1)
     for name in presets or ():
         if name not in RECALL_PRESETS:
             raise StoreError(

@@ -584,6 +584,30 @@ class Store(HubRepository):
                 remedy="Run `c3 embed` on a corpus with this modality.",
             )
 
+    def choose_modalities(
+        self, modalities: Sequence[str] | None, purpose: str, *, least: int = 2
+    ) -> list[str]:
+        """Return the modalities that are named, by default the first two of the store.
+
+        Args:
+            modalities: two different modalities.
+            purpose: what needs them, to start the message with.
+            least: 1 where one modality is enough.
+
+        Raises:
+            StoreError: if they are not two different ones, or the store lacks one.
+        """
+        names = list(self.modalities[:2] if modalities is None else modalities)
+        if not least <= len(names) <= 2 or len(set(names)) < len(names):
+            present = ", ".join(self.modalities) or "none: fill it with `c3 embed PATH`"
+            raise StoreError(
+                f"{purpose} needs two different modalities, not {', '.join(names) or 'none'}.",
+                remedy=f"The store {self.path} has {present}.",
+            )
+        for name in names:
+            self.require(name)
+        return names
+
 
 def _splits_in(groups: dict[str, Moments], modality: str) -> SplitMoments:
     """Return the moments of one modality by split."""
