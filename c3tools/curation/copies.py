@@ -20,7 +20,7 @@ from ..moments import unit_rows
 from ..reporter import Reporter, counted
 from ..store import Rows, Store
 from .agreement import SAME_SCENE, THUMBNAILS, Photo, compare
-from .groups import Copy, DuplicateGroup, Tier
+from .groups import HELD_OUT, Copy, DuplicateGroup, Tier
 
 _NEAREST = 10  # rows of the same modality whose content is compared with that of a row at a time
 _EXACT_SEARCH = 50_000  # rows beyond which the nearest are looked for in some of the cells alone
@@ -68,7 +68,8 @@ class _Group:
     Attributes:
         kept: number of the row.
         tier: of the group.
-        agreements: with the kept row, by the numbers of the other rows.
+        agreements: with the kept row, or with another row of test or val that a train row is like,
+            by the numbers of the other rows.
     """
 
     kept: int
@@ -119,6 +120,7 @@ def search_copies(
         reporter: Shows the progress.
     """
     rank = _ranks_of_keeping(rows)
+    splits = rows.splits
     equal_to = _equal_rows(store, rows, rank)
     different = np.flatnonzero(equal_to == np.arange(len(rows)))
     groups = _groups_of_equal_rows(equal_to)
@@ -128,11 +130,11 @@ def search_copies(
         # Copies first; of the rows that are in no group then, those of one scene
         photos = _PhotoComparison(store, rows, different, image_timeout, workers, reporter)
         nearest = _NearestRows(unit_rows(rows.embeddings), photos.numbers, reporter)
-        links = _link_until_none_joins(nearest, rank, "copy", photos.compare)
-        groups = _merged(groups, _group_around_kept(links, rank, "copy"))
+        links = _link_until_none_joins(nearest, rank, splits, "copy", photos.compare)
+        groups = _merged(groups, _group_around_kept(links, rank, splits, "copy"))
         in_groups = _rows_of(groups)
         free = [link for link in links if in_groups.isdisjoint((link.first, link.second))]
-        groups += _group_around_kept(free, rank, "same scene")
+        groups += _group_around_kept(free, rank, splits, "same scene")
         notes = photos.notes
         compared = photos.compared
     if cosine is not None:
@@ -144,8 +146,8 @@ def search_copies(
 
         ungrouped = np.setdiff1d(different, list(_rows_of(groups)))
         nearest = _NearestRows(unit_rows(rows.embeddings), ungrouped, reporter)
-        links = _link_until_none_joins(nearest, rank, "alike", link_alike)
-        groups += _group_around_kept(links, rank, "alike")
+        links = _link_until_none_joins(nearest, rank, splits, "alike", link_alike)
+        groups += _group_around_kept(links, rank, splits, "alike")
     return CopySearch([_as_result(group, rows) for group in groups], compared, notes)
 
 
@@ -222,6 +224,7 @@ def _groups_of_equal_rows(equal_to: Indices) -> list[_Group]:
 def _link_until_none_joins(
     nearest: _NearestRows,
     rank: Indices,
+    splits: Sequence[str],
     tier: Tier,
     link_pairs: Callable[[_NearPairs], list[_Link]],
 ) -> list[_Link]:
@@ -233,6 +236,7 @@ def _link_until_none_joins(
     Args:
         nearest: the rows.
         rank: of all rows of the modality, in the order in which they are kept.
+        splits: of all rows of the modality.
         tier: of the links by which rows join.
         link_pairs: returns the links among pairs.
     """
@@ -249,7 +253,7 @@ def _link_until_none_joins(
 
         # Look again for the nearest of the rows that are left and were near one that joined
         has_joined = np.zeros(count, dtype=bool)
-        for group in _group_around_kept(links, rank, tier):
+        for group in _group_around_kept(links, rank, splits, tier):
             has_joined[list(group.agreements)] = True
         nearest.keep(~has_joined)
         if not is_new.any():
@@ -260,9 +264,11 @@ def _link_until_none_joins(
     return links
 
 
-def _group_around_kept(links: Iterable[_Link], rank: Indices, tier: Tier) -> list[_Group]:
+def _group_around_kept(
+    links: Iterable[_Link], rank: Indices, splits: Sequence[str], tier: Tier
+) -> list[_Group]:
     """Group rows by their links of a tier, each around the one that is kept: a copy of a copy is no
-    copy of the kept row.
+    copy of the kept row. A train row joins a group for any row of test or val in it.
     """
     neighbours = defaultdict[int, list[_Link]](list)
     for link in links:
@@ -270,15 +276,25 @@ def _group_around_kept(links: Iterable[_Link], rank: Indices, tier: Tier) -> lis
             neighbours[link.first].append(link)
             neighbours[link.second].append(link)
     groups: list[_Group] = []
-    taken: set[int] = set()
+    group_of: dict[int, _Group] = {}
     for row in sorted(neighbours, key=lambda number: rank[number]):
-        if row in taken:
+        if row in group_of:
             continue
+
+        # Rows of test and val come before those of train, so theirs are in groups by now
+        leaks = [link for link in neighbours[row] if splits[link.other(row)] in HELD_OUT]
+        if splits[row] == "train" and leaks:
+            group = group_of[leaks[0].other(row)]
+            group.agreements[row] = leaks[0].agreement
+            group_of[row] = group
+            continue
+
         agreements = {link.other(row): link.agreement for link in neighbours[row]}
-        members = {other: value for other, value in agreements.items() if other not in taken}
+        members = {other: value for other, value in agreements.items() if other not in group_of}
         if members:
-            taken.update(members, [row])
-            groups.append(_Group(row, tier, members))
+            group = _Group(row, tier, members)
+            groups.append(group)
+            group_of |= dict.fromkeys([row, *members], group)
     return groups
 
 

@@ -192,6 +192,25 @@ def test_more_copies_than_nearest_rows_are_found(
     assert [copy.leave_out for copy in group.copies] == [True] * 7
 
 
+def test_a_train_photo_is_left_out_that_copies_a_test_photo_which_is_not_kept(
+    tmp_path: Path,
+) -> None:
+    """The left and the right part of a photo are copies of the whole, but not of each other."""
+    photo = Image.open(FILES[0]).convert("RGB")
+    width, height = photo.size
+    paths = [tmp_path / f"{name}.jpg" for name in ("left", "whole", "right")]
+    save(photo.crop((0, 0, int(0.65 * width), height)), paths[0])
+    save(photo, paths[1])
+    save(photo.crop((int(0.35 * width), 0, width, height)), paths[2])
+    splits = ["test", "test", "train"]
+    store = image_store(
+        tmp_path / "s", unit_rows(3, DIM), path=[str(path) for path in paths], split=splits
+    )
+    (group,) = find_duplicates(store, workers=0).groups
+    assert group.kept == "image0"
+    assert {copy.key: copy.leave_out for copy in group.copies} == {"image1": False, "image2": True}
+
+
 def test_products_of_other_colours_are_listed_and_not_left_out(tmp_path: Path) -> None:
     paths = [tmp_path / f"{colour}.png" for colour in ("red", "black")]
     for path in paths:
