@@ -293,7 +293,11 @@ def _batches(
     embeds.
     """
     if isinstance(inputs, Rows):
-        yield from _row_batches(inputs, modality, pending, size)
+        row_of_key = positions(inputs.keys)
+        for start in range(0, len(pending), size):
+            keys = pending[start : start + size]
+            embeddings = inputs.embeddings[[row_of_key[key] for key in keys]]
+            yield _Batch(modality, keys, embeddings, failures=[])
     elif encoder is not None:  # there is none if nothing is pending
         sounds = [key for key in pending if is_sound(inputs[key])]
         images = [key for key in pending if not is_sound(inputs[key])]
@@ -302,16 +306,15 @@ def _batches(
             yield from _image_batches(inputs, images, encoder, size)
         if sounds:
             encoder.require("audio")
-            yield from _sound_batches(inputs, sounds, encoder)
-
-
-def _row_batches(rows: Rows, modality: str, pending: Sequence[str], size: int) -> Iterator[_Batch]:
-    """Yield the pending rows, ``size`` at a time."""
-    row_of_key = positions(rows.keys)
-    for start in range(0, len(pending), size):
-        keys = pending[start : start + size]
-        embeddings = rows.embeddings[[row_of_key[key] for key in keys]]
-        yield _Batch(modality, keys, embeddings, failures=[])
+        for key in sounds:
+            try:
+                yield _Batch("audio", [key], encode_sounds(encoder, [inputs[key]]), failures=[])
+            except EncoderError as error:
+                cause = error.__cause__ or error
+                path = str(inputs[key])
+                failure = Failure(key, path, "decode", type(cause).__name__, reason_of(cause))
+                nothing = np.zeros((0, encoder.dim), np.float32)
+                yield _Batch("audio", [], nothing, failures=[failure])
 
 
 def _image_batches(
@@ -341,21 +344,6 @@ def _image_batches(
             failures = []
 
 
-def _sound_batches(
-    sounds: Mapping[str, Path], pending: Sequence[str], encoder: Encoder
-) -> Iterator[_Batch]:
-    """Yield the embedding of each pending sound, or its failure."""
-    for key in pending:
-        try:
-            yield _Batch("audio", [key], encode_sounds(encoder, [sounds[key]]), [])
-        except EncoderError as error:
-            cause = error.__cause__ or error
-            failure = Failure(
-                key, str(sounds[key]), "decode", type(cause).__name__, reason_of(cause)
-            )
-            yield _Batch("audio", [], np.zeros((0, encoder.dim), np.float32), [failure])
-
-
 def _files_by_key(
     paths: Sequence[str | Path], suffixes: frozenset[str], follow_symlinks: bool = False
 ) -> tuple[dict[str, Path], list[Failure]]:
@@ -380,7 +368,20 @@ def _files_by_key(
     for root in roots:
         images = find_images(listed, root, follow_symlinks, suffixes)
         if not images:
-            raise _error_without_images(root, suffixes)
+            if root.is_dir():
+                raise CorpusError(
+                    f"There are no images in {root} or its subfolders.",
+                    remedy="Give a folder that contains images.",
+                )
+            if not root.exists():
+                raise CorpusError(
+                    f"{str(root)!r} does not exist.",
+                    remedy="Check the path. A relative path starts from the current folder.",
+                )
+            raise CorpusError(
+                f"{str(root)!r} does not have the name of an image file in UTF-8.",
+                remedy=f"Names of images end in {', '.join(sorted(suffixes))}.",
+            )
         prefix = as_key(f"{root.name}/") if has_several_folders and root.is_dir() else ""
         keys = assign_keys([image.key for image in images])
         for key, image in zip(keys, images, strict=True):
@@ -389,21 +390,3 @@ def _files_by_key(
                 full_key = image.path
             path_by_key[full_key] = Path(image.path)
     return path_by_key, listed.skipped
-
-
-def _error_without_images(root: Path, suffixes: frozenset[str]) -> CorpusError:
-    """Return why a path gives no images."""
-    if root.is_dir():
-        return CorpusError(
-            f"There are no images in {root} or its subfolders.",
-            remedy="Give a folder that contains images.",
-        )
-    if not root.exists():
-        return CorpusError(
-            f"{str(root)!r} does not exist.",
-            remedy="Check the path. A relative path starts from the current folder.",
-        )
-    return CorpusError(
-        f"{str(root)!r} does not have the name of an image file in UTF-8.",
-        remedy=f"Names of images end in {', '.join(sorted(suffixes))}.",
-    )

@@ -13,9 +13,10 @@ another captioner or of other photos are refused, so that no file mixes two resu
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -44,13 +45,10 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 """
 
 
-def _without_control_characters(caption: str) -> str:
-    return "".join(letter for letter in caption if letter >= " ")
-
-
 _SIDECARS: Mapping[str, Callable[[str], str]] = {
     ".txt": lambda caption: f"{caption}\n",
-    ".xmp": lambda caption: _XMP.format(escape(_without_control_characters(caption))),
+    # XML has no control characters
+    ".xmp": lambda caption: _XMP.format(escape(re.sub(r"[\x00-\x1f]", "", caption))),
 }
 
 
@@ -116,8 +114,18 @@ class CaptionWriter:
         names = [] if json is None else [str(json)]
         names += [f"{suffix} files" for suffix in self._sidecars]
         self.files = " and ".join(names)
-        if self._sidecars:
-            _require_own_sidecars(photos.values())
+
+        # Photos that differ in their suffix alone would share a file beside them
+        photo_by_stem: dict[Path, Path] = {}
+        for photo in photos.values():
+            other = photo_by_stem.setdefault(photo.with_suffix(""), photo)
+            if self._sidecars and other != photo:
+                raise OutputError(
+                    f"The captions of {photo} and {other} cannot be written beside them: they "
+                    f"would share a file.",
+                    remedy="Rename one of the photos, or write the captions to one file with "
+                    "--json.",
+                )
 
     def __enter__(self) -> CaptionWriter:
         """Lock the files, and find out what is there."""
@@ -137,8 +145,19 @@ class CaptionWriter:
             # If a run was killed between two files, the second lacks a caption of the first
             for key, caption in list(self.captions.items()):
                 self.write(key, caption)
-            for key in self._photos:
-                if key not in self.captions and not self._has_sidecars(key):
+
+            # Photos without a caption are pending, but for those that have all their files already
+            reads_sidecars = bool(self._sidecars) and not (self._overwrite or self._json)
+            for key, photo in self._photos.items():
+                beside = [photo.with_suffix(suffix) for suffix in self._sidecars]
+                has_files = reads_sidecars and all(file.exists() for file in beside)
+                text_file = photo.with_suffix(".txt")
+                if has_files and text_file in beside and not text_file.is_symlink():
+                    text = text_file.read_text(encoding="utf-8", errors="replace")
+                    self.captions[key] = text.strip()
+                # The page shows captions, which .xmp files alone do not give back
+                needs_none = has_files and self._html is None
+                if key not in self.captions and not needs_none:
                     self.pending.append(key)
             self._stack = stack.pop_all()
         return self
@@ -179,12 +198,24 @@ class CaptionWriter:
         if self._html is not None:
             from ..pages import render_page  # with matplotlib, which takes a third of a second
 
-            shown = list(self.captions.items())[:_IN_SHEET]
+            # A photo is shown as a data: URL, None if it can no longer be read; a sound where it is
+            shown = []
+            for key, caption in list(self.captions.items())[:_IN_SHEET]:
+                path = self._photos[key]
+                element = "img"
+                source: str | None = None
+                if is_sound(path):
+                    element = "audio"
+                    source = path.absolute().as_uri()
+                else:
+                    with suppress(*UNREADABLE):
+                        source = thumbnail(path, _THUMBNAIL)
+                shown.append((key, caption, element, source))
             page = render_page(
                 _TEMPLATE,
                 title=counted(len(self.captions), "caption"),
                 captioner=self._captioner,
-                photos=[(key, caption, *_shown(self._photos[key])) for key, caption in shown],
+                photos=shown,
                 more=len(self.captions) - len(shown),
                 failures=failures,
             )
@@ -225,47 +256,3 @@ class CaptionWriter:
             self._rows[row.key] = row
             if photo is not None:
                 self.captions[row.key] = row.caption
-
-    def _has_sidecars(self, key: str) -> bool:
-        """Return whether a photo has all its files and needs no caption for another output;
-        remember the answer.
-        """
-        if self._overwrite or self._json or not self._sidecars:
-            return False
-        photo = self._photos[key]
-        if not all(photo.with_suffix(suffix).exists() for suffix in self._sidecars):
-            return False
-        text_file = photo.with_suffix(".txt")
-        if ".txt" in self._sidecars and not text_file.is_symlink():
-            self.captions[key] = text_file.read_text(encoding="utf-8", errors="replace").strip()
-        # the page shows captions, which .xmp files alone do not give back
-        return key in self.captions or self._html is None
-
-
-def _require_own_sidecars(photos: Iterable[Path]) -> None:
-    """Refuse photos that differ in their suffix alone.
-
-    Raises:
-        OutputError: with two of them.
-    """
-    photo_by_stem: dict[Path, Path] = {}
-    for photo in photos:
-        other = photo_by_stem.setdefault(photo.with_suffix(""), photo)
-        if other != photo:
-            raise OutputError(
-                f"The captions of {photo} and {other} cannot be written beside them: they would "
-                f"share a file.",
-                remedy="Rename one of the photos, or write the captions to one file with --json.",
-            )
-
-
-def _shown(path: Path) -> tuple[str, str | None]:
-    """Return the element of a page that shows a file, and its source: a photo as a ``data:`` URL, a
-    sound where it is; None if it can no longer be read.
-    """
-    if is_sound(path):
-        return "audio", path.absolute().as_uri()
-    try:
-        return "img", thumbnail(path, _THUMBNAIL)
-    except UNREADABLE:
-        return "img", None

@@ -296,7 +296,16 @@ class Captioner(HubRepository):
                 f", but those of {self.model.name} have norm 1."
             )
 
-        shares = self._shares_of_means(embeddings)
+        # How far the embeddings reach along the mean of each modality that the pipeline subtracts
+        # from unit rows, as shares (n,) of its length. A mean near the origin tells nothing
+        shares: dict[str, Matrix] = {}
+        first_step = next((step for step in self.pipeline.steps if step.kind != "normalize"), None)
+        if first_step is not None:
+            unit = unit_rows(embeddings)
+            for name, array in first_step.state.items():
+                mean = np.asarray(array, dtype=np.float32)
+                if name.startswith("centre/") and np.linalg.norm(mean) >= _SHORTEST_MEAN:
+                    shares[name.removeprefix("centre/")] = unit @ mean / (mean @ mean)
         if modality not in shares:
             return
         is_far = shares[modality] < _FAR
@@ -319,23 +328,6 @@ class Captioner(HubRepository):
         if near:
             remedy = f"If they are {near} embeddings, use --modality {near}."
         raise DecoderError(f"{message}.", remedy=remedy)
-
-    def _shares_of_means(self, embeddings: Matrix) -> dict[str, Matrix]:
-        """Return how far embeddings (n, d) reach along the mean of each modality.
-
-        The means are those that the pipeline subtracts from unit rows; a mean near the origin is
-        left out, as it tells nothing. The values (n,) are shares of the length of the mean.
-        """
-        first_step = next((step for step in self.pipeline.steps if step.kind != "normalize"), None)
-        if first_step is None:
-            return {}
-        unit = unit_rows(embeddings)
-        shares: dict[str, Matrix] = {}
-        for name, array in first_step.state.items():
-            mean = np.asarray(array, dtype=np.float32)
-            if name.startswith("centre/") and np.linalg.norm(mean) >= _SHORTEST_MEAN:
-                shares[name.removeprefix("centre/")] = unit @ mean / (mean @ mean)
-        return shares
 
     def fingerprint(self) -> str:
         """Return a digest of everything that a caption depends on, except the settings of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -179,66 +179,64 @@ def evaluate_captions(
     if isinstance(references, str | Path):
         references = read_references(references)
 
-    # Open the store and load the encoder, where they are needed
-    opened: Any = None
-    exported = None
-    encoder: Encoder | None = None
-    if captions is None or references is None or image_metrics:
-        opened = Store.open(store, reporter=reporter)
-        modality = modality or captioned_modality(opened)
-        exported = Pipeline.of_export(opened)
-        comparing = [*image_metrics, "--steer"] if steer else image_metrics
-        if exported and comparing:
-            raise MetricError(
-                f"{' and '.join(comparing)} compare images with texts as the encoder gives them, "
-                f"but the rows of the export {opened.path} went through {exported[0].name}.",
-                remedy="Use the store that was exported.",
-            )
-        if references is None:
-            require_captions(opened)
-        if image_metrics or (steer and captions is None):
-            encoder = resolve_encoder(
-                recorded=opened.info.model,
-                device=device,
-                backend=backend,
-                precision=precision,
-                reporter=reporter,
-            )
-    all_references: Texts = store_references(opened) if references is None else references
-
-    # Read the captions, or write them
+    load_encoder = partial(
+        resolve_encoder, device=device, backend=backend, precision=precision, reporter=reporter
+    )
+    comparing = [*image_metrics, "--steer"] if steer else image_metrics
+    images: _Images | None = None
     if captions is not None:
-        scored_captions, left_out = _with_references(read_predictions(captions), all_references)
-        store_of_images = opened if references is None else None
+        # Captions are given: a store is needed only for references, or for images to compare with
+        if references is None or image_metrics:
+            loader = load_encoder if image_metrics else None
+            images = _open_images(store, modality, references, comparing, loader, reporter)
+        known_references = _references(references, images)
+        predictions = read_predictions(captions)
+        aligned = align_keys(predictions, known_references)
+        # If none has a reference, all are kept, and `score_captions` refuses them
+        scored_captions = {key: predictions[key] for key in aligned} or predictions
+        left_out = [key for key in predictions if key not in scored_captions]
         notes = _notes_on_coverage(
-            scored_captions, left_out, all_references, store_of_images, modality
+            scored_captions, left_out, known_references, images if references is None else None
         )
     else:
-        assert isinstance(decoder, Captioner) and modality
-        decoder.check_model(opened.info.model, opened.info.dim)
-        images, left_out = images_with_references(
-            opened, split, all_references, modality=modality, exact=references is None
+        # The decoder writes captions of the images in the split that have references
+        assert isinstance(decoder, Captioner)
+        loader = load_encoder if image_metrics or steer else None
+        images = _open_images(store, modality, references, comparing, loader, reporter)
+        known_references = _references(references, images)
+        decoder.check_model(images.store.info.model, images.store.info.dim)
+        rows, left_out = images_with_references(
+            images.store,
+            split,
+            known_references,
+            modality=images.modality,
+            exact=references is None,
         )
-        if exported:
-            decoder = decoder.after(*exported)
+        if images.exported:
+            decoder = decoder.after(*images.exported)
         texts = decoder.caption(
-            embeddings=images.embeddings,
-            modality=modality,
-            keys=images.keys,
-            encoder=encoder,
+            embeddings=rows.embeddings,
+            modality=images.modality,
+            keys=rows.keys,
+            encoder=images.encoder,
             generation=generation,
         )
-        scored_captions = dict(zip(images.keys, texts, strict=True))
-        notes = _notes_on_images(opened, modality, split, left_out)
+        scored_captions = dict(zip(rows.keys, texts, strict=True))
+        notes = []
+        if left_out:
+            number = counted(
+                len(left_out),
+                f"{images.modality} without reference captions is",
+                f"{images.modality}s without reference captions are",
+            )
+            notes.append(f"{number} left out; the first is {left_out[0]}.")
+        notes += notes_on_leaks(images.store, [images.modality], split)
 
-    encoded_images = None
-    if encoder is not None and image_metrics and modality:
-        encoded_images = _encoded_images(opened, modality, encoder, scored_captions)
     score = partial(
         score_captions,
-        references=align_keys(scored_captions, all_references),
+        references=align_keys(scored_captions, known_references),
         metrics=metric_names,
-        images=encoded_images,
+        images=images.encoded(scored_captions) if images and image_metrics else None,
     )
     details = score(scored_captions)
     notes += details.notes
@@ -246,11 +244,21 @@ def evaluate_captions(
     if against is not None:
         other_captions, more_notes = _captions_to_compare(against, scored_captions)
         notes += more_notes
-        differences = _differences(score(other_captions), details)
+        other_details = score(other_captions)
+        differences = {
+            name: compare(other_details, details, name)
+            for name in details.corpus
+            if name in other_details.corpus
+        }
+    intervals: dict[str, Ends] = {}
+    if resamples:
+        intervals = {
+            name: bootstrap_interval(details, name, resamples=resamples) for name in details.corpus
+        }
     return Evaluation(
         captions=scored_captions,
         scores=details.corpus,
-        intervals=_intervals(details, resamples),
+        intervals=intervals,
         details=details,
         differences=differences,
         notes=notes,
@@ -258,34 +266,95 @@ def evaluate_captions(
     )
 
 
-def _with_references(
-    captions: Mapping[str, str], references: Texts
-) -> tuple[dict[str, str], list[str]]:
-    """Return the captions whose image has references, and the keys of the others; all captions if
-    there is none, which `score_captions` refuses.
+@dataclass(frozen=True)
+class _Images:
+    """The store that has the scored images.
+
+    Attributes:
+        store: open.
+        modality: of the rows that are captioned.
+        exported: the pipeline that the rows went through, and how many of its steps; None if the
+            store is no export.
+        encoder: of the rows; None if nothing is compared with them.
     """
-    aligned = align_keys(captions, references)
-    if not aligned:
-        return dict(captions), []
-    with_references = {key: captions[key] for key in aligned}
-    return with_references, [key for key in captions if key not in aligned]
+
+    store: Store
+    modality: str
+    exported: tuple[Pipeline, int] | None
+    encoder: Encoder | None
+
+    def encoded(self, keys: Iterable[str]) -> EncodedImages:
+        """Return the stored embeddings, with the encoder that made them, and their rows by these
+        keys.
+
+        Raises:
+            StoreError: if another encoder made them.
+        """
+        assert self.encoder is not None
+        self.store.info.require_same_model(
+            self.encoder.identity, own=f"The store {self.store.path}", theirs="the encoder"
+        )
+        rows = self.store.load(self.modality)
+        row_of_key = align_keys(keys, positions(rows.keys))
+        return EncodedImages(row_of_key, rows.embeddings, self.encoder.encode_texts)
+
+
+def _open_images(
+    store: Store | str | Path,
+    modality: str | None,
+    references: Texts | None,
+    comparing: Sequence[str],
+    load_encoder: Callable[..., Encoder] | None,
+    reporter: Reporter,
+) -> _Images:
+    """Open the store of the images, and load the encoder of its rows if that is asked for.
+
+    Args:
+        store: see `evaluate_captions`.
+        modality: likewise.
+        references: None if they are the captions of the store.
+        comparing: the metrics and options that compare texts with the images.
+        load_encoder: as `resolve_encoder`; None if nothing is compared with the images.
+        reporter: shows messages.
+
+    Raises:
+        StoreError: if the store is missing, or lacks captions that are needed.
+        MetricError: if texts cannot be compared with the rows of an export.
+    """
+    opened = Store.open(store, reporter=reporter)
+    modality = modality or captioned_modality(opened)
+    exported = Pipeline.of_export(opened)
+    if exported and comparing:
+        raise MetricError(
+            f"{' and '.join(comparing)} compare images with texts as the encoder gives them, "
+            f"but the rows of the export {opened.path} went through {exported[0].name}.",
+            remedy="Use the store that was exported.",
+        )
+    if references is None:
+        require_captions(opened)
+    encoder = None if load_encoder is None else load_encoder(recorded=opened.info.model)
+    return _Images(opened, modality, exported, encoder)
+
+
+def _references(references: Texts | None, images: _Images | None) -> Texts:
+    """Return the given references, or those of the store of the images."""
+    if references is not None:
+        return references
+    assert images is not None
+    return store_references(images.store)
 
 
 def _notes_on_coverage(
-    captions: Mapping[str, str],
-    left_out: Sequence[str],
-    references: Texts,
-    store: Store | None,
-    modality: str | None,
+    captions: Mapping[str, str], left_out: Sequence[str], references: Texts, images: _Images | None
 ) -> list[str]:
     """Return notes on which images the captions of a file are of; with the store that the
     references are of, also of which splits.
     """
     image_count = counted(len(references), "image")
     coverage = f"Scored captions of {len(captions):,} of the {image_count} with references"
-    if store is not None and modality in store.modalities:
-        images = store.load(modality)
-        split_of_image = dict(zip(images.keys, images.splits, strict=True))
+    if images is not None and images.modality in images.store.modalities:
+        rows = images.store.load(images.modality)
+        split_of_image = dict(zip(rows.keys, rows.splits, strict=True))
         splits = Counter(align_keys(captions, split_of_image).values())
         listed = [f"{split} ({splits[split]:,})" for split in sorted(splits, key=split_order)]
         coverage += f": {', '.join(listed)}"
@@ -322,41 +391,6 @@ def _captions_to_compare(
         more = counted(len(predictions) - len(captions), "caption")
         notes.append(f"{more} of --against are of images that are not scored, and left out.")
     return aligned, notes
-
-
-def _intervals(details: CaptionScores, resamples: int) -> dict[str, Ends]:
-    """Return the interval of each score; nothing without resamples."""
-    intervals: dict[str, Ends] = {}
-    if resamples:
-        for name in details.corpus:
-            intervals[name] = bootstrap_interval(details, name, resamples=resamples)
-    return intervals
-
-
-def _differences(first: CaptionScores, second: CaptionScores) -> dict[str, Difference]:
-    """Return the difference ``second - first`` of each score that both have."""
-    differences: dict[str, Difference] = {}
-    for name in second.corpus:
-        if name in first.corpus:
-            differences[name] = compare(first, second, name)
-    return differences
-
-
-def _notes_on_images(
-    store: Store, modality: str, split: str, without_references: Sequence[str]
-) -> list[str]:
-    """Return notes on scored images, or rows of another modality: those without reference
-    captions, and those that train has too.
-    """
-    notes = []
-    if without_references:
-        number = counted(
-            len(without_references),
-            f"{modality} without reference captions is",
-            f"{modality}s without reference captions are",
-        )
-        notes.append(f"{number} left out; the first is {without_references[0]}.")
-    return notes + notes_on_leaks(store, [modality], split)
 
 
 def require_captions(store: Store) -> None:
@@ -446,20 +480,3 @@ def images_with_references(
             "store does.",
         )
     return images.select(has_reference), images.select(~has_reference).keys
-
-
-def _encoded_images(
-    store: Store, modality: str, encoder: Encoder, keys: Iterable[str]
-) -> EncodedImages:
-    """Return the stored embeddings of the images, with the encoder that made them, and their rows
-    by these keys.
-
-    Raises:
-        StoreError: if another encoder made them.
-    """
-    store.info.require_same_model(
-        encoder.identity, own=f"The store {store.path}", theirs="the encoder"
-    )
-    images = store.load(modality)
-    rows = align_keys(keys, positions(images.keys))
-    return EncodedImages(rows, images.embeddings, encoder.encode_texts)

@@ -283,20 +283,13 @@ def _shifted(model: Decoder, cache: Any, written: Sequence[list[int]], similar: 
         divergence = (log_p.exp() * (log_p - log_p0)).sum(-1)  # (B,)
         loss = (_FLUENCY * divergence - (relevance * likely).sum(-1)).sum()
         gradients = torch.autograd.grad(loss, shift)
-        shift = [
-            _descended(part.detach(), gradient)
-            for part, gradient in zip(shift, gradients, strict=True)
-        ]
+        for number, gradient in enumerate(gradients):
+            norms = (gradient.flatten(1).norm(dim=1) + 1e-15).view(-1, 1, 1, 1)
+            step: Tensor = _STEP_SIZE * gradient / norms**_NORM_POWER
+            shift[number] = shift[number].detach() - step
     with torch.no_grad():
         log_p = after_shift(shift)
     return (_FUSION * log_p + (1 - _FUSION) * log_p0).log_softmax(-1)
-
-
-def _descended(shift: Tensor, gradient: Tensor) -> Tensor:
-    """Return the shift of keys or values (B, H, S, W / H) after one step down the gradient."""
-    norms = (gradient.flatten(1).norm(dim=1) + 1e-15).view(-1, 1, 1, 1)
-    step: Tensor = _STEP_SIZE * gradient / norms**_NORM_POWER
-    return shift - step
 
 
 def _log_probabilities(model: Decoder, logits: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from .config import UNCONDITIONAL, AnySize, Size, load_size
 from .esper import ESPER_TRAINING, LANGUAGE_MODEL_REMEDY, EsperTask
 from .evaluate import require_captions
 from .language_model import LanguageModelDecoder
-from .model import CaptionDecoder, Decoder
+from .model import CaptionDecoder
 from .steering import load_text_encoder
 from .task import CaptioningTask
 from .tokenizer import CaptionTokenizer, TokenRows
@@ -195,18 +195,55 @@ def train_captioner(
     with reserve_output(
         Path(output), DECODER, settings, overwrite=overwrite, start=start, reporter=reporter
     ) as target:
-        if esper and previous is not None:
-            training = _esper_training(store, settings, previous, compute, reporter)
-        else:
-            training = _decoder_training(store, settings, training_pipeline, previous, compute)
-        for note in training.notes:
-            reporter.message(note)
         record: dict[str, Any] = {"model": dict(store.info.model)}
         if start:
             record["from"] = str(start)
-        record |= training.record
-        record["notes"] = training.notes
-        task = training.task
+        task: CaptioningTask
+        if esper and previous is not None:
+            # A mapper in front of a language model, on images alone
+            rows = training_rows(store, train_split, "image")
+            notes = rows.notes
+            text_encoder = load_text_encoder(
+                store.info.model, "ESPER", device=compute.device, reporter=reporter
+            )
+            config = replace(ESPER_TRAINING, seed=seed)
+            if epochs:
+                config = replace(config, epochs=epochs)
+            task = EsperTask(rows.train, rows.val, previous, text_encoder, config, compute.device)
+        else:
+            # A decoder on texts or pairs, or a language model on captions
+            rows = _rows_to_learn(store, settings)
+            fitted, notes_on_pipeline = training_pipeline.fit(store, train_split, "text")
+            notes = [*rows.notes, *notes_on_pipeline]
+            trained_size: str = size
+            if previous is not None and previous.size:
+                trained_size = previous.size
+            size_settings = load_size(
+                trained_size,
+                changes,
+                fine_tuned=previous is not None,
+                captions=len(rows.train),
+                epochs=epochs,
+                patience=patience,
+                seed=seed,
+            )
+            task = DecoderTask(
+                rows.train,
+                rows.val,
+                fitted,
+                size_settings,
+                compute,
+                start=previous,
+                applied=training_pipeline.applied,
+            )
+            record["sigma"] = float(fitted.sigma or 0)
+            if pairs is not None:
+                record["pairs"] = pairs
+            record["size"] = trained_size
+            record["changes"] = list(changes)
+        record["notes"] = notes
+        for note in notes:
+            reporter.message(note)
         trained = "a language model" if unconditional else task.pipeline.name
         return train_or_load(
             target,
@@ -268,77 +305,6 @@ def _choose_pipeline(
     return training_pipeline, changes
 
 
-@dataclass(frozen=True)
-class _Training:
-    """A training to run, and what its record says beside the task's facts.
-
-    Attributes:
-        task: the training.
-        record: JSON values by name.
-        notes: what the user should know.
-    """
-
-    task: CaptioningTask
-    record: dict[str, Any]
-    notes: list[str]
-
-
-def _esper_training(
-    store: Store,
-    settings: CaptionerSettings,
-    language_model: Captioner,
-    compute: Compute,
-    reporter: Reporter,
-) -> _Training:
-    """Return the training of a mapper in front of a language model, on images alone."""
-    rows = training_rows(store, settings.train_split, "image")
-    encoder = load_text_encoder(store.info.model, "ESPER", device=compute.device, reporter=reporter)
-    config = replace(ESPER_TRAINING, seed=settings.seed)
-    if settings.epochs:
-        config = replace(config, epochs=settings.epochs)
-    task = EsperTask(rows.train, rows.val, language_model, encoder, config, compute.device)
-    return _Training(task, {}, rows.notes)
-
-
-def _decoder_training(
-    store: Store,
-    settings: CaptionerSettings,
-    training_pipeline: TrainingPipeline,
-    previous: Captioner | None,
-    compute: Compute,
-) -> _Training:
-    """Return the training of a decoder on texts or pairs, or of a language model on captions."""
-    rows = _rows_to_learn(store, settings)
-    pipeline, notes_on_pipeline = training_pipeline.fit(store, settings.train_split, "text")
-    size: str = settings.size
-    if previous is not None and previous.size:
-        size = previous.size
-    size_settings = load_size(
-        size,
-        settings.set,
-        fine_tuned=previous is not None,
-        captions=len(rows.train),
-        epochs=settings.epochs,
-        patience=settings.patience,
-        seed=settings.seed,
-    )
-    task = DecoderTask(
-        rows.train,
-        rows.val,
-        pipeline,
-        size_settings,
-        compute,
-        start=previous,
-        applied=training_pipeline.applied,
-    )
-    record: dict[str, Any] = {"sigma": float(pipeline.sigma or 0)}
-    if settings.pairs is not None:
-        record["pairs"] = settings.pairs
-    record["size"] = size
-    record["changes"] = list(settings.set)
-    return _Training(task, record, [*rows.notes, *notes_on_pipeline])
-
-
 def _check_settings(asked: CaptionerSettings, pipeline: Pipeline | None) -> None:
     """Refuse settings that contradict each other, or that are out of range."""
     if not 0 < asked.train_fraction <= 1:
@@ -394,7 +360,10 @@ def training_rows(store: Store, split: str = "train", modality: str = "text") ->
 
 def _drop_empty(rows: Rows, notes: list[str]) -> Rows:
     """Leave out captions without a letter or digit of any script, and note how many they are."""
-    has_letters = np.array([_has_letters(caption) for caption in rows.captions], bool)
+    has_letters = np.zeros(len(rows), bool)
+    for row, caption in enumerate(rows.captions):
+        categories = map(unicodedata.category, caption)
+        has_letters[row] = any(category[0] in "LN" for category in categories)
     if has_letters.all():
         return rows
     empty_keys = rows.select(~has_letters).keys
@@ -403,11 +372,6 @@ def _drop_empty(rows: Rows, notes: list[str]) -> Rows:
         f"left out; the first is {empty_keys[0]}."
     )
     return rows.select(has_letters)
-
-
-def _has_letters(caption: str) -> bool:
-    """Return whether a text has a letter or digit of any script."""
-    return any(unicodedata.category(character)[0] in "LN" for character in caption)
 
 
 def captions_of_images(images: Rows, texts: Rows) -> Rows:
@@ -520,7 +484,19 @@ class DecoderTask(CaptioningTask):
         self._rest = pipeline.part(applied)
         self.config = size.training
         self.compute = compute or devices.pick()
-        self.model, self.tokenizer = self._initial_decoder(size, start)
+        dim = train.embeddings.shape[1]
+        if start is not None:
+            start.check_dim(dim)
+            self.model = copy.deepcopy(start.decoder)
+            self.tokenizer = start.tokenizer
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(torch_seed(self.config.seed, "initialise"))
+                if isinstance(size, Size):
+                    self.tokenizer = CaptionTokenizer.train(train.captions, size.vocab_size)
+                    self.model = CaptionDecoder(size.config(dim, self.tokenizer.vocab_size))
+                else:
+                    self.model, self.tokenizer = LanguageModelDecoder.pretrained(size, dim)
         self.model.to(self.compute.device)
         self.module = self.model
 
@@ -559,21 +535,6 @@ class DecoderTask(CaptioningTask):
             "monitor": "text" if is_text_only else "cross-modal",
             "training": {**asdict(self.config), "precision": self.compute.precision},
         }
-
-    def _initial_decoder(
-        self, size: AnySize, start: Captioner | None
-    ) -> tuple[Decoder, CaptionTokenizer]:
-        """Return the decoder before the first step, and its tokenizer."""
-        dim = self.train.embeddings.shape[1]
-        if start is not None:
-            start.check_dim(dim)
-            return copy.deepcopy(start.decoder), start.tokenizer
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(self.config.seed, "initialise"))
-            if isinstance(size, Size):
-                tokenizer = CaptionTokenizer.train(self.train.captions, size.vocab_size)
-                return CaptionDecoder(size.config(dim, tokenizer.vocab_size)), tokenizer
-            return LanguageModelDecoder.pretrained(size, dim)
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of captions."""
