@@ -1,7 +1,8 @@
 # make demo  sets everything up, then runs the whole method offline on the bundled photos
 # make test  sets everything up, then runs the tests of a contributor
 # make lint / make types / make pages  lint, types, and the commands of the documentation: .ci/run adds them to the tests
-# make long  crash points, faults, fuzz, bombs, ...: MINUTES=10 for each check, SEED=0
+# make long  crash points, faults, fuzz, bombs, ...: MINUTES=10 for each check, SEED=0; then all cases of the tests of
+#            which make test runs a slice
 # make imports  tests that everything can be imported, and c3 import: what runs on macOS and Windows
 # make dist  builds wheel and sdist in dist/, checks them, and runs the wheel in a fresh environment
 # make docs  builds the documentation in build/docs; a broken link is an error
@@ -48,6 +49,7 @@ pages: $(VENV)/.dev
 
 long: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -o timeout=0 tests/long/check_*.py --minutes $(MINUTES) --seed $(SEED)
+	C3_ALL_CASES=1 $(BIN)/python -m pytest -q -n auto --dist worksteal `grep -l slice_of tests/*/test_*.py`
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

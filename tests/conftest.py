@@ -7,10 +7,10 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 # read where numpy and torch are first imported, here and in the processes that tests start: small
 # products lose more by waiting for threads than they gain, tests run side by side, and the last
@@ -52,9 +52,18 @@ locations.FIRST_PAUSE = 0.001  # between attempts to reach a server
 settings.register_profile("c3", deadline=None)
 settings.load_profile("c3")
 
+ALL_CASES = "C3_ALL_CASES" in os.environ
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 MODEL = ModelIdentity(name="test-model", weights_sha256="0" * 64)
 C3 = Callable[..., Result]  # the fixture `c3`
+T = TypeVar("T")
+
+
+def slice_of(cases: Iterable[T], every: int = 3) -> list[T]:
+    """Return the first case and every third one after it; with C3_ALL_CASES=1 all cases, as
+    `make long` runs them.
+    """
+    return list(cases)[:: 1 if ALL_CASES else every]
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from c3tools.errors import C3Error, MissingExtraError, UnreachableError
 from c3tools.executors import Executor, open_executor
 from c3tools.executors.ray import RayExecutor, _allocate, _assigned_device, _machines
 from c3tools.store import Store
-from tests.conftest import contents, copy_photos
+from tests.conftest import contents, copy_photos, slice_of
 from tests.executors.works import Squares
 
 SQUARES = [0, 1, 4, 9, 16, 25]
@@ -81,7 +81,7 @@ def test_a_task_that_always_fails_is_an_error(
         assert len(list(tmp_path.glob("3-*"))) == (1 if trouble == "refuse" else 3)
 
 
-@pytest.mark.parametrize("done", [0, 2, 5], ids=["start", "middle", "one task left"])
+@pytest.mark.parametrize("done", slice_of([2, 0, 5]), ids="{} others done".format)
 def test_on_ray_a_lost_machine_costs_time_only(tmp_path: Path, done: int) -> None:
     pytest.importorskip("ray", reason="the extra ray is not installed")
     program = [sys.executable, "-m", "tests.executors.lost_machine", str(tmp_path), str(done)]

@@ -16,7 +16,7 @@ from c3tools.errors import C3Error, IncompleteStoreError, OutputError, StoreErro
 from c3tools.export import FORMATS
 from c3tools.store.means import load_means, save_means
 from c3tools.store.rewriting import REWRITING_LIST
-from tests.conftest import Messages, contents, write_jsonl
+from tests.conftest import Messages, contents, slice_of, write_jsonl
 from tests.crashes import kill_at, operations
 from tests.stores import embed_colours
 
@@ -293,7 +293,8 @@ def test_a_killed_update_is_continued_to_the_same_bytes(folder: Path, format: st
     done = operations(folder / "e", lambda: export(folder, format=format))
     expected = contents(folder / "e")
     moves = [n for n, step in enumerate(done) if step.startswith("os.rename .rewriting/")]
-    for number in [*random.Random(0).sample(range(len(done)), 4), moves[0], moves[1] + 1]:
+    points = [moves[0], *random.Random(0).sample(range(len(done)), 4), moves[1] + 1]
+    for number in slice_of(points):
         shutil.rmtree(folder / "e")
         shutil.copytree(folder / "before", folder / "e")
         assert kill_at(folder / "e", number, lambda: export(folder, format=format))

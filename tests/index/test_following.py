@@ -20,7 +20,14 @@ from c3tools.index import Index, build_index, training
 from c3tools.index.rows import TransformedRows
 from c3tools.io.locations import location
 from c3tools.store.manifest import StoreWriter
-from tests.conftest import Messages, add_shard, contents, contents_at_url, put_store
+from tests.conftest import (
+    Messages,
+    add_shard,
+    contents,
+    contents_at_url,
+    put_store,
+    slice_of,
+)
 from tests.crashes import kill_at, operations
 from tests.servers import Faults
 from tests.stores import gap_store, make_vectors
@@ -202,7 +209,8 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
     done = operations(folder / "i", run)
     expected = contents(folder / "i")
     moves = [n for n, step in enumerate(done) if step.startswith("os.rename .rewriting/")]
-    for number in [*random.Random(0).sample(range(len(done)), 5), *moves[1:2], len(done) - 1]:
+    points = [*moves[1:2], *random.Random(0).sample(range(len(done)), 5), len(done) - 1]
+    for number in slice_of(points):
         shutil.rmtree(folder / "i")
         if (folder / "before").exists():
             shutil.copytree(folder / "before", folder / "i")

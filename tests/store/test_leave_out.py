@@ -17,7 +17,7 @@ from c3tools.choices import ExportFormat
 from c3tools.errors import OutputError, StoreError
 from c3tools.store import Rows, Store
 from c3tools.store.leave_out import shards_metadata
-from tests.conftest import build_store, contents, unit_rows, write_jsonl
+from tests.conftest import build_store, contents, slice_of, unit_rows, write_jsonl
 from tests.crashes import kill_at, operations
 from tests.stores import colour_corpus, embed_colours
 
@@ -348,8 +348,8 @@ def test_a_store_that_was_opened_before_says_that_it_changed(store: Store) -> No
 def test_a_killed_run_is_obeyed_whole_or_not_at_all(
     store: Store, tmp_path: Path, undo: bool
 ) -> None:
-    """Readers use the rows as before, as after, or refuse, and the same command ends with the same
-    bytes. `make long` kills it at random operations.
+    """Killed at an operation, readers use the rows as before, as after, or refuse, and the same
+    command ends with the same bytes.
     """
     folder = tmp_path / "work"
 
@@ -371,7 +371,7 @@ def test_a_killed_run_is_obeyed_whole_or_not_at_all(
     steps = operations(tmp_path, run)
     after = counts()
     expected = contents(folder)
-    for number in range(0, len(steps), 3):
+    for number in slice_of(range(len(steps))):
         prepare()
         kill_at(tmp_path, number, run)
         try:

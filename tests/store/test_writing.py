@@ -27,7 +27,14 @@ from c3tools.io.locations import location, remove, upload
 from c3tools.store import Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.manifest import Manifest
 from tests.captioning.conftest import make_captions_store
-from tests.conftest import add_shard, contents, contents_at_url, put_store, unit_rows
+from tests.conftest import (
+    add_shard,
+    contents,
+    contents_at_url,
+    put_store,
+    slice_of,
+    unit_rows,
+)
 from tests.crashes import fail_at, kill_at, operations
 from tests.servers import Faults
 from tests.stores import DIM, colour_corpus, embed_colours, make_vectors, whole_store
@@ -118,7 +125,7 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
     ] * bool(moved)
     assert verify_store(folder / "s").whole and bool(moved) == (command == "update")
     expected = everything(folder)
-    for number in random.Random(0).sample(range(len(done)), kills):
+    for number in slice_of(random.Random(0).sample(range(len(done)), kills)):
         run = prepare(folder, command)
         assert kill_at(folder, number, run)
         run()
@@ -133,7 +140,7 @@ def test_a_fault_is_one_clear_error_and_nothing_is_lost(tmp_path: Path, command:
     expected = everything(folder)
     for number in (errno.ENOSPC, errno.EIO, errno.EACCES):
         run = prepare(folder, command)
-        for operation in random.Random(number).sample(range(count), 3):
+        for operation in slice_of(random.Random(number).sample(range(count), 3)):
             with suppress(C3Error, OSError):  # the command says it in a line, or was through before
                 fail_at(folder, operation, number, run)
         run()
