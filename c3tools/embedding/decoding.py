@@ -208,24 +208,18 @@ def _decoded_one_by_one(
             start = time.perf_counter()
             decoded = pool.wait(job)
             if decoded is None:
-                seconds = time.perf_counter() - start
-                all_decoded.failures.append(_failure_of_worker(item, seconds, time_limit))
+                error: Exception = ValueError("the process that decodes it ends each time")
+                if time_limit and time.perf_counter() - start >= time_limit:
+                    error = TimeoutError(
+                        f"took longer than {time_limit:g} s to decode; c3 embed and c3 duplicates "
+                        "allow more with --image-timeout"
+                    )
+                all_decoded.failures.append(failure_of(item, "decode", error))
                 continue
             all_decoded.rows.extend(decoded.rows)
             all_decoded.failures.extend(decoded.failures)
             all_decoded.pixels.extend(pool.pixels_of(0, decoded))
     return all_decoded
-
-
-def _failure_of_worker(item: ImageItem, seconds: float, time_limit: float | None) -> Failure:
-    """Return the record of an image that ended its worker after so many seconds."""
-    error: Exception = ValueError("the process that decodes it ends each time")
-    if time_limit and seconds >= time_limit:
-        error = TimeoutError(
-            f"took longer than {time_limit:g} s to decode; c3 embed and c3 duplicates allow more "
-            "with --image-timeout"
-        )
-    return failure_of(item, "decode", error)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,15 @@ def record_inputs(
         overwrite: replace the entries of inputs that are there already; else keep them.
     """
     entries: Any = stored.recorded
-    new: Any = pa.concat_tables([_INPUTS.empty_table(), *map(_entries_of, tried)])
+    here = str(Path.cwd())
+    tables = [_INPUTS.empty_table()]
+    for items in tried:
+        paths: list[Any] = items["path"].to_pylist()
+        roots = [None if absolute(path) == path else here for path in paths]
+        no_digests = pa.nulls(len(items), pa.large_string())
+        columns: list[Any] = [items["key"], roots, items["size"], items["mtime"], no_digests]
+        tables.append(pa.table(columns, schema=_INPUTS))
+    new: Any = pa.concat_tables(tables)
     if overwrite:
         entries = entries.filter(pc.invert(pc.is_in(entries["key"], new["key"])))
     else:
@@ -136,15 +144,6 @@ def record_inputs(
     )
     if len(entries) and not entries.equals(_read_recorded(store.path)):
         write_atomically(store.path / INPUTS_FILE, lambda path: pq.write_table(entries, path))
-
-
-def _entries_of(items: pa.Table) -> pa.Table:
-    """Return the entries of images, videos or sounds, without digests."""
-    here = str(Path.cwd())
-    paths: list[Any] = items["path"].to_pylist()
-    roots = [None if absolute(path) == path else here for path in paths]
-    columns: list[Any] = [items["key"], roots, items["size"], items["mtime"]]
-    return pa.table([*columns, pa.nulls(len(items), pa.large_string())], schema=_INPUTS)
 
 
 def _read_recorded(store: Path) -> pa.Table:

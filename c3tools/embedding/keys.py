@@ -153,7 +153,13 @@ class _Join:
         # Images in tars and tables, of lists and at URLs keep their keys, or are refused
         images_of_folder: dict[str, list[ImageItem]] = defaultdict(list)
         for image in self._images:
-            folder = self._folder_of(image)
+            path = absolute(image.path)
+            folder = None
+            if image.source is None and not is_url(path):
+                parents = [str(parent) for parent in Path(path).parents]
+                folder = next((parent for parent in parents if parent in self._prefixes), None)
+                if path in self._prefixes:
+                    folder = parents[0]
             if folder is not None:
                 images_of_folder[folder].append(image)
             elif image.key in self.keys:
@@ -198,16 +204,6 @@ class _Join:
         self.keys[image.key] = key
         self._taken.add(key)
 
-    def _folder_of(self, image: ImageItem) -> str | None:
-        """Return the given folder that a file is in; None for an image that is no such file."""
-        path = absolute(image.path)
-        if image.source is not None or is_url(path):
-            return None
-        parents = [str(parent) for parent in Path(path).parents]
-        if path in self._prefixes:
-            return parents[0]
-        return next((parent for parent in parents if parent in self._prefixes), None)
-
     def _state(self, image: ImageItem, key: str) -> Literal["free", "moved", "taken"]:
         """Return whether an image may have a key: it is free, of the same file, which was moved, or
         of another file.
@@ -219,25 +215,22 @@ class _Join:
         file = self._stored.get(key)
         if file is None:
             return "free"
-        if file.stored_path is not None and self._exists(file.stored_path):
-            return "taken"
+        # Is the stored file still there? Tars and tables of this corpus have it no more
+        if file.stored_path is not None:
+            possible = possible_files(file.stored_path)
+            if is_url(file.stored_path):
+                possible = possible[1:]  # each image would cost a request
+                if not possible:
+                    return "taken"
+            for path in possible:
+                if self._is_file(path) and not self._sources.was_read(path):
+                    return "taken"
         if file.is_failure:
             return "free"
         sizes_differ = None not in (image.size, file.size) and image.size != file.size
         if image.key in self.keys or sizes_differ or file.sha256 is None:
             return "taken"
         return "moved" if self._digest(image) == file.sha256 else "taken"
-
-    def _exists(self, path: str) -> bool:
-        """Return whether a stored file is still there, apart from tars and tables of this corpus:
-        these have it no more.
-        """
-        files = possible_files(path)
-        if is_url(path):
-            files = files[1:]  # each image would cost a request
-            if not files:
-                return True
-        return any(self._is_file(file) and not self._sources.was_read(file) for file in files)
 
     def _digest(self, image: ImageItem) -> str | None:
         """Return the SHA-256 of an image, a video or a sound; None if it cannot be read."""

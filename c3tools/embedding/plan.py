@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from types import MappingProxyType
 from typing import Any
 
@@ -109,8 +109,18 @@ def plan_corpus(
     if with_tasks:
         splits = store.item_splits()
         if splits:
+            # The splits that items have in the store come before those in the corpus
             for plan in with_tasks.values():
-                plan.items = _with_splits(plan.items, splits)
+                table: Any = plan.items.table
+                corpus_splits = table["split"].to_pylist()
+                item_keys = own_items(table).to_pylist()
+                settled_splits = [
+                    splits.get(item_key, split)
+                    for item_key, split in zip(item_keys, corpus_splits, strict=True)
+                ]
+                place = table.column_names.index("split")
+                column = pa.array(settled_splits, table.schema.field("split").type)
+                plan.items = ItemTable(plan.items.kind, table.set_column(place, "split", column))
     return plans
 
 
@@ -229,7 +239,8 @@ def _plan_of(
         summary.failed_before = int(before - is_pending.sum())
     pending = np.flatnonzero(is_pending)
     replacing_lost = sorted(missing) if len(pending) >= sum(missing.values()) else []
-    numbers = _free_numbers(replacing_lost, {*parts, *missing})
+    used = {*parts, *missing}
+    numbers = chain(replacing_lost, (number for number in count() if number not in used))
     new = [
         (next(numbers), pending[start : start + options.shard_size])
         for start in range(0, len(pending), options.shard_size)
@@ -278,24 +289,4 @@ def _plan_of(
         dict(edits),
         replacing_lost,
         summary,
-    )
-
-
-def _free_numbers(first: Sequence[int], used: set[int]) -> Iterator[int]:
-    """Yield the numbers of new shards: some first, then all that are not used."""
-    yield from first
-    for number in count():
-        if number not in used:
-            yield number
-
-
-def _with_splits(items: ItemTable[Any], splits: Mapping[str, str | None]) -> ItemTable[Any]:
-    """Return inputs with the splits that their items have in the store, or else in the corpus."""
-    table = items.table
-    values: list[str | None] = []
-    for item, split in zip(own_items(table).to_pylist(), table["split"].to_pylist(), strict=True):
-        values.append(splits.get(item, split))
-    column = pa.array(values, table.schema.field("split").type)
-    return ItemTable(
-        items.kind, table.set_column(table.column_names.index("split"), "split", column)
     )

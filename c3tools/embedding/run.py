@@ -29,11 +29,11 @@ from ..io.artifact import digest_of
 from ..io.locations import location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
-from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
+from ..store import Store, StoreInfo, StoreWriter, create_store
 from ..store.carried import KeptRow, carried_types, names_to_keep
 from ..store.manifest import require_store_or_empty
 from ..store.rows import without_splits
-from ..store.shards import ShardName, ShardRecord, shards_in
+from ..store.shards import ShardName, shards_in
 from .inputs import MEDIA, StoredInputs, record_inputs
 from .keys import with_stored_keys
 from .plan import Plan, plan_corpus
@@ -167,13 +167,11 @@ def embed(
         workers=workers,
         batch_size=batch_size,
         image_timeout=image_timeout,
-        fps=_choose_fps(fps, folder, recorded),
         retry_failed=retry_failed,
         update=update,
         prune=prune,
-        long_texts=_choose_long_texts(long_texts, folder, recorded),
-        exact_decoding=_choose_exact_decoding(exact_decoding, folder, recorded),
     )
+    options = _with_settings_of_store(options, long_texts, exact_decoding, fps, folder, recorded)
     if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
         raise StoreError(
             f"The store {folder} records another query prompt: "
@@ -234,7 +232,13 @@ def embed(
     if options.long_texts == "chunk":
         encoder = encoder or load()
         corpus.texts = _chunked(corpus.texts, encoder, reporter)
-    names_new_model = _names_new_model(recorded, model, random_init) or truncate_dim is not None
+    names_stored_model = (
+        recorded is not None
+        and model == recorded.model.name
+        and random_init == recorded.model.get("random_init")
+    )
+    names_model = model is not None or random_init is not None
+    names_new_model = (names_model and not names_stored_model) or truncate_dim is not None
     is_planned_without_store = dry_run and recorded is None
     if encoder is None and names_new_model and not is_planned_without_store:
         # A model that does not exist, or is not the store's, is refused even if there is nothing
@@ -247,9 +251,7 @@ def embed(
         encoder = load()
 
     if dry_run:
-        planned = _store_to_plan_for(folder, recorded, encoder, model, options)
-        planned.summary = _dry_run(planned, corpus, options, reporter)
-        return planned
+        return _planned_store(folder, recorded, encoder, model, options, corpus, reporter)
     with open_executor(
         executor,
         devices=devices,
@@ -274,68 +276,45 @@ def _kept_rows(corpus: Corpus) -> Iterator[KeptRow]:
                     yield KeptRow(row["key"], json.loads(row["columns"]))
 
 
-def _names_new_model(
-    recorded: StoreInfo | None, model: str | None, random_init: int | None
-) -> bool:
-    """Return whether a model is named that is not that of the store, or there is no store yet."""
-    names_model = model is not None or random_init is not None
-    names_stored_model = (
-        recorded is not None
-        and model == recorded.model.name
-        and random_init == recorded.model.get("random_init")
-    )
-    return names_model and not names_stored_model
-
-
-def _choose_long_texts(asked: str | None, folder: Path, recorded: StoreInfo | None) -> str:
-    """Return how long texts are handled: as asked, else as in the store, else by cutting them.
+def _with_settings_of_store(
+    options: EmbedOptions,
+    long_texts: str | None,
+    exact_decoding: bool,
+    fps: float | None,
+    folder: Path,
+    recorded: StoreInfo | None,
+) -> EmbedOptions:
+    """Return options in which inputs are read as they were for the rows of the store: as asked if
+    there are none.
 
     Raises:
-        StoreError: if there is no such way, or the store was made with another one.
+        StoreError: if something else is asked.
     """
     of_store = recorded.preprocessing.get("long_texts", "cut") if recorded else None
-    long_texts = str(asked or of_store or "cut")
-    if long_texts not in ("cut", "chunk", "mean") or of_store not in (None, long_texts):
+    asked_or_stored = str(long_texts or of_store or "cut")
+    if asked_or_stored not in ("cut", "chunk", "mean") or of_store not in (None, asked_or_stored):
         raise StoreError(
-            f"--long-texts is {long_texts}"
+            f"--long-texts is {asked_or_stored}"
             + (f", but the store {folder} was made with {of_store}." if of_store else "."),
             remedy="Use cut, chunk or mean, the same for all texts of a store.",
         )
-    return long_texts
-
-
-def _choose_exact_decoding(asked: bool, folder: Path, recorded: StoreInfo | None) -> bool:
-    """Return whether JPEGs are decoded at full scale: as in the store, else as asked.
-
-    Raises:
-        StoreError: if it is asked for, and the store was made without it.
-    """
+    options = replace(options, long_texts=asked_or_stored)
     if recorded is None:
-        return asked
-    of_store = bool(recorded.preprocessing.get("exact_decoding"))
-    if asked and not of_store:
+        return replace(options, exact_decoding=exact_decoding, fps=1.0 if fps is None else fps)
+
+    stored_fps = float(recorded.preprocessing.get("fps", 1.0))
+    if fps not in (None, stored_fps):
+        raise StoreError(
+            f"--fps is {fps:g}, but the store {folder} was made with {stored_fps:g}.",
+            remedy="Leave --fps out, or embed the videos into another store.",
+        )
+    stored_exact_decoding = bool(recorded.preprocessing.get("exact_decoding"))
+    if exact_decoding and not stored_exact_decoding:
         raise StoreError(
             f"The store {folder} was made without --exact-decoding.",
             remedy="Leave it out, or choose another --store.",
         )
-    return of_store
-
-
-def _choose_fps(asked: float | None, folder: Path, recorded: StoreInfo | None) -> float:
-    """Return the frames per second of videos: as asked, else as in the store, else 1.
-
-    Raises:
-        StoreError: if the store was begun with another number.
-    """
-    if recorded is None:
-        return 1.0 if asked is None else asked
-    of_store = float(recorded.preprocessing.get("fps", 1.0))
-    if asked not in (None, of_store):
-        raise StoreError(
-            f"--fps is {asked:g}, but the store {folder} was made with {of_store:g}.",
-            remedy="Leave --fps out, or embed the videos into another store.",
-        )
-    return of_store
+    return replace(options, exact_decoding=stored_exact_decoding, fps=stored_fps)
 
 
 def _report_inputs(corpus: Corpus, recorded: StoreInfo | None, reporter: Reporter) -> None:
@@ -352,6 +331,40 @@ def _report_inputs(corpus: Corpus, recorded: StoreInfo | None, reporter: Reporte
     # Rows that are in the store keep their splits
     of = "Splits" if recorded is None else "Splits of new inputs"
     reporter.message(describe_origins(corpus.split_origins, of=of))
+
+
+def _planned_store(
+    folder: Path,
+    recorded: StoreInfo | None,
+    encoder: Encoder | None,
+    model: str | None,
+    options: EmbedOptions,
+    corpus: Corpus,
+    reporter: Reporter,
+) -> Store:
+    """Return the store of a dry run, which may not exist yet, with a summary of what a run would
+    do.
+
+    Raises:
+        StoreError: if the store has embeddings of another model or dtype.
+    """
+    if recorded is None:
+        # The table shows the name of the model; the dimension is a placeholder that nothing reads
+        identity = encoder.identity if encoder else ModelIdentity(name=model or "c3-mini")
+        store = Store(folder, StoreInfo(identity, dim=1))
+    else:
+        wanted = _info_of(encoder, options) if encoder else replace(recorded, dtype=options.dtype)
+        recorded.require_same(wanted, own=f"The store {folder}", theirs="the new embeddings")
+        store = Store(folder, recorded)
+    stored = StoredInputs.read(store)
+    corpus = with_stored_keys(corpus, stored, reporter)
+    plans = plan_corpus(store, stored, corpus, options)
+    for plan in plans.values():
+        plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
+        plan.summary.to_update = len(plan.summary.changed) if options.update else 0
+        plan.summary.to_remove = len(plan.summary.gone) if options.prune else 0
+    store.summary = replace(_summary(store, corpus, plans), dry_run=True)
+    return store
 
 
 def embed_corpus(
@@ -432,18 +445,36 @@ def embed_corpus(
             plan.summary.relocated = len(plan.summary.moved) if options.update else 0
 
         # List the shards in the manifest, and the failures of files that were only listed
-        replaced_shards = _replaced_shards(plans)
-        writer.finish(_failures_of_listing(opened, corpus), forget=replaced_shards)
+        replaced_shards: list[ShardName] = []
+        for modality, plan in plans.items():
+            replaced_shards += [(modality, number) for number in plan.replacing_lost]
+        sources = Sources(corpus)
+        failures_of_other_paths = [
+            failure
+            for failure in opened.recorded_failures()
+            if failure.stage == "list" and not sources.has_below(absolute(failure.path))
+        ]
+        writer.finish([*failures_of_other_paths, *corpus.skipped], forget=replaced_shards)
         opened = Store.open(folder, incomplete=True)
-        media = _media_to_record(plans, finished=True)
-        record_inputs(opened, stored, media, made=made_media_shards, overwrite=True)
+        record_inputs(
+            opened,
+            stored,
+            _media_to_record(plans, finished=True),
+            made=made_media_shards,
+            overwrite=True,
+        )
 
     run_summary = _summary(opened, corpus, plans)
     if isinstance(encoder, Encoder):
         run_summary.precision = encoder.compute.precision
         run_summary.backend = encoder.backend.name
     run_summary.all_failed = _all_failed(Store.open(folder, incomplete=True), plans)
-    run_summary.lost = _lost_shards(lost_shards, {*replaced_shards, *shards_in(folder)})
+    made_again = {*replaced_shards, *shards_in(folder)}
+    run_summary.lost = [
+        f"{modality} shard {part} ({counted(record.rows, 'row')})"
+        for (modality, part), record in lost_shards.items()
+        if (modality, part) not in made_again
+    ]
     return run_summary
 
 
@@ -464,38 +495,6 @@ def _with_settled_splits(corpus: Corpus, stored: StoredInputs, reporter: Reporte
     return settled
 
 
-def _replaced_shards(plans: Mapping[str, Plan]) -> list[ShardName]:
-    """Return the lost shards whose inputs were embedded again."""
-    shards: list[ShardName] = []
-    for modality, plan in plans.items():
-        shards += [(modality, number) for number in plan.replacing_lost]
-    return shards
-
-
-def _lost_shards(
-    lost: Mapping[ShardName, ShardRecord], made_again: Collection[ShardName]
-) -> list[str]:
-    """Return in words the lost shards whose inputs were not embedded again."""
-    return [
-        f"{modality} shard {part} ({counted(record.rows, 'row')})"
-        for (modality, part), record in lost.items()
-        if (modality, part) not in made_again
-    ]
-
-
-def _failures_of_listing(store: Store, corpus: Corpus) -> list[Failure]:
-    """Return the inputs that were refused before encoding: those of this run, and earlier ones of
-    paths that it did not list again.
-    """
-    sources = Sources(corpus)
-    earlier = [
-        failure
-        for failure in store.recorded_failures()
-        if failure.stage == "list" and not sources.has_below(absolute(failure.path))
-    ]
-    return [*earlier, *corpus.skipped]
-
-
 def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Table]:
     """Return the images, videos and sounds that are new; of a finished run also those that were
     embedded again or have new paths.
@@ -514,41 +513,6 @@ def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Ta
     return tables
 
 
-def _store_to_plan_for(
-    folder: Path,
-    recorded: StoreInfo | None,
-    encoder: Encoder | None,
-    model: str | None,
-    options: EmbedOptions,
-) -> Store:
-    """Return the store that a dry run plans for, which may not exist yet.
-
-    Raises:
-        StoreError: if the store has embeddings of another model or dtype.
-    """
-    if recorded is None:
-        # The table shows the name of the model; the dimension is a placeholder that nothing reads
-        identity = encoder.identity if encoder else ModelIdentity(name=model or "c3-mini")
-        return Store(folder, StoreInfo(identity, dim=1))
-    wanted = _info_of(encoder, options) if encoder else replace(recorded, dtype=options.dtype)
-    recorded.require_same(wanted, own=f"The store {folder}", theirs="the new embeddings")
-    return Store(folder, recorded)
-
-
-def _dry_run(
-    store: Store, corpus: Corpus, options: EmbedOptions, reporter: Reporter
-) -> EmbedSummary:
-    """Return what a run would do."""
-    stored = StoredInputs.read(store)
-    corpus = with_stored_keys(corpus, stored, reporter)
-    plans = plan_corpus(store, stored, corpus, options)
-    for plan in plans.values():
-        plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
-        plan.summary.to_update = len(plan.summary.changed) if options.update else 0
-        plan.summary.to_remove = len(plan.summary.gone) if options.prune else 0
-    return replace(_summary(store, corpus, plans), dry_run=True)
-
-
 def _all_failed(store: Store, plans: dict[str, Plan]) -> dict[str, str]:
     """Return the modalities of which every input failed, with the path and reason of the first."""
     reasons = {}
@@ -557,17 +521,10 @@ def _all_failed(store: Store, plans: dict[str, Plan]) -> dict[str, str]:
         has_failures = counts.failed or counts.failed_before
         has_rows = counts.embedded or counts.already
         if has_failures and not has_rows:
-            first = _first_failure(store, modality)
+            parts = store.parts(modality)
+            first = next(f for part in parts for f in store.shard_failures(modality, part))
             reasons[modality] = f"{first.path}: {first.message}"
     return reasons
-
-
-def _first_failure(store: Store, modality: str) -> Failure:
-    """Return the first failure of a modality, which has some."""
-    for part in store.parts(modality):
-        for failure in store.shard_failures(modality, part):
-            return failure
-    raise AssertionError(f"{store.path} has no failure of {modality}")
 
 
 def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSummary:
