@@ -111,7 +111,26 @@ def read_captions(
         with refusing_excess(path):
             require_lines(path, CorpusError)
             for record, columns in read_rows(path, pick_columns):
-                yield _caption_row(path, record, columns)
+                place = f"{path}, line {record.line}"
+                captions = captions_of(record.values, columns.texts, place)
+                file_name = record.values.get(columns.image) if columns.image else None
+                if file_name is not None and not isinstance(file_name, str):
+                    raise CorpusError(
+                        f"{place}: the column {columns.image!r} contains {file_name!r} instead of "
+                        f"a file name."
+                    )
+                split = record.values.get(columns.split)
+                key = record.values.get(columns.key) if columns.key else None
+                cells = [str(record.values.get(name)).strip() for name in columns.urls]
+                yield CaptionRow(
+                    file_name=(file_name or "").strip() or None,
+                    captions=captions,
+                    split=str(split) if split else None,
+                    line=record.line,
+                    key=None if key is None else as_key(str(key)),
+                    columns=kept_values(record.values, columns.kept),
+                    url=next(filter(is_url, cells), None),
+                )
     except UnicodeDecodeError as error:
         raise CorpusError(
             f"{path} is not in UTF-8 ({reason_of(error)}).",
@@ -120,33 +139,6 @@ def read_captions(
         ) from error
     except (*UNREADABLE, csv.Error) as error:
         raise CorpusError(f"{path} cannot be read ({reason_of(error)}).") from error
-
-
-def _caption_row(path: Path, record: Record, columns: _Columns) -> CaptionRow:
-    """Return a record as a row of captions.
-
-    Raises:
-        CorpusError: if the image or a caption is no text.
-    """
-    place = f"{path}, line {record.line}"
-    captions = captions_of(record.values, columns.texts, place)
-    file_name = record.values.get(columns.image) if columns.image else None
-    if file_name is not None and not isinstance(file_name, str):
-        raise CorpusError(
-            f"{place}: the column {columns.image!r} contains {file_name!r} instead of a file name."
-        )
-    split = record.values.get(columns.split)
-    key = record.values.get(columns.key) if columns.key else None
-    cells = [str(record.values.get(name)).strip() for name in columns.urls]
-    return CaptionRow(
-        file_name=(file_name or "").strip() or None,
-        captions=captions,
-        split=str(split) if split else None,
-        line=record.line,
-        key=None if key is None else as_key(str(key)),
-        columns=kept_values(record.values, columns.kept),
-        url=next(filter(is_url, cells), None),
-    )
 
 
 def _read_json_lines(path: Path, pick_columns: _Pick) -> _Rows:
@@ -238,19 +230,15 @@ def _read_lines(path: Path, pick_columns: _Pick) -> _Rows:
     columns = _Columns(("text",), "image")
     with io.TextIOWrapper(open_binary(path), "utf-8-sig", "surrogateescape") as file:
         for line, text in enumerate(limited_lines(file), start=1):
-            if line == 1 and _is_header(text):
-                yield from _read_csv(path, pick_columns)  # captions.txt, of Flickr8k on Kaggle
-                return
+            if line == 1:
+                names = [name.strip() for name in text.split(delimiter_of(text))]
+                if pick(names, "image", "url") and pick(names, "caption"):
+                    yield from _read_csv(path, pick_columns)  # captions.txt, of Flickr8k on Kaggle
+                    return
             match = _TOKENS.fullmatch(text.strip())
             image, caption = match.groups() if match else (None, text)
             if caption.strip():
                 yield Record(line, {"image": image, "text": caption.strip()}), columns
-
-
-def _is_header(line: str) -> bool:
-    """Return whether a line has the names of a column of images or URLs and of one of captions."""
-    names = [name.strip() for name in line.split(delimiter_of(line))]
-    return bool(pick(names, "image", "url") and pick(names, "caption"))
 
 
 _READERS: dict[str, Callable[[Path, _Pick], _Rows]] = {

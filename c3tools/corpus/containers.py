@@ -88,7 +88,10 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Ima
         if image_name is None:
             # As the rows of text alone among those of LLaVA
             if row.captions and options.captions is None:
-                _add_texts_alone(corpus, path, row)
+                split = corpus.split_of(row.split, split_in_name(path.stem), None)
+                for key, caption in zip(keys_of_texts(row, path.stem), row.captions, strict=True):
+                    text = TextItem(key, caption, None, split, row.columns)
+                    corpus.add_text(text, str(path))
                 rows_of_texts += 1
             else:
                 corpus.skip(name, place, "NullImage", "the row does not name an image")
@@ -109,20 +112,17 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Ima
         )
 
 
-def _add_texts_alone(corpus: Corpus, path: Path, row: CaptionRow) -> None:
-    """Add the texts of a row of a list that names no image."""
-    split = corpus.split_of(row.split, split_in_name(path.stem), None)
-    for key, caption in zip(keys_of_texts(row, path.stem), row.captions, strict=True):
-        corpus.add_text(TextItem(key, caption, None, split, row.columns), str(path))
-
-
 def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) -> ImageItem:
     """Return the image that a row of a list names by a path or URL."""
     if is_url(name):
         if not options.download:
             raise error_without_download(name)
         options.note_use("download")
-        key = row.key or _key_of_url(name)
+        # Without scheme, fragment and suffix. The query stays: it may name the image
+        without_fragment = name.partition("://")[2].partition("#")[0]
+        address, _, query = without_fragment.partition("?")
+        stem = splitext(address)[0]
+        key = row.key or (f"{stem}?{query}" if query else stem)
         return ImageItem(key, name, row.split, size=None, source=ImageSource(name, download=True))
     options.note_use("images_root")
     root = options.images_root
@@ -135,15 +135,6 @@ def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) 
         return ImageItem(key, str(file), row.split, size=None)
     status = file.stat()
     return ImageItem(key, str(file), row.split, status.st_size, mtime=status.st_mtime_ns)
-
-
-def _key_of_url(url: str) -> str:
-    """Return a URL without scheme, fragment and suffix. The query stays: it may name the image."""
-    without_scheme = url.partition("://")[2]
-    without_fragment = without_scheme.partition("#")[0]
-    address, _, query = without_fragment.partition("?")
-    key = splitext(address)[0]
-    return f"{key}?{query}" if query else key
 
 
 class PhotoFinder(ImageReader):
@@ -203,17 +194,17 @@ class PhotoFinder(ImageReader):
         """
         try:
             if file not in self._containers:
-                self._containers[file] = self._images_in(location(file))
+                container = location(file)
+                unused = Corpus()  # is told what cannot be used
+                if container.suffix.lower() == ".tar":
+                    rows = read_tar(container, self._options, unused)
+                    sources = {image.path: image.source for image, _, _ in rows}
+                else:
+                    cells = image_rows(container, self._options, unused)
+                    sources = {f"{file}#{row.number}": row.cell for row in cells}
+                self._containers[file] = sources
             return self._containers[file][path]
         except KeyError as error:
             raise FileNotFoundError(0, f"{file}: the image is not in it") from error
         except (*UNREADABLE, CorpusError) as error:
             raise FileNotFoundError(0, f"{file}: {reason_of(error)}") from error
-
-    def _images_in(self, file: Path) -> dict[str, ImageSource | None]:
-        unused = Corpus()  # is told what cannot be used
-        if file.suffix.lower() == ".tar":
-            images = read_tar(file, self._options, unused)
-            return {image.path: image.source for image, _, _ in images}
-        rows = image_rows(file, self._options, unused)
-        return {f"{file}#{row.number}": row.cell for row in rows}

@@ -168,10 +168,21 @@ def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ro
                 place = 0  # of the row in its group
                 try:
                     for batch in batches:
-                        image_paths = _paths_in_cells(batch, columns)
+                        image_paths: Sequence[str | None] = [None] * len(batch)
+                        if columns.has_paths:
+                            images: Any = batch.column(columns.image)
+                            image_paths = images.field("path").to_pylist()
                         records = batch.select(names).to_pylist()
                         for record, image_path in zip(records, image_paths, strict=True):
-                            cell = _cell(path, group, place, columns.image, options)
+                            cell = ImageSource(
+                                file=str(path),
+                                start=group,
+                                place=place,
+                                column=columns.image,
+                                folder=str(options.images_root or path.parent),
+                                anywhere=options.follow_symlinks,
+                                download=options.download,
+                            )
                             number = first + place
                             yield _row(number, record, cell, image_path, columns, corpus)
                             place += 1
@@ -188,27 +199,6 @@ def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ro
                 remedy="It may be cut short. Copy it again.",
             ) from error
         corpus.skip(path.name, str(path), "DamagedTable", reason_of(error))
-
-
-def _paths_in_cells(batch: pa.RecordBatch, columns: _Columns) -> Sequence[str | None]:
-    """Return the path in the image's cell of each row."""
-    if not columns.has_paths:
-        return [None] * len(batch)
-    cells: Any = batch.column(columns.image)
-    paths: list[str | None] = cells.field("path").to_pylist()
-    return paths
-
-
-def _cell(path: Path, group: int, place: int, column: str, options: ReadOptions) -> ImageSource:
-    return ImageSource(
-        file=str(path),
-        start=group,
-        place=place,
-        column=column,
-        folder=str(options.images_root or path.parent),
-        anywhere=options.follow_symlinks,
-        download=options.download,
-    )
 
 
 def _row(
@@ -264,7 +254,10 @@ def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:
             name for name, kind in types.items() if _is_text(kind) or pa.types.is_integer(kind)
         ]
         key = pick(usable, *IMAGE_KEY)
-    has_paths = _has_paths(schema.field(image).type)
+    image_type = schema.field(image).type
+    has_paths = pa.types.is_struct(image_type) and any(
+        field.name == "path" and _is_text(field.type) for field in image_type
+    )
     options.note_use("image_column", "text_column", "key_column")
     if has_paths:
         options.note_use("images_root", "download")
@@ -285,13 +278,6 @@ def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | No
     candidates = [field.name for field in schema if _holds_bytes(field.type)]
     structs = [name for name in candidates if pa.types.is_struct(schema.field(name).type)]
     return pick(candidates, "image_bytes") or next(iter(structs), None)
-
-
-def _has_paths(kind: pa.DataType) -> bool:
-    """Return whether a column has structs with a path."""
-    if not pa.types.is_struct(kind):
-        return False
-    return any(field.name == "path" and _is_text(field.type) for field in kind)
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -278,7 +278,9 @@ def _add_media(
     options: ReadOptions,
     reporter: Reporter,
 ) -> None:
-    """Add the files that were found below each path, with their captions."""
+    """Add the files that were found below each path, with their captions; those of a path sorted by
+    their keys.
+    """
     paths_by_key = {}
     for root, images in media.items():
         for image in images:
@@ -294,45 +296,25 @@ def _add_media(
         corpus.captions_without_image += sources.unmatched
     with reporter.progress("Looking for captions", sum(map(len, media.values()))) as progress:
         for root, images in media.items():
-            if images:
-                _add_images(corpus, root, images, sources, options, progress)
-
-
-def _add_images(
-    corpus: Corpus,
-    root: Path,
-    images: Sequence[ImageItem],
-    sources: _CaptionSources | None,
-    options: ReadOptions,
-    progress: Progress,
-) -> None:
-    """Add the images of a path with their captions, sorted by their keys.
-
-    Args:
-        corpus: gets them.
-        root: the path.
-        images: the files that were found there.
-        sources: the captions file that was given; None to look for captions beside the images.
-        options: of the corpus.
-        progress: counts the images.
-    """
-    if sources is None:
-        sources, caption_files = _detect_captions(corpus, root, images, options)
-    else:
-        caption_files = [Path(str(options.captions))]
-    # keys are relative to the folder; beside a captions file, to its images/
-    is_beside = any(file.parent.resolve() == root.resolve() for file in caption_files)
-    cut = f"{_IMAGES_FOLDER}/" if is_beside else ""
-    keys = assign_keys([image.key.removeprefix(cut) for image in images])
-    for key, image in sorted(zip(keys, images, strict=True), key=itemgetter(0)):
-        matched = sources.of(_absolute(image.path))
-        folder_split = corpus.folder_splits.get(image.path)
-        split = corpus.split_of(matched.split, matched.file_split, folder_split)
-        image_key = corpus.prefixes[str(root)] + key
-        columns = corpus.columns_of(image_key, matched.columns)
-        joined = image._replace(key=image_key, split=split, columns=columns)
-        corpus.add_image(joined, matched.captions)
-        progress.advance()
+            if not images:
+                continue
+            sources_of_root = sources
+            caption_files = [Path(str(options.captions))]
+            if sources_of_root is None:
+                sources_of_root, caption_files = _detect_captions(corpus, root, images, options)
+            # Keys are relative to the folder; beside a captions file, to its images/
+            is_beside = any(file.parent.resolve() == root.resolve() for file in caption_files)
+            cut = f"{_IMAGES_FOLDER}/" if is_beside else ""
+            keys = assign_keys([image.key.removeprefix(cut) for image in images])
+            for key, image in sorted(zip(keys, images, strict=True), key=itemgetter(0)):
+                matched = sources_of_root.of(_absolute(image.path))
+                folder_split = corpus.folder_splits.get(image.path)
+                split = corpus.split_of(matched.split, matched.file_split, folder_split)
+                image_key = corpus.prefixes[str(root)] + key
+                columns = corpus.columns_of(image_key, matched.columns)
+                joined = image._replace(key=image_key, split=split, columns=columns)
+                corpus.add_image(joined, matched.captions)
+                progress.advance()
 
 
 def find_images(
@@ -426,30 +408,25 @@ def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> b
     """Return whether a file is to be read, else skip it; a link may not lead out of the folder
     ``inside``.
     """
-    refusal = _refusal_of(path, inside)
+    refusal: Refusal | None = None
+    if not is_utf8(str(path)):
+        refusal = Refusal("UnicodeError", "the file name is not UTF-8")
+    elif path.is_symlink():
+        try:
+            target = path.resolve(strict=True)
+            if inside is not None and not target.is_relative_to(inside):
+                refusal = Refusal(
+                    "SymlinkOutside",
+                    "a symbolic link that leads out of the corpus; --follow-symlinks reads it",
+                )
+        except (OSError, RuntimeError):  # missing, or a loop
+            refusal = Refusal("BrokenLink", _BROKEN_LINK)
+    # opening a pipe would wait for somebody to write into it
+    if refusal is None and not path.is_file():
+        refusal = Refusal("NotAFile", "not a regular file")
     if refusal is not None:
         corpus.skip(key, str(path), refusal.error, refusal.message)
     return refusal is None
-
-
-def _refusal_of(path: Path, inside: Path | None) -> Refusal | None:
-    """Return why a file is not read; None if it may be."""
-    if not is_utf8(str(path)):
-        return Refusal("UnicodeError", "the file name is not UTF-8")
-    if path.is_symlink():
-        try:
-            target = path.resolve(strict=True)
-        except (OSError, RuntimeError):  # missing, or a loop
-            return Refusal("BrokenLink", _BROKEN_LINK)
-        if inside is not None and not target.is_relative_to(inside):
-            return Refusal(
-                "SymlinkOutside",
-                "a symbolic link that leads out of the corpus; --follow-symlinks reads it",
-            )
-    # opening a pipe would wait for somebody to write into it
-    if not path.is_file():
-        return Refusal("NotAFile", "not a regular file")
-    return None
 
 
 @dataclass(frozen=True)
@@ -626,11 +603,20 @@ def _detect_captions(
     folder = root if root.is_dir() else root.parent
     # Links may not lead out of this folder; None if they may lead anywhere
     allowed_folder = None if options.follow_symlinks else folder.resolve()
-    named_files, other_tables = _captions_files(root, options.follow_symlinks)
-    caption_files = [
-        path for path in named_files if _may_be_read(corpus, path.name, path, allowed_folder)
-    ]
-    # The files of one folder follow each other, the most important first
+    # Captions files in the order in which they count: those of the deepest folder first, in one
+    # folder in the order of `_CAPTIONS_NAMES`. And the tables of other names
+    ranked = []
+    other_tables = []
+    for path in _walk(root, options.follow_symlinks) if root.is_dir() else ():
+        ranks = [rank for rank, name in enumerate(_CAPTIONS_NAMES) if path.match(name)]
+        if ranks:
+            ranked.append((-len(path.parts), ranks[0], path))
+        elif path.suffix.lower() in _OTHER_TABLES:
+            other_tables.append(path)
+    caption_files = []
+    for _, _, path in sorted(ranked):
+        if _may_be_read(corpus, path.name, path, allowed_folder):
+            caption_files.append(path)
     previous_folder: Path | None = None
     for path in caption_files:
         name = path.relative_to(folder).as_posix()
@@ -662,21 +648,6 @@ def _detect_captions(
     corpus.captions_without_image += sources.unmatched
     # If one of these lies in the root, the caller cuts images/ off the keys; COCO's do not count
     return sources, [path for path in caption_files if path.suffix != ".json"]
-
-
-def _captions_files(root: Path, follow_symlinks: bool) -> tuple[list[Path], list[Path]]:
-    """Return the captions files of a folder in the order in which they count: those of the deepest
-    folder first, in one folder in the order of `_CAPTIONS_NAMES`. And the tables of other names.
-    """
-    ranked = []
-    other_tables = []
-    for path in _walk(root, follow_symlinks) if root.is_dir() else ():
-        ranks = [rank for rank, name in enumerate(_CAPTIONS_NAMES) if path.match(name)]
-        if ranks:
-            ranked.append((-len(path.parts), ranks[0], path))
-        elif path.suffix.lower() in _OTHER_TABLES:
-            other_tables.append(path)
-    return [path for _, _, path in sorted(ranked)], other_tables
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
@@ -809,15 +780,24 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
     key the first counts.
 
     Raises:
-        CorpusError: if a container cannot be read and is the only input.
+        CorpusError: if a container cannot be read and is the only input, or a row of the captions
+            file names no image.
     """
     is_only_input = len(containers) == 1 and not any((corpus.images, corpus.videos, corpus.texts))
-    captions_by_key = _captions_by_key(options)
+    # The rows of the captions file that was given, by the key of their image; the captions in
+    # containers are not used then
+    captions_by_key: dict[str, list[CaptionRow]] = defaultdict(list)
     container_options = options
-    if captions_by_key is not None:
-        # The captions in containers are not used
+    if options.captions is not None:
+        options.note_use("captions")
         container_options = replace(options, text_column=None)
-    # the path of the image with a key
+        for caption_row in read_captions(options.captions, options):
+            key = caption_row.key
+            if not key:
+                if not caption_row.file_name:
+                    raise _no_image(options.captions, caption_row)
+                key = key_of_name(caption_row.file_name)
+            captions_by_key[as_storable(key)].append(caption_row)
     path_by_key = {image.key: image.path for image in chain(corpus.images, corpus.videos)}
     for container in sorted(containers, key=str):
         corpus.containers.append(str(container))
@@ -829,22 +809,23 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                     corpus.skip_duplicate(row, path_by_key[image.key])
                     continue
                 path_by_key[image.key] = image.source.file if image.source else image.path
-                texts = row.captions
-                field = image.split
+                captions = row.captions
+                row_split = image.split
                 columns = image.columns
                 file_split = split_of_container(container)
-                if captions_by_key is not None:
-                    rows = captions_by_key.pop(image.key, [])
-                    texts, row_split = _join_rows(rows)
-                    field = row_split or field
-                    if rows:
-                        columns_of_rows = [row.columns for row in rows]
+                # What the captions file says of the image comes first
+                if options.captions is not None:
+                    caption_rows = captions_by_key.pop(image.key, [])
+                    captions, split_in_captions = _join_rows(caption_rows)
+                    row_split = split_in_captions or row_split
+                    if caption_rows:
+                        columns_of_rows = [caption_row.columns for caption_row in caption_rows]
                         columns = corpus.columns_of(image.key, columns_of_rows) or columns
                         file_split = split_in_name(Path(str(options.captions)).stem) or file_split
                 folder_splits = corpus.folder_splits
                 folder_split = folder_splits.get(image.path) or folder_splits.get(str(container))
-                split = corpus.split_of(field, file_split, folder_split)
-                corpus.add_image(image._replace(split=split, columns=columns), texts)
+                split = corpus.split_of(row_split, file_split, folder_split)
+                corpus.add_image(image._replace(split=split, columns=columns), captions)
         except (CorpusError, OSError) as error:
             # What cannot be read may be what an option was given for
             options.note_use(*_WHY_UNUSED)
@@ -855,25 +836,7 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                 raise
             else:
                 raise CorpusError(f"{container}: {reason}.") from error
-    corpus.captions_without_image += sorted(captions_by_key or ())
-
-
-def _captions_by_key(options: ReadOptions) -> dict[str, list[CaptionRow]] | None:
-    """Return the rows of the captions file by the key of their image; None if none is given.
-
-    Raises:
-        CorpusError: if a row names no image.
-    """
-    if options.captions is None:
-        return None
-    options.note_use("captions")
-    rows_by_key: dict[str, list[CaptionRow]] = defaultdict(list)
-    for row in read_captions(options.captions, options):
-        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
-        if key is None:
-            raise _no_image(options.captions, row)
-        rows_by_key[as_storable(key)].append(row)
-    return rows_by_key
+    corpus.captions_without_image += sorted(captions_by_key)
 
 
 def _check(corpus: Corpus, captions: Path | None) -> None:

@@ -241,13 +241,20 @@ def annotated_images(content: Any) -> list[AnnotatedImage]:
     Raises:
         KeyError, TypeError, AttributeError: if it has another layout, see `MALFORMED`.
     """
+    images = []
+    # Karpathy's splits
     if "annotations" not in content:
-        return [_karpathy_image(image) for image in content["images"]]
+        for image in content["images"]:
+            captions = [str(sentence["raw"]) for sentence in image["sentences"]]
+            file_name = str(image["filename"])
+            split = image.get("split")
+            images.append(AnnotatedImage(image.get("imgid"), file_name, captions, split, image))
+        return images
+
     captions_by_id: dict[Any, list[str]] = {}
     for annotation in content["annotations"]:
         captions = captions_by_id.setdefault(annotation["image_id"], [])
         captions.append(str(annotation["caption"]))
-    images = []
     for image in content.get("images", ()):
         captions = captions_by_id.pop(image["id"], [])
         file_name = str(image.get("file_name", image["id"]))
@@ -255,13 +262,6 @@ def annotated_images(content: Any) -> list[AnnotatedImage]:
     for image_id, captions in captions_by_id.items():
         images.append(AnnotatedImage(image_id, None, captions))
     return images
-
-
-def _karpathy_image(image: Mapping[str, Any]) -> AnnotatedImage:
-    captions = [str(sentence["raw"]) for sentence in image["sentences"]]
-    return AnnotatedImage(
-        image.get("imgid"), str(image["filename"]), captions, image.get("split"), fields=image
-    )
 
 
 def read_table(
@@ -322,14 +322,12 @@ def text_columns(table: pa.Table, keep: Collection[str] = ()) -> TextColumns:
             or pa.types.is_integer(element_type)
         ):
             continue
-        columns[name] = [_as_text(value) for value in values.to_pylist()]
+        texts: list[str | None] = []
+        for value in values.to_pylist():
+            element = value[0] if isinstance(value, list) and value else value
+            texts.append(None if element in (None, "", []) else str(element))
+        columns[name] = texts
     return columns
-
-
-def _as_text(value: Any) -> str | None:
-    if isinstance(value, list) and value:
-        value = value[0]
-    return None if value in (None, "", []) else str(value)
 
 
 def delimiter_of(header: str, suffix: str = "") -> str:
@@ -370,9 +368,14 @@ def _read_csv(path: Path, error: type[C3Error]) -> Iterator[Record]:
             header = next(lines, "")
             lines_above = 1
         delimiter = delimiter_of(header, path.suffix)
+        # A file that begins with numbers, some of them fractions, has no names of columns
+        names = None
+        cells = header.strip().split(delimiter)
+        if "." in header and all(map(_NUMBER.fullmatch, cells)):
+            names = [f"f{number}" for number in range(len(cells))]
         rows = csv.DictReader(
             chain([header], lines),
-            _names_of_matrix(header, delimiter),
+            names,
             restkey=_CELLS_TOO_MANY,
             delimiter=delimiter,
             skipinitialspace=True,
@@ -386,16 +389,6 @@ def _read_csv(path: Path, error: type[C3Error]) -> Iterator[Record]:
                     remedy=f"Put double quotes around each cell that contains {delimiter!r}.",
                 )
             yield Record(line, values)
-
-
-def _names_of_matrix(header: str, delimiter: str) -> list[str] | None:
-    """Return names for the columns of a file that begins with numbers, some of them fractions;
-    None for a file whose first line has the names.
-    """
-    cells = header.strip().split(delimiter)
-    if "." in header and all(map(_NUMBER.fullmatch, cells)):
-        return [f"f{number}" for number in range(len(cells))]
-    return None
 
 
 def _table_of_csv(records: Iterable[Record]) -> pa.Table:

@@ -83,7 +83,14 @@ def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Image
     """
     options.note_use("text_column")
     samples = _samples(path, corpus)
-    _require_text_column(path, options.text_column, samples)
+    fields = {name for sample in samples.values() for name in sample.record}
+    if options.text_column is not None and samples and options.text_column not in fields:
+        present = ", ".join(sorted(fields)) or "none, there is no .json member"
+        raise CorpusError(
+            f"No .json member of {path} has {options.text_column!r}. Their fields: {present}.",
+            remedy="Choose one of them with --text-column, or leave it out to use the .txt "
+            "members.",
+        )
     for key, sample in samples.items():
         if sample.image is None:
             _skip_member(corpus, path, key, Refusal("NoImage", "the sample has no usable image"))
@@ -149,17 +156,6 @@ def _is_better_image(member: _Member, image: _Member) -> bool:
     _, suffix = _split_member(member.name)
     _, suffix_before = _split_member(image.name)
     return "." not in suffix and "." in suffix_before
-
-
-def _require_text_column(path: Path, column: str | None, samples: Mapping[str, _Sample]) -> None:
-    fields = {name for sample in samples.values() for name in sample.record}
-    if column is not None and samples and column not in fields:
-        present = ", ".join(sorted(fields)) or "none, there is no .json member"
-        raise CorpusError(
-            f"No .json member of {path} has {column!r}. Their fields: {present}.",
-            remedy="Choose one of them with --text-column, or leave it out to use the .txt "
-            "members.",
-        )
 
 
 def _captions_in(
