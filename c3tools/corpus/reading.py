@@ -203,21 +203,12 @@ def read_corpus(
     if corpus.audio and importlib.util.find_spec("soundfile") is None:
         raise MissingExtraError("soundfile", extra="st", purpose="Embedding audio")
     _check(corpus, options.captions)
-    _refuse_unused(options)
-    if corpus.ambiguous_keys:
-        corpus.notes.append(note_of_ambiguous(corpus.ambiguous_keys))
-    return corpus
-
-
-def _refuse_unused(options: ReadOptions) -> None:
-    """Refuse an option that no file was read with.
-
-    Raises:
-        UnusedOptionError: with the first of them.
-    """
     for name, reason in _WHY_UNUSED.items():
         if getattr(options, name) not in (None, False) and name not in options.used:
             raise UnusedOptionError(f"--{name.replace('_', '-')}", reason)
+    if corpus.ambiguous_keys:
+        corpus.notes.append(note_of_ambiguous(corpus.ambiguous_keys))
+    return corpus
 
 
 def _require_there(missing: Sequence[Path], captions: Path | None) -> None:

@@ -292,7 +292,17 @@ def read_table(
             content = read_json(path)
             if isinstance(content, list):
                 return _table_of_json_lines(records_in_list(path, content, error), keep)
-            return _table_of_images(content, keep)
+            images = annotated_images(content)
+            columns = {
+                "image_id": [_json_cell(image.image_id) for image in images],
+                "file_name": [image.file_name for image in images],
+                "captions": [image.captions for image in images],
+                "split": [image.split for image in images],
+            }
+            for name in keep:
+                if any(name in image.fields for image in images):
+                    columns[name] = [image.fields.get(name) for image in images]
+            return pa.table(columns)
         if suffix in _JSON_LINES:
             return _table_of_json_lines(read_records(path, error), keep)
         if suffix in _CSV:
@@ -401,26 +411,18 @@ def _table_of_csv(records: Iterable[Record]) -> pa.Table:
         blocks.append(pa.Table.from_pylist([record.values for record in block]))
     table = pa.concat_tables(blocks) if blocks else pa.table({})
     for position, name in enumerate(table.column_names):
-        if NUMBERED_COLUMN.fullmatch(name):
-            table = table.set_column(position, name, _as_numbers(table.column(name)))
+        if not NUMBERED_COLUMN.fullmatch(name):
+            continue
+        # Numbers are float64, with nulls for empty cells; texts stay if the first is no number
+        trimmed: Any = pc.utf8_trim_whitespace(table.column(name))
+        is_empty = pc.is_in(trimmed, pa.array(_EMPTY_NUMBERS))
+        numbers = pc.if_else(is_empty, None, trimmed)
+        try:
+            numbers.slice(0, 1).cast(pa.float64())
+        except pa.ArrowInvalid:
+            continue
+        table = table.set_column(position, name, numbers.cast(pa.float64()))
     return table
-
-
-def _as_numbers(texts: Any) -> Any:
-    """Return a column of texts as float64, with nulls for empty cells; as it is if the first text
-    is no number.
-
-    Raises:
-        pyarrow.ArrowInvalid: if another text is no number.
-    """
-    trimmed = pc.utf8_trim_whitespace(texts)
-    is_empty = pc.is_in(trimmed, pa.array(_EMPTY_NUMBERS))
-    numbers = pc.if_else(is_empty, None, trimmed)
-    try:
-        numbers.slice(0, 1).cast(pa.float64())
-    except pa.ArrowInvalid:
-        return texts
-    return numbers.cast(pa.float64())
 
 
 def _table_of_json_lines(records: Iterable[Record], keep: Collection[str]) -> pa.Table:
@@ -447,17 +449,3 @@ def _json_cell(value: Any) -> Any:
     """Return a value of JSON as it is in a table: texts and lists as they are, others as texts."""
     # Of exactly these types: lists of vectors have to stay fast to convert
     return value if type(value) in (str, list, type(None)) else str(value)
-
-
-def _table_of_images(content: Any, keep: Collection[str]) -> pa.Table:
-    images = annotated_images(content)
-    columns = {
-        "image_id": [_json_cell(image.image_id) for image in images],
-        "file_name": [image.file_name for image in images],
-        "captions": [image.captions for image in images],
-        "split": [image.split for image in images],
-    }
-    for name in keep:
-        if any(name in image.fields for image in images):
-            columns[name] = [image.fields.get(name) for image in images]
-    return pa.table(columns)

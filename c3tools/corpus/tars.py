@@ -125,7 +125,12 @@ def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
             continue
         sample = samples.setdefault(key, _Sample())
         if member.content is None:
-            if sample.image is None or _is_better_image(member, sample.image):
+            # a.jpg is the image of its sample, even where a.seg.jpg comes first
+            is_better = False
+            if sample.image is not None:
+                _, suffix_before = _split_member(sample.image.name)
+                is_better = "." not in suffix and "." in suffix_before
+            if sample.image is None or is_better:
                 sample.image = member
             else:
                 message = f"the sample already has an image: {sample.image.name}"
@@ -147,15 +152,6 @@ def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
             f"in tars are not read: unpack them."
         )
     return samples
-
-
-def _is_better_image(member: _Member, image: _Member) -> bool:
-    """Return whether a member is the image of its sample rather than the one before: a.jpg is,
-    even where a.seg.jpg comes first.
-    """
-    _, suffix = _split_member(member.name)
-    _, suffix_before = _split_member(image.name)
-    return "." not in suffix and "." in suffix_before
 
 
 def _captions_in(
