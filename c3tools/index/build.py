@@ -159,8 +159,17 @@ def build_index(
             reporter=reporter,
         )
 
-        # Complete store.json, and put everything in place
-        index_info = recipe.described(_complete(build.record, recipe, writer, modalities))
+        # Complete store.json with the place of the store, and how the index is searched best
+        place = str(store.path)
+        if isinstance(store.path, Path):
+            place = str(store.path.absolute())
+            if isinstance(output, Path):
+                place = os.path.relpath(place, output)  # since both may move together
+        content = build.record.index | {"store": place}
+        if "nprobe" not in content:
+            source = TransformedRows(store, recipe.applied, modalities, recipe.settings.split)
+            content |= measure_recall(source, recipe, writer, recall)
+        index_info = recipe.described(replace(build.record, index=content))
         if build.is_new or index_info != writer.info:
             write_json_atomically(writer.place(INFO_FILE), index_info.to_dict())
         manifest = writer.finish()
@@ -260,13 +269,22 @@ def _reuse_fit(
         reporter.message(f"Rebuilding {writer.path}: {reason}.")
     if reason is not None or record is None:
         return None
-    fit = _read_fit(writer)
-    if fit is None:
+
+    # The fit is missing if a run was killed before all of it was written
+    try:
+        pipeline = load_fit(writer)
+        coder = CodeFormat(read_all(writer.path / TRAINED_FILE))
+        coder.trained  # noqa: B018 - a file that was cut short is refused here
+        moments = load_moments(writer.path / MOMENTS_FILE)[0]
+    except (OSError, C3Error):
         return None
+    if pipeline is None:
+        return None
+
     age = record.age(store)
     if age is not None and not is_first and not store.info.exported:
         reporter.message(f"{age} --rebuild fits it anew.")
-    return _Build(writer, record, fit, is_new=is_first)
+    return _Build(writer, record, _Fit(pipeline, coder, moments), is_new=is_first)
 
 
 def _reason_to_rebuild(
@@ -298,18 +316,6 @@ def _reason_to_rebuild(
     except TransformError as error:
         return error.message
     return None if pipeline is None else former.reason_to_refit(store, pipeline)
-
-
-def _read_fit(writer: StoreWriter) -> _Fit | None:
-    """Return the fit of an index; None if a run was killed before all of it was written."""
-    try:
-        pipeline = load_fit(writer)
-        coder = CodeFormat(read_all(writer.path / TRAINED_FILE))
-        coder.trained  # noqa: B018 - a file that was cut short is refused here
-        moments = load_moments(writer.path / MOMENTS_FILE)[0]
-    except (OSError, C3Error):
-        return None
-    return None if pipeline is None else _Fit(pipeline, coder, moments)
 
 
 def _make_fit(
@@ -373,20 +379,3 @@ def _make_fit(
     write_atomically(writer.place(MOMENTS_FILE), lambda path: save_moments(path, moments, {}))
     write_atomically(writer.place(TRAINED_FILE), lambda path: path.write_bytes(coder.content))
     return _Build(writer, record, fit, is_new=True)
-
-
-def _complete(
-    record: ExportRecord, recipe: Recipe, writer: StoreWriter, modalities: Sequence[str]
-) -> ExportRecord:
-    """Return the record of an index with the place of its store, and how it is searched best."""
-    store = recipe.store
-    place = str(store.path)
-    if isinstance(store.path, Path):
-        place = str(store.path.absolute())
-        if isinstance(writer.path, Path):
-            place = os.path.relpath(place, writer.path)  # since both may move together
-    content = record.index | {"store": place}
-    if "nprobe" not in content:
-        source = TransformedRows(store, recipe.applied, modalities, record.settings.split)
-        content |= measure_recall(source, recipe, writer, record.asked.options["recall"])
-    return replace(record, index=content)

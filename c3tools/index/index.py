@@ -19,7 +19,7 @@ index. Scores are inner products of unit vectors, so cosines.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -222,7 +222,29 @@ class Index:
                 return cls.describe(folder)
         calibration = Calibration(load_moments(folder / MOMENTS_FILE)[0], Pipeline.load(folder))
         coder = CodeFormat(read_all(folder / TRAINED_FILE))
-        rows = _row_table(source)
+
+        # Read the columns of each row that a hit shows, in the order of the vectors
+        tables = [_ROW_SCHEMA.empty_table()]
+        for modality in source.modalities:
+            schema = shard_schema(modality, source.info)
+            read_names = {*HIT_COLUMNS, *source.info.columns}
+            columns = [name for name in schema.names if name in read_names]
+            for batch in source.batches(modality, columns):
+                shown: dict[str, Any] = {name: batch.column(name) for name in columns}
+                shown["modality"] = pa.array([modality] * len(batch), pa.string())
+                tables.append(pa.table(shown))
+        names = [*_ROW_SCHEMA.names, *sorted(source.info.columns)]
+        rows = pa.concat_tables(tables, promote_options="permissive").select(names)
+
+        # Give texts the paths of the images, videos or sounds that their image_key names
+        files = rows.filter(pc.not_equal(rows.column("modality"), pa.scalar("text")))
+        file_rows = pc.index_in(
+            one_array(rows.column("image_key")), value_set=one_array(files.column("key"))
+        )
+        paths_of_images = one_array(files.column("path")).take(file_rows)
+        paths = pc.coalesce(one_array(rows.column("path")), paths_of_images)
+        rows = rows.set_column(_ROW_SCHEMA.get_field_index("path"), "path", paths)
+
         index = {**record.index}
         content = {
             "model": source.info.model,
@@ -368,14 +390,37 @@ class Index:
         self._warn_if_stale(reporter)
 
         def load() -> Encoder:
-            return encoder or self._encoder(device, backend, query_prompt, reporter)
+            """Return the model of the index, which is loaded the first time."""
+            from ..encoders import resolve_encoder
+
+            if encoder is not None:
+                return encoder
+            options = (device, backend, query_prompt)
+            if options not in self._encoders:
+                self._encoders[options] = resolve_encoder(
+                    recorded=self.record["model"],
+                    device=device,
+                    backend=backend,
+                    query_prompt=query_prompt,
+                    reporter=reporter,
+                )
+            return self._encoders[options]
 
         if key is not None:
             query = self._stored_query(key, store)
         elif vector is not None:
             query = self._vector_query(vector, modality)
+        elif text is not None:
+            texts = as_list(text)
+            query = _Query(texts, load().encode_queries(texts), "text")
+        elif audio is not None:
+            sounds = as_list(audio)
+            labels = [str(sound) for sound in sounds]
+            query = _Query(labels, encode_sounds(load(), sounds), "audio")
         else:
-            query = _encoded_query(text, image, audio, load)
+            images = as_list(image)
+            labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
+            query = _Query(labels, load().encode_images(images), "image")
         index = self
         if pairs is not None:
             known = Store.open(pairs)
@@ -400,23 +445,6 @@ class Index:
             transformed=query.is_transformed,
         )
         return [SearchResult(label, hits) for label, hits in zip(query.labels, lists, strict=True)]
-
-    def _encoder(
-        self, device: str | None, backend: str, query_prompt: str | None, reporter: Reporter
-    ) -> Encoder:
-        """Return the model of the index, which is loaded the first time."""
-        from ..encoders import resolve_encoder
-
-        options = (device, backend, query_prompt)
-        if options not in self._encoders:
-            self._encoders[options] = resolve_encoder(
-                recorded=self.record["model"],
-                device=device,
-                backend=backend,
-                query_prompt=query_prompt,
-                reporter=reporter,
-            )
-        return self._encoders[options]
 
     def _stored_query(self, key: str, store: Store | str | Path | None) -> _Query:
         """Return the row of a store with this key as a query."""
@@ -505,17 +533,18 @@ class Index:
             cosines = products / np.linalg.norm(queries, axis=1, keepdims=True)
             scores = self.calibration.z(queries, cosines, group, modality)
             for hits, z, cosine, rows in zip(lists, scores, cosines, found, strict=True):
-                values = zip(z.tolist(), cosine.tolist(), rows.tolist(), strict=True)
-                hits += [self._hit(*value) for value in values if value[2] >= 0]
+                for score, product, row in zip(
+                    z.tolist(), cosine.tolist(), rows.tolist(), strict=True
+                ):
+                    if row < 0:
+                        continue
+                    about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
+                    columns = {name: about.pop(name) for name in self.source.info.columns}
+                    hit = Hit(round(score, 6), round(product, 6), row, columns=columns, **about)
+                    hits.append(hit)
         if separate:
             return lists
         return [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
-
-    def _hit(self, score: float, cosine: float, row: int) -> Hit:
-        """Return a row that was found, with what the index knows of it."""
-        about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
-        columns = {name: about.pop(name) for name in self.source.info.columns}
-        return Hit(round(score, 6), round(cosine, 6), row, columns=columns, **about)
 
     def _nearest(
         self, modality: str, queries: Matrix, k: int, split: str | None, nprobe: int | None
@@ -533,10 +562,15 @@ class Index:
             wanted = np.asarray(
                 pc.equal(self.rows.column("split"), pa.scalar(split)).fill_null(False)
             )
+        first_row = 0  # of the modality
+        for name, other in self.indexes.items():
+            if name == modality:
+                break
+            first_row += other.ntotal
         ask = k
         while True:
             scores, found = index.search(queries, ask)
-            rows = np.where(found < 0, -1, found + self._first_rows[modality])
+            rows = np.where(found < 0, -1, found + first_row)
             fits = rows >= 0
             if wanted is not None:
                 fits &= wanted[rows]
@@ -547,16 +581,6 @@ class Index:
         fits = np.take_along_axis(fits, best, 1)
         scores = np.where(fits, np.take_along_axis(scores, best, 1), -np.inf)
         return scores, np.where(fits, np.take_along_axis(rows, best, 1), -1)
-
-    @cached_property
-    def _first_rows(self) -> dict[str, int]:
-        """The number of the first row of each modality."""
-        first = 0
-        numbers = {}
-        for modality, index in self.indexes.items():
-            numbers[modality] = first
-            first += index.ntotal
-        return numbers
 
     @cached_property
     def _searched(self) -> dict[str, Any]:
@@ -580,7 +604,17 @@ class Index:
         if kind_of(self.store_path / INFO_FILE) != "file":
             return
         try:
-            is_stale = self._is_stale(Store.open(self.store_path))
+            # What the parts would be made from if the index were brought up to date
+            store = Store.open(self.store_path)
+            record = ExportRecord.of(self.source.info)
+            assert record is not None  # that of an index that was opened
+            recipe = Recipe(store, self.pipeline, self.coder, record.settings)
+            modalities = record.asked.options["modality"] or store.modalities
+            wanted = {}
+            for shard, shard_record in store.shards.items():
+                if shard_record.rows and shard[0] in modalities:
+                    wanted[shard] = recipe.made_from(shard)
+            is_stale = wanted != self._parts
         except C3Error as error:
             reporter.message(
                 f"The index {self.path} cannot be compared with its store: {error.message}"
@@ -591,18 +625,6 @@ class Index:
                 f"The store {self.store_path} has changed since it was indexed; `c3 index` brings "
                 f"the index up to date."
             )
-
-    def _is_stale(self, store: Store) -> bool:
-        """Return whether parts would be written or removed if the index were brought up to date."""
-        record = ExportRecord.of(self.source.info)
-        assert record is not None  # that of an index that was opened
-        recipe = Recipe(store, self.pipeline, self.coder, record.settings)
-        modalities = record.asked.options["modality"] or store.modalities
-        wanted = {}
-        for shard, shard_record in store.shards.items():
-            if shard_record.rows and shard[0] in modalities:
-                wanted[shard] = recipe.made_from(shard)
-        return wanted != self._parts
 
     @cached_property
     def _parts(self) -> dict[ShardName, str]:
@@ -649,46 +671,6 @@ def _check_one_query(**queries: Any) -> None:
         )
     if not all(text.strip() for text in texts):
         raise StoreError("A text to search for is empty.", remedy=example)
-
-
-def _encoded_query(text: Any, image: Any, audio: Any, load: Callable[[], Encoder]) -> _Query:
-    """Return texts, sounds or images as queries."""
-    if text is not None:
-        texts = as_list(text)
-        return _Query(texts, load().encode_queries(texts), "text")
-    if audio is not None:
-        sounds = as_list(audio)
-        return _Query([str(sound) for sound in sounds], encode_sounds(load(), sounds), "audio")
-    images = as_list(image)
-    labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
-    return _Query(labels, load().encode_images(images), "image")
-
-
-def _row_table(source: Store) -> pa.Table:
-    """Return the columns of each row that a hit shows, in the order of the vectors.
-
-    A text has the path of its image, video or sound.
-    """
-    # Read the columns
-    tables = [_ROW_SCHEMA.empty_table()]
-    for modality in source.modalities:
-        schema = shard_schema(modality, source.info)
-        read_names = {*HIT_COLUMNS, *source.info.columns}
-        columns = [name for name in schema.names if name in read_names]
-        for batch in source.batches(modality, columns):
-            shown: dict[str, Any] = {name: batch.column(name) for name in columns}
-            shown["modality"] = pa.array([modality] * len(batch), pa.string())
-            tables.append(pa.table(shown))
-    names = [*_ROW_SCHEMA.names, *sorted(source.info.columns)]
-    rows = pa.concat_tables(tables, promote_options="permissive").select(names)
-    # Give texts the paths of the rows that their image_key names
-    files = rows.filter(pc.not_equal(rows.column("modality"), pa.scalar("text")))
-    file_rows = pc.index_in(
-        one_array(rows.column("image_key")), value_set=one_array(files.column("key"))
-    )
-    paths_of_images = one_array(files.column("path")).take(file_rows)
-    paths = pc.coalesce(one_array(rows.column("path")), paths_of_images)
-    return rows.set_column(_ROW_SCHEMA.get_field_index("path"), "path", paths)
 
 
 def find_index(folder: str | Path | None = None) -> Path:

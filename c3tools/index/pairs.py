@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..arrays import Matrix
 from ..errors import StoreError
-from ..store import Rows, Store
+from ..store import Store
 from ..transforms.calibration import Calibration
 from ..transforms.fitting import first_pairs
 
@@ -33,6 +32,11 @@ def fit_on_pairs(
     Raises:
         StoreError: if there are too few pairs.
     """
+    from PIL import ImageOps
+
+    from ..corpus.containers import PhotoFinder
+    from ..encoders import UNREADABLE, open_image
+
     transform = calibration.pipeline.transform
     found = first_pairs(store, None, _MOST_PAIRS)
     image_of_caption = found.item_index[found.rows]
@@ -49,10 +53,20 @@ def fit_on_pairs(
             "text": (captions[asking + 1], captions[asking]),
         }
     else:
-        views, photo_rows = _other_views(photos, store, encoder)
+        # Embed another view of each photo that can be read
+        views = []
+        photo_rows = []
+        with PhotoFinder(beside=store.path) as finder:
+            for row, path in enumerate(photos.column("path")):
+                with suppress(*UNREADABLE):
+                    photo = open_image(io.BytesIO(finder.read_again(path)))[0]
+                    mirrored = ImageOps.mirror(photo)
+                    views.append(ImageOps.crop(mirrored, min(mirrored.size) // 10))
+                    photo_rows.append(row)
+        embeddings = encoder().encode_images(views) if views else photos.embeddings[:0]
         pairs = {
             "text": (images, captions[first_captions]),
-            "image": (transform(views, modality="image"), images[photo_rows]),
+            "image": (transform(embeddings, modality="image"), images[photo_rows]),
         }
     for kind, (_, rows) in pairs.items():
         if len(rows) < _LEAST_PAIRS:
@@ -64,29 +78,3 @@ def fit_on_pairs(
                 "still there.",
             )
     return calibration.fit_pairs({(asked, kind): both for kind, both in pairs.items()})
-
-
-def _other_views(
-    photos: Rows, store: Store, encoder: Callable[[], Encoder]
-) -> tuple[Matrix, list[int]]:
-    """Return embeddings (n, d) of other views of photos, and the numbers of these photos.
-
-    Photos that cannot be read are left out.
-    """
-    from PIL import ImageOps
-
-    from ..corpus.containers import PhotoFinder
-    from ..encoders import UNREADABLE, open_image
-
-    views = []
-    rows = []
-    with PhotoFinder(beside=store.path) as finder:
-        for row, path in enumerate(photos.column("path")):
-            with suppress(*UNREADABLE):
-                photo = open_image(io.BytesIO(finder.read_again(path)))[0]
-                mirrored = ImageOps.mirror(photo)
-                views.append(ImageOps.crop(mirrored, min(mirrored.size) // 10))
-                rows.append(row)
-    if not views:
-        return photos.embeddings[:0], rows
-    return encoder().encode_images(views), rows
