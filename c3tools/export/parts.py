@@ -83,6 +83,9 @@ class Recipe:
         """The description of the rows that every part repeats."""
         source = self.store.info
         transform = self.pipeline.record()
+        # Rows have length 1 if that is the last step of both roles
+        steps = self.applied.steps
+        normalised = bool(steps) and steps[-1].role == "both" and isinstance(steps[-1], Normalize)
         exported = {
             "store": {name: value for name, value in source.to_dict().items() if name != "extra"},
             "transform": {name: transform[name] for name in ("name", "steps", "dim", "tensors")},
@@ -92,7 +95,7 @@ class Recipe:
             source.model,
             source.dim,
             self.settings.dtype,
-            normalised=_ends_with_unit_rows(self.applied),
+            normalised=normalised,
             preprocessing=source.preprocessing,
             precision=source.precision,
             backend=source.backend,
@@ -156,32 +159,19 @@ class Recipe:
         return {part: self.store.items_of("text", ALL, [part]) for part in parts}
 
     def _transformed(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.Table:
+        """Return the rows of a batch as they are written: transformed, and encoded."""
+        # Find the rows that are training inputs
+        settings = self.settings
         splits = row_splits(batch)
-        is_training = self._training_rows(modality, splits)
-        vectors = self._vectors(modality, batch, is_training)
-        columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
-        columns["split"] = splits
-        table = shard_table(self.info, modality, vectors, columns)
-        report(len(batch), 0)
-        if self.settings.code_size:
-            return table
-        roles = np.where(is_training, "training", "inference")
-        return table.append_column("role", pa.array(roles, pa.string()))
+        is_training = np.full(len(batch), settings.role == "training")
+        if settings.role == "auto" and modality == settings.train_on:
+            is_training = np.array([split == "train" for split in splits], dtype=bool)
 
-    def _training_rows(self, modality: str, splits: list[str]) -> np.ndarray[Any, Any]:
-        """Return which rows are training inputs: bool (n,)."""
-        if self.settings.role == "auto" and modality == self.settings.train_on:
-            return np.array([split == "train" for split in splits], dtype=bool)
-        return np.full(len(splits), self.settings.role == "training")
-
-    def _vectors(
-        self, modality: str, batch: pa.RecordBatch, is_training: np.ndarray[Any, Any]
-    ) -> np.ndarray[Any, Any]:
-        """Return what is written for the rows of a batch: transformed, and encoded."""
+        # Transform those of each role
         embeddings = embedding_matrix(batch, self.store.info.dtype)
         keys = keys_of(batch)
         items = own_items(batch).to_pylist()
-        transformed = np.empty(embeddings.shape, self.settings.dtype)
+        transformed = np.empty(embeddings.shape, settings.dtype)
         for training in (True, False):
             numbers = np.flatnonzero(is_training == training)
             for start in range(0, len(numbers), _CACHED_ROWS):
@@ -190,19 +180,20 @@ class Recipe:
                     embeddings[block],
                     modality=modality,
                     training=training,
-                    seed=self.settings.seed,
+                    seed=settings.seed,
                     keys=[keys[row] for row in block],
                     items=[items[row] for row in block],
                 )
-        return self.format.encode(transformed)
 
-
-def _ends_with_unit_rows(pipeline: Pipeline) -> bool:
-    """Return whether the rows that a pipeline returns have length 1, in both roles."""
-    if not pipeline.steps:
-        return False
-    last = pipeline.steps[-1]
-    return last.role == "both" and isinstance(last, Normalize)
+        columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
+        columns["split"] = splits
+        vectors = self.format.encode(transformed)
+        table = shard_table(self.info, modality, vectors, columns)
+        report(len(batch), 0)
+        if settings.code_size:
+            return table
+        roles = np.where(is_training, "training", "inference")
+        return table.append_column("role", pa.array(roles, pa.string()))
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,13 @@ def export_store(
         fitted = None
         if writer is not None and former is not None and not (refit or overwrite):
             fitted = _fit_that_is_there(writer, former, store, reporter)
-        recipe = Recipe(store, fitted or _fit(wanted, store, reporter), layout, settings)
+        if fitted is None:
+            if not wanted.fitted:
+                wanted.fit(store)
+                reporter.message(wanted.describe_fit(store))
+            wanted.check_model(store.info.model)
+            wanted.check_dim(store.info.dim)
+        recipe = Recipe(store, fitted or wanted, layout, settings)
         if fitted is None or writer is None:
             record = ExportRecord(asked, fitted_shards(store), settings)
             writer = describe(output, writer, recipe, record, files=_FILES)
@@ -195,7 +201,8 @@ def export_store(
         # Write the parts that are new or changed
         modalities = list(modality or store.modalities)
         if modality and refit and not overwrite:
-            modalities += [name for name in _modalities_in(writer) if name in store.modalities]
+            exported = {name for name, _ in writer.parts()}
+            modalities += sorted(exported.intersection(store.modalities))
         keeps_others = modality is not None and not (refit or overwrite)
         plan = plan_parts(recipe, writer, modalities, keeps_others=keeps_others)
         write_parts(
@@ -384,20 +391,6 @@ def load_fit(writer: StoreWriter) -> Pipeline | None:
     return pipeline
 
 
-def _fit(pipeline: Pipeline, store: Store, reporter: Reporter) -> Pipeline:
-    """Fit a pipeline on a store, unless it was given fitted.
-
-    Raises:
-        TransformError: if it is of another model or dimension.
-    """
-    if not pipeline.fitted:
-        pipeline.fit(store)
-        reporter.message(pipeline.describe_fit(store))
-    pipeline.check_model(store.info.model)
-    pipeline.check_dim(store.info.dim)
-    return pipeline
-
-
 def describe(
     output: Path,
     writer: StoreWriter | None,
@@ -421,11 +414,6 @@ def describe(
     return writer
 
 
-def _modalities_in(writer: StoreWriter) -> list[str]:
-    """Return the modalities that an export has parts of."""
-    return sorted({shard[0] for shard in writer.parts()})
-
-
 def _write_card(writer: StoreWriter, recipe: Recipe) -> None:
     """Write README.md if the format has one, and let what other formats have beside be removed."""
     if recipe.info.export_format is not None:
@@ -441,6 +429,16 @@ def _write_card(writer: StoreWriter, recipe: Recipe) -> None:
 def _report(
     recipe: Recipe, writer: StoreWriter, plan: Plan, modalities: Sequence[str]
 ) -> ExportReport:
+    """Count the rows of each role, and the files of these modalities."""
+    store = recipe.store
+    settings = recipe.settings
+    rows = {}
+    for modality in modalities:
+        count = store.count(modality)
+        training = count if settings.role == "training" else 0
+        if settings.role == "auto" and modality == settings.train_on:
+            training = store.count(modality, "train")
+        rows[modality] = {"training": training, "inference": count - training}
     files = []
     finished = 0
     for (modality, _), names in writer.parts().items():
@@ -450,17 +448,8 @@ def _report(
     return ExportReport(
         writer.path,
         recipe.pipeline,
-        {name: _count_roles(recipe.store, name, recipe.settings) for name in modalities},
+        rows,
         len(plan.todo),
         finished - len(plan.todo),
         sum(size_of(writer.path / name) for name in files),
     )
-
-
-def _count_roles(store: Store, modality: str, settings: Settings) -> dict[str, int]:
-    """Return how many rows of a modality are training and inference inputs."""
-    rows = store.count(modality)
-    training = rows if settings.role == "training" else 0
-    if settings.role == "auto" and modality == settings.train_on:
-        training = store.count(modality, "train")
-    return {"training": training, "inference": rows - training}
