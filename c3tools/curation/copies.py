@@ -123,7 +123,10 @@ def search_copies(
     splits = rows.splits
     equal_to = _equal_rows(store, rows, rank)
     different = np.flatnonzero(equal_to == np.arange(len(rows)))
-    groups = _groups_of_equal_rows(equal_to)
+    equal_rows = defaultdict[int, dict[int, float | None]](dict)
+    for row in np.flatnonzero(equal_to != np.arange(len(rows))).tolist():
+        equal_rows[int(equal_to[row])][row] = None
+    groups = [_Group(kept, "exact", agreements) for kept, agreements in equal_rows.items()]
     notes: list[str] = []
     compared = 0
     if rows.modality == "image":
@@ -177,7 +180,12 @@ def _equal_rows(store: Store, rows: Rows, rank: Indices) -> Indices:
     """
     columns: list[list[str]] = []
     if rows.modality == "text":
-        columns.append([_words_of(caption) for caption in rows.captions])
+        # Words without case, punctuation and repeated spaces; a text without words as it is
+        texts = []
+        for caption in rows.captions:
+            words = _NO_WORD.sub(" ", caption.casefold()).split()
+            texts.append(" ".join(words) or caption)
+        columns.append(texts)
     else:
         digests = store.input_digests(rows.modality)
         columns.append([digests.get(key, "") for key in rows.keys])
@@ -204,21 +212,6 @@ def _equal_rows(store: Store, rows: Rows, rank: Indices) -> Indices:
             kept = min(pair, key=lambda number: rank[number])
             equal_to[pair[0]] = equal_to[pair[1]] = kept
     return np.array([kept_row(row) for row in range(len(rows))], dtype=np.int64)
-
-
-def _words_of(text: str) -> str:
-    """Return the words of a text without case, punctuation and repeated spaces; a text without
-    words as it is.
-    """
-    words = _NO_WORD.sub(" ", text.casefold()).split()
-    return " ".join(words) or text
-
-
-def _groups_of_equal_rows(equal_to: Indices) -> list[_Group]:
-    members = defaultdict[int, dict[int, float | None]](dict)
-    for row in np.flatnonzero(equal_to != np.arange(len(equal_to))).tolist():
-        members[int(equal_to[row])][row] = None
-    return [_Group(kept, "exact", agreements) for kept, agreements in members.items()]
 
 
 def _link_until_none_joins(

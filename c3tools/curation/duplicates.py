@@ -120,8 +120,44 @@ class Duplicates:
 
     def save(self, path: str | Path) -> Path:
         """Write the page of the groups, side by side, to a path or URL, and return it."""
+        # Leaks first, then the other groups of each tier
+        leaks = [group for group in self.groups if group.is_leak]
+        kinds = [("Leaks between splits", "", leaks)]
+        for tier, title, text in _TIERS:
+            others = [group for group in self.groups if group.tier == tier and not group.is_leak]
+            kinds.append((title, text, others))
+        sections = []
+        for title, text, groups in kinds:
+            if not groups:
+                continue
+
+            # Show the first rows of the first groups
+            shown_groups = groups[:_SHOWN_GROUPS]
+            keys = [key for group in shown_groups for key in group.keys[: _SHOWN_ROWS + 1]]
+            pictures = pictures_of((self.paths.get(key) for key in keys), self.store)
+            shown = []
+            for group in shown_groups:
+                words = {group.kept: f"{group.kept_split}, kept"}
+                for copy in group.copies[: _SHOWN_ROWS - 1]:
+                    agreed = "" if copy.agreement is None else f", agreement {copy.agreement:.2f}"
+                    marked = ", marked" if copy.leave_out else ""
+                    words[copy.key] = f"{copy.split}{marked}, cosine {copy.cosine:.3f}{agreed}"
+                rows = []
+                for key, said in words.items():
+                    picture = pictures.get(self.paths.get(key, ""), NO_PATH)
+                    caption = self.captions.get(key)
+                    rows.append({**vars(picture), "key": key, "words": said, "caption": caption})
+                shown.append({"rows": rows, "more": len(group.copies) + 1 - len(rows)})
+            more = len(groups) - len(shown)
+            sections.append({"title": title, "text": text, "groups": shown, "more": more})
+        page = render_page(
+            _TEMPLATE,
+            title=counted(len(self.groups), "group of copies", "groups of copies"),
+            table=self.table(),
+            notes=self.notes,
+            sections=sections,
+        )
         target = location(path)
-        page = _page(self)
         write_output(target, ".html", lambda file: file.write_text(page, encoding="utf-8"))
         return target
 
@@ -221,55 +257,15 @@ def find_duplicates(
             if column in rows.table.column_names:
                 by_key = zip(rows.keys, rows.column(column), strict=True)
                 values.update((key, value) for key, value in by_key if value and key in in_groups)
-    groups.sort(key=_leaks_first)
+
+    # Leaks come first, texts after images, and large groups before small ones
+    groups.sort(
+        key=lambda group: (
+            not group.is_leak,
+            group.modality == "text",
+            TIERS.index(group.tier),
+            -len(group.copies),
+        )
+    )
     shards = shards_metadata(store)
     return Duplicates(store.path, groups, compared, notes, captions, paths, shards)
-
-
-def _leaks_first(group: DuplicateGroup) -> tuple[bool, bool, int, int]:
-    is_text = group.modality == "text"
-    return not group.is_leak, is_text, TIERS.index(group.tier), -len(group.copies)
-
-
-def _page(found: Duplicates) -> str:
-    """Return the page of groups side by side, leaks first."""
-    kinds = (
-        ("Leaks between splits", "", [group for group in found.groups if group.is_leak]),
-        *(
-            (title, text, [g for g in found.groups if g.tier == tier and not g.is_leak])
-            for tier, title, text in _TIERS
-        ),
-    )
-    sections = []
-    for title, text, groups in kinds:
-        if groups:
-            shown = _shown_groups(groups[:_SHOWN_GROUPS], found)
-            more = len(groups) - len(shown)
-            sections.append({"title": title, "text": text, "groups": shown, "more": more})
-    return render_page(
-        _TEMPLATE,
-        title=counted(len(found.groups), "group of copies", "groups of copies"),
-        table=found.table(),
-        notes=found.notes,
-        sections=sections,
-    )
-
-
-def _shown_groups(groups: Sequence[DuplicateGroup], found: Duplicates) -> list[dict[str, Any]]:
-    """Return the first rows of groups as the page shows them."""
-    keys = [key for group in groups for key in group.keys[: _SHOWN_ROWS + 1]]
-    pictures = pictures_of((found.paths.get(key) for key in keys), found.store)
-    shown = []
-    for group in groups:
-        words = {group.kept: f"{group.kept_split}, kept"}
-        for copy in group.copies[: _SHOWN_ROWS - 1]:
-            agreed = "" if copy.agreement is None else f", agreement {copy.agreement:.2f}"
-            marked = ", marked" if copy.leave_out else ""
-            words[copy.key] = f"{copy.split}{marked}, cosine {copy.cosine:.3f}{agreed}"
-        rows = []
-        for key, said in words.items():
-            picture = pictures.get(found.paths.get(key, ""), NO_PATH)
-            caption = found.captions.get(key)
-            rows.append({**vars(picture), "key": key, "words": said, "caption": caption})
-        shown.append({"rows": rows, "more": len(group.copies) + 1 - len(rows)})
-    return shown

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..arrays import Array, Indices, Mask, Matrix
+from ..arrays import Array, Indices, Matrix
 from ..corpus.splits import split_order
 from ..errors import StoreError
 from ..io.locations import location
@@ -292,7 +292,22 @@ def check_pairs(
         )
     scored = score_pairs(pairs, calibration, seed, reporter)
     splits = np.array(pairs.second.select(pairs.rows).splits, dtype=object)
-    marked = _marked(scored.z, splits == "train", drop, least)
+
+    # Mark train pairs alone
+    is_train = splits == "train"
+    marked = np.zeros(len(pairs), dtype=bool)
+    if drop is not None:
+        if not 0 <= drop < 1:
+            raise StoreError(
+                f"--drop is a fraction of the train pairs, so it cannot be {drop:g}.",
+                remedy="For example: --drop 0.02",
+            )
+        train = np.flatnonzero(is_train)
+        worst = train[np.argsort(scored.z[train], kind="stable")]
+        marked[worst[: math.floor(drop * len(train))]] = True
+    if least is not None:
+        marked |= is_train & (scored.z < least)
+
     order = np.argsort(scored.z, kind="stable")
     second_keys = pairs.second.keys
     checked = []
@@ -367,7 +382,11 @@ def score_pairs(
         for block in blocks:
             x = _centred(calibration, pairs.first, items[block])  # (b, d)
             y = _centred(calibration, pairs.second, pairs.rows[block])  # (b, d)
-            cosine[block] = _cosines_as_they_are(pairs, block)
+
+            # The cosine is that of the embeddings as they are
+            first_rows = unit_rows(pairs.first.embeddings[items[block]]).astype(np.float64)
+            second_rows = unit_rows(pairs.second.embeddings[pairs.rows[block]]).astype(np.float64)
+            cosine[block] = np.einsum("nd,nd->n", first_rows, second_rows)
 
             # Column 0 of (b, 1 + exchanges) has the pairs themselves
             shifts = np.append(0, 1 + rng.permutation(len(block) - 1)[:_EXCHANGES])
@@ -405,14 +424,6 @@ def _centred(calibration: Calibration, rows: Rows, numbers: Indices) -> Matrix:
     return unit_rows(transformed)
 
 
-def _cosines_as_they_are(pairs: Pairs, block: Indices) -> Array:
-    """Return the cosines of the embeddings of pairs, float64 (n,)."""
-    items = pairs.item_index[pairs.rows[block]]
-    x = unit_rows(pairs.first.embeddings[items]).astype(np.float64)
-    y = unit_rows(pairs.second.embeddings[pairs.rows[block]]).astype(np.float64)
-    return np.asarray(np.einsum("nd,nd->n", x, y))
-
-
 def _z(calibration: Calibration, pairs: Pairs, x: Matrix, y: Matrix, partner: Indices) -> Array:
     """Return z of centred rows x (n, d) with rows of y (n, d): float64 (n, k).
 
@@ -431,27 +442,6 @@ def _z(calibration: Calibration, pairs: Pairs, x: Matrix, y: Matrix, partner: In
     np.put_along_axis(cosines_of_y, partner, cosines, axis=0)
     of_y = calibration.z(y, cosines_of_y, pairs.first.modality)
     return np.asarray((of_first + np.take_along_axis(of_y, partner, axis=0)) / 2)
-
-
-def _marked(z: Array, is_train: Mask, drop: float | None, least: float | None) -> Mask:
-    """Return which pairs are to be left out: bool (n,), train pairs alone.
-
-    Raises:
-        StoreError: if a fraction is not between 0 and 1.
-    """
-    marked = np.zeros(len(z), dtype=bool)
-    if drop is not None:
-        if not 0 <= drop < 1:
-            raise StoreError(
-                f"--drop is a fraction of the train pairs, so it cannot be {drop:g}.",
-                remedy="For example: --drop 0.02",
-            )
-        train = np.flatnonzero(is_train)
-        order = train[np.argsort(z[train], kind="stable")]
-        marked[order[: math.floor(drop * len(train))]] = True
-    if least is not None:
-        marked |= is_train & (z < least)
-    return marked
 
 
 def unrelated_shares(scored: ScoredPairs, splits: Any, items: Indices) -> list[UnrelatedShare]:
