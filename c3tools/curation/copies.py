@@ -151,7 +151,34 @@ def search_copies(
         nearest = _NearestRows(unit_rows(rows.embeddings), ungrouped, reporter)
         links = _link_until_none_joins(nearest, rank, splits, "alike", link_alike)
         groups += _group_around_kept(links, rank, splits, "alike")
-    return CopySearch([_as_result(group, rows) for group in groups], compared, notes)
+
+    # Name the rows by their keys, and mark those of train that are to be left out
+    results = []
+    for group in groups:
+        is_marked = group.tier in _MATCHED and rows.modality != "text"
+        numbers = [group.kept, *group.agreements]
+        unit = unit_rows(rows.embeddings[numbers])
+        cosines = unit @ unit[0]
+        copies = []
+        for cosine_with_kept, (row, agreement) in zip(
+            cosines[1:].tolist(), group.agreements.items(), strict=True
+        ):
+            leave_out = is_marked and splits[row] == "train"
+            copies.append(
+                Copy(rows.keys[row], round(cosine_with_kept, 4), agreement, splits[row], leave_out)
+            )
+        copies.sort(key=lambda copy: (-copy.cosine, copy.key))
+        results.append(
+            DuplicateGroup(
+                rows.modality,
+                group.tier,
+                rows.keys[group.kept],
+                splits[group.kept],
+                sorted({splits[row] for row in numbers}, key=split_order),
+                copies,
+            )
+        )
+    return CopySearch(results, compared, notes)
 
 
 def _ranks_of_keeping(rows: Rows) -> Indices:
@@ -311,27 +338,6 @@ def _rows_of(groups: Iterable[_Group]) -> set[int]:
     for group in groups:
         rows.update(group.agreements, [group.kept])
     return rows
-
-
-def _as_result(group: _Group, rows: Rows) -> DuplicateGroup:
-    """Return a group with the keys of its rows, those of train marked if they are to be left
-    out.
-    """
-    is_marked = group.tier in _MATCHED and rows.modality != "text"
-    numbers = [group.kept, *group.agreements]
-    unit = unit_rows(rows.embeddings[numbers])
-    cosines = unit @ unit[0]
-    copies = []
-    for cosine, (row, agreement) in zip(cosines[1:], group.agreements.items(), strict=True):
-        split = rows.splits[row]
-        leave_out = is_marked and split == "train"
-        copies.append(Copy(rows.keys[row], round(float(cosine), 4), agreement, split, leave_out))
-    copies.sort(key=lambda copy: (-copy.cosine, copy.key))
-    splits = sorted({rows.splits[row] for row in numbers}, key=split_order)
-    kept = group.kept
-    return DuplicateGroup(
-        rows.modality, group.tier, rows.keys[kept], rows.splits[kept], splits, copies
-    )
 
 
 class _PhotoComparison:

@@ -197,8 +197,23 @@ class PairCheck:
 
     def save(self, path: str | Path) -> Path:
         """Write the page of the pairs that fit least to a path or URL, and return it."""
+        shown = self.pairs[:_SHOWN_PAIRS]
+        pictures = pictures_of((self.paths.get(pair.image_key) for pair in shown), self.store)
+        pairs: list[dict[str, Any]] = []
+        for pair in shown:
+            picture = pictures.get(self.paths.get(pair.image_key, ""), NO_PATH)
+            better = self.captions.get(pair.better or "", pair.better)
+            caption = self.captions.get(pair.key, pair.key)
+            pairs.append({**vars(pair), **vars(picture), "caption": caption, "better": better})
+        section = Section("How many do not belong together", self.explanation(), [self.table()])
+        page = render_page(
+            _TEMPLATE,
+            title=f"{counted(len(self.pairs), 'pair')} of {' and '.join(self.modalities)}",
+            sections=[section],
+            pairs=pairs,
+            others=self.others,
+        )
         target = location(path)
-        page = _page(self)
         write_output(target, ".html", lambda file: file.write_text(page, encoding="utf-8"))
         return target
 
@@ -501,24 +516,3 @@ def _column_by_key(rows: Rows, name: str) -> dict[str, str]:
     if name not in rows.table.column_names:
         return {}
     return {key: value for key, value in zip(rows.keys, rows.column(name), strict=True) if value}
-
-
-def _page(check: PairCheck) -> str:
-    """Return the page of the pairs that fit least."""
-    shown = check.pairs[:_SHOWN_PAIRS]
-    pictures = pictures_of((check.paths.get(pair.image_key) for pair in shown), check.store)
-    pairs: list[dict[str, Any]] = []
-    for pair in shown:
-        picture = pictures.get(check.paths.get(pair.image_key, ""), NO_PATH)
-        better = check.captions.get(pair.better or "", pair.better)
-        caption = check.captions.get(pair.key, pair.key)
-        pairs.append({**vars(pair), **vars(picture), "caption": caption, "better": better})
-    title = f"{counted(len(check.pairs), 'pair')} of {' and '.join(check.modalities)}"
-    section = Section("How many do not belong together", check.explanation(), [check.table()])
-    return render_page(
-        _TEMPLATE,
-        title=title,
-        sections=[section],
-        pairs=pairs,
-        others=check.others,
-    )
