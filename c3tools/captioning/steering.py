@@ -123,55 +123,58 @@ def write_steered(
 def _magic(
     model: Decoder, tokenizer: CaptionTokenizer, batch: Tensor, images: Matrix, encoder: Encoder
 ) -> list[list[int]]:
-    """Write captions of a batch of inputs (B, d) and their images, unit vectors (B, d)."""
+    """Write captions of a batch of inputs (B, d) and their images, unit vectors (B, d).
+
+    At each step, all rows of the batch are captions that go on; B falls as captions end.
+    """
     limit = model.config.max_tokens
     captions: list[list[int]] = [[] for _ in range(len(batch))]
-    unfinished_rows = list(range(len(batch)))
+    caption_of_row = list(range(len(batch)))
     logits, hidden, cache = model.prefill(batch)
     earlier_states = F.normalize(hidden.float(), dim=-1)[:, None]  # (B, steps so far, W)
     for step in range(limit):
+        # The decoder's K likeliest tokens
         probabilities = model.allowed(logits).softmax(-1)  # (B, V)
         count = min(CANDIDATES["magic"], probabilities.shape[1])
         likely, tokens = probabilities.topk(count, dim=-1)  # (B, K)
         B, K = tokens.shape
         batch_rows = torch.arange(B, device=batch.device)
 
-        # The encoder compares the image with each text so far, continued by each candidate. The
-        # candidates of a caption follow each other: that k of caption b is at b * K + k.
-        texts: list[str] = []
-        for row, candidates in zip(unfinished_rows, tokens.tolist(), strict=True):
-            texts += [tokenizer.decode([*captions[row], token]) for token in candidates]
+        # The encoder compares the image with the text so far, continued by each candidate
+        texts: list[str] = []  # K of the first caption, then K of the next
+        for caption, candidates in zip(caption_of_row, tokens.tolist(), strict=True):
+            texts += [tokenizer.decode([*captions[caption], token]) for token in candidates]
         encoded = encode_once(encoder, texts).reshape(B, K, -1)
-        cosines = np.einsum("bd,bkd->bk", images[unfinished_rows], encoded)
+        cosines = np.einsum("bd,bkd->bk", images[caption_of_row], encoded)
         similar = torch.from_numpy(cosines).to(likely.device)  # (B, K)
         relevance = (_SIMILARITY_SCALE * similar).softmax(-1)  # (B, K), sums to 1 over K
 
-        # Every candidate is run one position further: its hidden state is compared with earlier
-        # ones, and the next scores are needed if it is taken. The cache of a caption is repeated
-        # for its K candidates, in place.
+        # Run every candidate one position further, each with a copy of its caption's cache: its
+        # hidden state is compared with earlier ones, and its next scores are needed if it is taken
         cache.batch_select_indices(batch_rows.repeat_interleave(K))
         logits, hidden = model.decode_step(tokens.flatten(), cache)  # (B * K, V), (B * K, W)
         states = F.normalize(hidden.float(), dim=-1).view(B, K, -1)  # (B, K, W)
         repeated = torch.einsum("bkw,bsw->bks", states, earlier_states).amax(-1)  # (B, K)
 
+        # Take the candidate with the highest score
         score = (1 - _ALPHA) * likely - _ALPHA * repeated + _BETA * relevance  # (B, K)
         best = score.argmax(-1)  # (B,)
-        best_tokens = tokens.gather(1, best[:, None])[:, 0]  # (B,)
-        continued = (best_tokens != model.end_id).nonzero()[:, 0]
-        for place in continued.tolist():
-            captions[unfinished_rows[place]].append(int(best_tokens[place]))
-        if step + 1 == limit or not len(continued):
+        best_tokens = tokens[batch_rows, best]  # (B,)
+        best_states = states[batch_rows, best]  # (B, W)
+        going_on = (best_tokens != model.end_id).nonzero()[:, 0]  # rows whose caption has not ended
+        caption_of_row = [caption_of_row[row] for row in going_on.tolist()]
+        new_tokens = best_tokens[going_on].tolist()
+        for caption, token in zip(caption_of_row, new_tokens, strict=True):
+            captions[caption].append(token)
+        if step + 1 == limit or not caption_of_row:
             break
 
-        # Keep the candidates that were taken, of the captions that go on
-        best_rows = batch_rows * K + best  # (B,), among the B * K rows of cache and logits
-        taken = best_rows[continued]
-        cache.batch_select_indices(taken)
-        logits = logits[taken]
-        best_states = states[batch_rows, best]  # (B, W)
+        # Keep the rows of these candidates, among the B * K, of the captions that go on
+        kept_rows = (batch_rows * K + best)[going_on]
+        cache.batch_select_indices(kept_rows)
+        logits = logits[kept_rows]
         all_states = torch.cat([earlier_states, best_states[:, None]], dim=1)
-        earlier_states = all_states[continued]
-        unfinished_rows = [unfinished_rows[place] for place in continued.tolist()]
+        earlier_states = all_states[going_on]
     return captions
 
 

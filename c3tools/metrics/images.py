@@ -64,8 +64,8 @@ def frechet_distance(first: Floats, second: Floats) -> Measured:
     second_covariance = second_moments.scatter / (second_moments.n - 1)
     gap = first_moments.mean - second_moments.mean
 
-    # tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is
-    # symmetric
+    # With R = S1^(1/2), the matrix P = R S2 R is symmetric and has the eigenvalues of S1 S2: the
+    # sum of their roots is tr (S1 S2)^(1/2)
     values, vectors = np.linalg.eigh(first_covariance)
     root = _power(values, vectors, 0.5)
     inverse_root = _power(values, vectors, -0.5)
@@ -74,12 +74,14 @@ def frechet_distance(first: Floats, second: Floats) -> Measured:
     traces = gap @ gap + np.trace(first_covariance) + np.trace(second_covariance)
     distance = float(traces - 2 * trace_of_root)
 
-    first_transport = inverse_root @ _power(product_values, product_vectors, 0.25)
-    second_transport = root @ _power(product_values, product_vectors, -0.25)
+    # The optimal transport is R^-1 P^(1/2) R^-1 from the first Gaussian to the second, and
+    # R P^(-1/2) R back. Each is a matrix times its transpose: the influences need that matrix
+    transport_root = inverse_root @ _power(product_values, product_vectors, 0.25)
+    transport_root_back = root @ _power(product_values, product_vectors, -0.25)
     return (
         distance,
-        _frechet_influences(first, first_moments.mean, gap, first_transport),
-        _frechet_influences(second, second_moments.mean, -gap, second_transport),
+        _frechet_influences(first, first_moments.mean, gap, transport_root),
+        _frechet_influences(second, second_moments.mean, -gap, transport_root_back),
     )
 
 
