@@ -88,9 +88,9 @@ class Spice(JavaMetric):
 
     def missing(self) -> str | None:
         """Return how to get Java or the models, if they are missing."""
-        return missing_java() or self._missing_models()
-
-    def _missing_models(self) -> str | None:
+        java = missing_java()
+        if java:
+            return java
         package = importlib.util.find_spec("pycocoevalcap.spice")
         locations = package.submodule_search_locations if package else None
         folder = Path(next(iter(locations or ["."]))) / "lib"

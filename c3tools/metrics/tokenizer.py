@@ -114,13 +114,9 @@ def tokenize(caption: str) -> str:
     Punctuation is dropped, clitics are split (``does n't``, ``man 's``).
     """
     line = _ENTITY.sub(lambda match: _ENTITIES[match[0].lower()], caption)
-    line = _CAPITALS_WITH_AMPERSAND.sub(_join_ampersands, line)
+    line = _CAPITALS_WITH_AMPERSAND.sub(lambda name: f" {name[0].replace('&', _AMPERSAND)} ", line)
     line = _APOSTROPHE.sub("'", _DROPPED.sub(" ", line)).translate(_PLAIN)
     line = _INITIAL_AT_END.sub(r"\1 .", line).lower()
     tokens = [_BRACKETS.get(token, token) for token in _TOKEN.findall(line)]
     words = " ".join(token for token in tokens if token not in _PUNCTUATION)
     return words.replace(_AMPERSAND, "&")
-
-
-def _join_ampersands(name: re.Match[str]) -> str:
-    return f" {name[0].replace('&', _AMPERSAND)} "

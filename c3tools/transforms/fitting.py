@@ -210,7 +210,13 @@ class FitData:
         self.moments = {name: value for name, value in moments.items() if value.n}
         self.items = items
         self.too_few = too_few
-        self._check_dims()
+        dims = {f"moments of {name}": value.dim for name, value in self.moments.items()}
+        dims |= {f"rows of {name}": value.shape[1] for name, value in self.rows.items()}
+        if len(set(dims.values())) > 1:
+            raise TransformError(
+                f"A pipeline needs embeddings of the same dimension, but these differ ({dims}).",
+                remedy="Fit on embeddings of the same model.",
+            )
         for name, value in self.moments.items():
             _check_moments(name, value, unit=unit)
         for name, of_rows in items.items():
@@ -227,20 +233,6 @@ class FitData:
                 self.moments[name] = Moments.from_rows(unit_values)
         self.gap_from = dict(self.moments)
         self.dim = next((value.dim for value in self.moments.values()), dim)
-
-    def _check_dims(self) -> None:
-        """Refuse moments and rows of different dimensions.
-
-        Raises:
-            TransformError: with all dimensions.
-        """
-        dims = {f"moments of {name}": value.dim for name, value in self.moments.items()}
-        dims |= {f"rows of {name}": value.shape[1] for name, value in self.rows.items()}
-        if len(set(dims.values())) > 1:
-            raise TransformError(
-                f"A pipeline needs embeddings of the same dimension, but these differ ({dims}).",
-                remedy="Fit on embeddings of the same model.",
-            )
 
     def check_counts(self) -> None:
         """Refuse moments of a single row.

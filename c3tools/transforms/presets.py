@@ -298,7 +298,7 @@ class TrainingPipeline:
                 )
             return cls(preset=pipeline.name, sigma=pipeline.sigma or 0.0, given=pipeline)
         name = name or "c3"
-        if _takes_sigma(name):
+        if preset(name).sigma is not None:
             return cls(preset=name, sigma=default if sigma is None else sigma)
         # Sigma 0 asks for no noise, and this preset has none
         if sigma is not None and sigma != 0:
@@ -337,15 +337,6 @@ class TrainingPipeline:
                 f"before training: {load_command(store)}."
             )
         return pipeline, notes
-
-
-def _takes_sigma(name: str) -> bool:
-    """Return whether a preset has Gaussian noise, whose sigma can be chosen.
-
-    Raises:
-        TransformError: if there is no such preset.
-    """
-    return preset(name).sigma is not None
 
 
 def _check_choice_for_export(

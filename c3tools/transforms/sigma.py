@@ -25,7 +25,7 @@ from ..seeds import generator
 from . import fitting
 
 if TYPE_CHECKING:
-    from ..store import Rows, Store
+    from ..store import Store
 
 Side = Literal["image", "text"]
 Sigma = float | Literal["auto", "pairs"]
@@ -255,19 +255,23 @@ def pair_cosine(
         return SigmaRule(name, None, rests_on, "the centred vectors are zero")
     cosine = float(paired[has_paired].mean())
 
-    # Compare each text with the image of another item, drawn at random: neighbours may be alike
-    items, numbers = np.unique(item_index, return_inverse=True)
-    drawn = generator(0, "unrelated images").permutation(len(items))
+    # Give each item the image of another one, drawn at random: neighbours may be alike
+    items, item_of_text = np.unique(item_index, return_inverse=True)
+    count = len(items)
+    order = generator(0, "unrelated images").permutation(count)
     unrelated_items = np.empty_like(items)
-    unrelated_items[drawn] = items[np.roll(drawn, 1)]
-    unrelated, has_unrelated = _row_cosines(images[unrelated_items[numbers]], texts)
+    unrelated_items[order] = items[np.roll(order, 1)]
+    unrelated, has_unrelated = _row_cosines(images[unrelated_items[item_of_text]], texts)
+
+    # How much nearer each item's texts are to their own image, on average
     has_both = has_paired & has_unrelated
-    sizes = np.maximum(np.bincount(numbers[has_both], minlength=len(items)), 1)
+    item_of_text = item_of_text[has_both]
     excess = paired[has_both] - unrelated[has_both]
-    nearer = np.bincount(numbers[has_both], excess, len(items)) / sizes
-    if len(items) > 1 and nearer.mean() <= 3 * float(nearer.std(ddof=1) / np.sqrt(len(items))):
+    texts_of_item = np.maximum(np.bincount(item_of_text, minlength=count), 1)
+    nearer = np.bincount(item_of_text, excess, count) / texts_of_item
+    if count > 1 and nearer.mean() <= 3 * float(nearer.std(ddof=1) / np.sqrt(count)):
         missing = (
-            f"{len(items):,} items do not show that pairs are closer than unrelated rows: their "
+            f"{count:,} items do not show that pairs are closer than unrelated rows: their "
             f"cosine is {cosine:.3f}, that of unrelated rows {unrelated.mean():.3f}"
         )
         return SigmaRule(name, None, f"{rests_on} ({cosine:.3f})", missing)
@@ -374,13 +378,18 @@ def spread_of_captions(
     """Return the `caption_spread` of the first texts of a split of a store; errors as in
     `sigma_by_rule`.
     """
+    from ..corpus.items import PART_SUFFIX
+
     if "text" not in store.modalities:
         raise TransformError(
             f"sigma 'auto' is derived from captions, but the store {store.path} has no texts.",
             remedy="Set sigma to a number, or fit on a store with captions.",
         )
     texts = fitting.first_rows(store, "text", split, most, columns=["key", "image_key"])
-    captions = _caption_keys(texts, store)
+    captions = texts.keys
+    if store.info.preprocessing.get("long_texts") == "chunk":
+        # Parts of a divided text have the key of the whole
+        captions = [re.sub(rf"{PART_SUFFIX}$", "", key) for key in captions]
     caption_count = len(set(captions))
     # Where every image has one caption, the keys are enough to say so
     if texts.item_count < caption_count:
@@ -396,15 +405,6 @@ def spread_of_captions(
         item_index = item_index[first_part]
     mean = fitting.moments_of(store, "text", split).mean
     return caption_spread(embeddings, item_index, mean)
-
-
-def _caption_keys(texts: Rows, store: Store) -> list[str]:
-    """Return the key of each text, and of a part of a divided text that of the whole."""
-    from ..corpus.items import PART_SUFFIX
-
-    if store.info.preprocessing.get("long_texts") != "chunk":
-        return texts.keys
-    return [re.sub(rf"{PART_SUFFIX}$", "", key) for key in texts.keys]
 
 
 def _pairs_of_store(store: Store, split: str, noised: Side) -> SigmaRule:

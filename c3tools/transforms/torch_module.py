@@ -49,17 +49,15 @@ class TransformModule(nn.Module):
         for step in pipeline.steps:
             if step.applies(modality, training=True) or step.applies(modality, training=False):
                 for operation in step.operations(modality):
-                    self._register(operation, step)
+                    # The operation, with its arrays as buffers
+                    number = len(self._operations)
+                    for name, value in vars(operation).items():
+                        if isinstance(value, np.ndarray):
+                            dtype = torch.int64 if name == "items" else torch.float32
+                            buffer = torch.tensor(value, dtype=dtype)
+                            self.register_buffer(f"{name}_{number}", buffer)
+                    self._operations.append((operation, step))
         self.train(False)
-
-    def _register(self, operation: Operation, step: Step) -> None:
-        """Add an operation, with its tensors as buffers."""
-        number = len(self._operations)
-        for name, value in vars(operation).items():
-            if isinstance(value, np.ndarray):
-                dtype = torch.int64 if name == "items" else torch.float32
-                self.register_buffer(f"{name}_{number}", torch.tensor(value, dtype=dtype))
-        self._operations.append((operation, step))
 
     def forward(
         self,
@@ -108,7 +106,12 @@ class TransformModule(nn.Module):
                     x = x if fitted.matrix is None else x @ fitted.matrix
                     x = x if fitted.offset is None else x + fitted.offset
                 case Noise(scale, _, relative):
-                    noise = self._noise(x, keys, epoch, draws)
+                    if keys is None:
+                        noise = torch.randn_like(x)
+                    else:
+                        shape = tuple(x.shape)
+                        drawn = self.pipeline.draw_noise(shape, keys, self.seed, epoch, draws)
+                        noise = torch.from_numpy(drawn).to(x.device)
                     draws += 1
                     if fitted.matrix is not None:
                         noise = noise @ fitted.matrix
@@ -120,13 +123,6 @@ class TransformModule(nn.Module):
                     item_hashes = step.own_items(items, len(x)) if self.training else None
                     x = _attend(fitted, x, item_hashes)
         return x
-
-    def _noise(self, x: Tensor, keys: Sequence[str] | None, epoch: int, draw: int) -> Tensor:
-        """Return standard normal noise for x (n, d), from the keys if there are any."""
-        if keys is None:
-            return torch.randn_like(x)
-        noise = self.pipeline.draw_noise(tuple(x.shape), keys, self.seed, epoch, draw)
-        return torch.from_numpy(noise).to(x.device)
 
 
 def _attend(fitted: Any, x: Tensor, item_hashes: Indices | None) -> Tensor:
