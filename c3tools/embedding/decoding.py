@@ -110,7 +110,17 @@ def decoded_batches(
     """
     batches = _batches_of(shards, batch_size)
     if not workers:
-        yield from _decoded_here(batches, preprocess)
+        # In this process, without a limit of time
+        with ImageReader() as reader:
+            for shard, items in batches:
+                start = time.perf_counter()
+                pixels: Pixels | None = None
+                if preprocess.fixed:
+                    pixels = np.empty((len(items), *preprocess.size, 3), np.uint8)
+                here = _decode(reader, preprocess, None, items, pixels)
+                waited = time.perf_counter() - start
+                batch = Batch(shard, here.rows, here.failures, waited)
+                yield batch, here.pixels if pixels is None else pixels[: len(here.rows)]
         return
     with _Pool(preprocess, batch_size, workers, time_limit, slots=workers * _BATCHES_AHEAD) as pool:
         jobs: deque[_Job] = deque()
@@ -179,22 +189,6 @@ def _batches_of(shards: Shards, batch_size: int) -> Iterator[tuple[int, Sequence
     for number, items in shards:
         for start in range(0, len(items), batch_size):
             yield number, items[start : start + batch_size]
-
-
-def _decoded_here(
-    batches: Iterable[tuple[int, Sequence[ImageItem]]], preprocess: ImagePreprocessor
-) -> Iterator[tuple[Batch, Pixels | list[Pixels]]]:
-    """Decode batches in this process, without a limit of time."""
-    with ImageReader() as reader:
-        for shard, items in batches:
-            start = time.perf_counter()
-            pixels: Pixels | None = None
-            if preprocess.fixed:
-                pixels = np.empty((len(items), *preprocess.size, 3), np.uint8)
-            decoded = _decode(reader, preprocess, None, items, pixels)
-            waited = time.perf_counter() - start
-            batch = Batch(shard, decoded.rows, decoded.failures, waited)
-            yield batch, decoded.pixels if pixels is None else pixels[: len(decoded.rows)]
 
 
 def _decoded_one_by_one(
@@ -348,25 +342,21 @@ def _start_worker(
         return _decode(reader, preprocess, time_limit, items, slot_pixels)
 
     _worker.append(decode_into_slot)
-    # where the system has no such limit, the worker goes without
+    # Only so much memory as decoding the largest image needs; where the system has no such limit,
+    # the worker goes without
     with suppress(ImportError, OSError, ValueError, IndexError):
-        _limit_memory()
+        import resource
+
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        used = int(status.partition("VmData:")[2].split()[0]) << 10
+        # some decoders start threads
+        allowed = used + LARGEST_DECODED + _SPARE + _STACK * (os.cpu_count() or 1)
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard_limit))
 
 
 def _decode_in_worker(slot: int, items: Sequence[ImageItem]) -> _Decoded:
     return _worker[0](slot, items)
-
-
-def _limit_memory() -> None:
-    """Let this process take only so much memory as decoding the largest image needs."""
-    import resource
-
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    used = int(status.partition("VmData:")[2].split()[0]) << 10
-    # some decoders start threads
-    allowed = used + LARGEST_DECODED + _SPARE + _STACK * (os.cpu_count() or 1)
-    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard_limit))
 
 
 def _decode(

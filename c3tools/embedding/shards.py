@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -146,7 +146,27 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             failures = [failure for batch in batches for failure in batch.failures]
             embeddings = np.concatenate(features)
             encoding_ended = time.perf_counter()
-            self._write(number, rows, failures, embeddings)
+
+            # Write a new shard, or stage one that takes the place of the shard that is there
+            info = self.store.info
+            names = rows[0] if rows else ("key",)
+            columns = {name: [row[name] for row in rows] for name in names}
+            carried = [json.loads(row["columns"] or "{}") for row in rows]
+            for name in info.columns:
+                columns[name] = [values.get(name) for values in carried]
+            table = shard_table(info, self.modality, embeddings, columns)
+            recorded_failures = failures
+            folder = self.store.path
+            with writing_to(folder):
+                if number in self.edits:
+                    folder /= REWRITING
+                    # The former row of an input that fails now stays, so the failure is not
+                    # recorded
+                    table, recorded_failures = rewritten_shard(
+                        self.store, self.modality, number, self.edits[number], table
+                    )
+                path = folder / part_name(self.modality, number)
+                write_rows(path, info, self.modality, table, recorded_failures)
             writing_ended = time.perf_counter()
 
             waiting = sum(batch.waited for batch in batches)
@@ -166,32 +186,6 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 summary.failed = len(failures)
             yield summary
             start = writing_ended
-
-    def _write(
-        self,
-        number: int,
-        rows: Sequence[Mapping[str, Any]],
-        failures: list[Failure],
-        embeddings: Matrix,
-    ) -> None:
-        """Write a new shard, or stage a shard that takes the place of the one that is there."""
-        info = self.store.info
-        names = rows[0] if rows else ("key",)
-        columns = {name: [row[name] for row in rows] for name in names}
-        carried = [json.loads(row["columns"] or "{}") for row in rows]
-        for name in info.columns:
-            columns[name] = [values.get(name) for values in carried]
-        table = shard_table(info, self.modality, embeddings, columns)
-        folder = self.store.path
-        with writing_to(folder):
-            if number in self.edits:
-                folder /= REWRITING
-                # The former row of an input that fails now stays, so the failure is not recorded
-                table, failures = rewritten_shard(
-                    self.store, self.modality, number, self.edits[number], table
-                )
-            path = folder / part_name(self.modality, number)
-            write_rows(path, info, self.modality, table, failures)
 
     def _images(
         self, encoder: Encoder, shards: Shards, report: Report
