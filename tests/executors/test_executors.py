@@ -31,6 +31,7 @@ from c3tools.store import Store
 from tests.conftest import contents, copy_photos, slice_of
 from tests.executors.works import Squares
 
+ROOT = Path(__file__).parents[2]
 SQUARES = [0, 1, 4, 9, 16, 25]
 
 
@@ -38,8 +39,10 @@ SQUARES = [0, 1, 4, 9, 16, 25]
 def cluster() -> Iterator[RayExecutor]:
     """A cluster of this machine alone, with two workers that stay for all tests."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    with RayExecutor("local", processes=2) as executor:
-        yield executor
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # where workers find this package of tests
+        with RayExecutor("local", processes=2) as executor:
+            yield executor
 
 
 @pytest.fixture(params=["processes", "ray"])
@@ -85,7 +88,9 @@ def test_a_task_that_always_fails_is_an_error(
 def test_on_ray_a_lost_machine_costs_time_only(tmp_path: Path, done: int) -> None:
     pytest.importorskip("ray", reason="the extra ray is not installed")
     program = [sys.executable, "-m", "tests.executors.lost_machine", str(tmp_path), str(done)]
-    run = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True, timeout=200)
+    run = subprocess.run(
+        program, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=200
+    )
     assert run.stdout.splitlines()[-1] == "0 1 4 9 16 25"
     assert (tmp_path / "kill").exists()
 
