@@ -109,7 +109,7 @@ def decode(folder: Path, model: str) -> None:
         print(timed(lambda: len(pool.map(load, sorted(folder.iterdir()), chunksize=8))))
 
 
-def options(how: str) -> tuple[str, str]:
+def options(how: str) -> tuple[str, Any]:
     """Return backend and precision of BACKEND:PRECISION; ``auto`` where they are not said."""
     backend, _, precision = how.partition(":")
     return backend, precision or "auto"

@@ -107,9 +107,8 @@ def measure_encoders(table: Table, device: str, photos: list[Path], small: bool)
             name, random_init=seed, device="cpu", backend="torch", precision="fp32"
         )
         expected = exact.encode_images(photos), exact.encode_texts(captions)
-        for precision in dict.fromkeys(
-            ("fp32", "bf16" if device == "cpu" else pick(device).precision)
-        ):
+        fastest: Any = "bf16" if device == "cpu" else pick(device).precision
+        for precision in dict.fromkeys(("fp32", fastest)):
             encoder = load_encoder(
                 name, random_init=seed, device=device, backend="torch", precision=precision
             )

@@ -66,13 +66,8 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
         encoder: it is for an encoder, which may run in int8.
 
     Raises:
-        C3Error: for an unknown precision, a missing device, or a precision that the device does not
-            support.
+        C3Error: for a missing device, or a precision that the device does not support.
     """
-    if precision not in ("auto", *_DTYPES):
-        raise C3Error(
-            f"There is no precision {precision!r}.", remedy="Use auto, fp32, bf16, fp16 or int8."
-        )
     if precision == "int8" and not encoder:
         raise C3Error("int8 is for encoders only.", remedy="Use auto, fp32, bf16 or fp16.")
     name = _device(device)

@@ -13,6 +13,7 @@
     ├── MetricError            scores: missing references, too few rows
     ├── UnreachableError       a server that stays down, wrong credentials; also an OSError
     │   └── RefusedError       a file that may not be read
+    ├── InvalidOptionError     an option has a value that is not allowed; also a ValueError
     ├── UnusedOptionError      an option has no effect with the others; exit code 2 of `c3`
     └── MissingExtraError      an optional dependency is not installed
 
@@ -98,6 +99,19 @@ class UnreachableError(C3Error, ConnectionError):
 
 class RefusedError(UnreachableError):
     """A server refuses access to a URL."""
+
+
+class InvalidOptionError(C3Error, ValueError):
+    """An option has a value that it may not have.
+
+    Args:
+        name: of the parameter.
+        allowed: values: "at least 1".
+        value: what it is.
+    """
+
+    def __init__(self, name: str, allowed: str, value: object) -> None:
+        super().__init__(f"{name} must be {allowed}, not {value!r}.")
 
 
 class UnusedOptionError(C3Error):

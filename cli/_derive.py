@@ -24,13 +24,13 @@ from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 
 import c3tools
-from c3tools import choices
+from c3tools.choices import declared_type
 from c3tools.errors import C3Error
 from c3tools.io.locations import is_url
 
@@ -363,9 +363,10 @@ def _annotate(command: _Command, name: str) -> Any:
         "autocompletion": settings.complete,
         "show_default": _shows_default(parameter.default),
     }
-    if kind in (int, float):
-        shared["min"] = settings.minimum
-        shared["max"] = settings.maximum
+    if get_origin(kind) is Annotated:
+        _, numbers = get_args(kind)
+        shared["min"] = numbers.least
+        shared["max"] = numbers.most
     # The store of c3 verify is c3-store by default too, but its argument has no default, as --store
     # may be given in its place
     is_store_of_verify = command.name == "verify" and parameter.is_argument
@@ -384,11 +385,8 @@ def _type(annotation: str) -> Any:
     """
     words = re.findall(r"\w+", annotation)
     kind: Any = None
-    if "Literal" in words:
-        return Literal[tuple(re.findall(r"[\"'](\w[\w-]*)[\"']", annotation))]
-    for word in words:
-        if choice := getattr(choices, word, None):
-            return Literal[get_args(choice)]
+    if declared := declared_type(annotation):
+        return declared
     if {"str", "Path"} & set(words):
         kind = str
     elif "float" in words:

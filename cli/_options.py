@@ -1,4 +1,4 @@
-"""Settings of options that a parameter of Python does not have: flags, ranges, what they need."""
+"""Settings of options that a parameter of Python does not have: flags, what they need."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ class OptionSettings:
     Attributes:
         flags: how it is typed; by default as its parameter is called, with dashes.
         metavar: what stands for its value in the help.
-        minimum: the smallest number.
-        maximum: the largest number.
         parse: turns what is typed into the value.
         complete: returns the values that the shell completes. Choices of the signature are
             completed without it.
@@ -35,8 +33,6 @@ class OptionSettings:
 
     flags: tuple[str, ...] = ()
     metavar: str | None = None
-    minimum: float | None = None
-    maximum: float | None = None
     parse: Callable[[str], Any] | None = None
     complete: Callable[[], list[str]] | None = None
     is_expert: bool = False
@@ -158,9 +154,7 @@ def _backends() -> list[str]:
     return [AUTO, *BACKENDS]
 
 
-_AT_LEAST_ONE = OptionSettings(minimum=1)
 _EXPERT = OptionSettings(is_expert=True)
-_EXPERT_COUNT = OptionSettings(is_expert=True, minimum=1)
 _FOLDER = OptionSettings(parse=_local_path)
 _PATHS = OptionSettings(metavar="PATH...")
 _NAMES = OptionSettings(parse=_names)
@@ -235,7 +229,6 @@ _SETTINGS: dict[str, OptionSettings] = {
     "connect store": OptionSettings(metavar="PATH", not_with=_FILES_OF_VECTORS),
     "connect second_store": OptionSettings(not_with=_FILES_OF_VECTORS),
     "connect modalities": OptionSettings(parse=_names, metavar="A,B", not_with=_FILES_OF_VECTORS),
-    "connect dim": OptionSettings(minimum=2),
     # Transforms
     "preset": OptionSettings(flags=("--preset", "-p"), complete=_presets, not_with=("pipeline",)),
     "export sigma": OptionSettings(not_with=("pipeline",)),
@@ -244,59 +237,43 @@ _SETTINGS: dict[str, OptionSettings] = {
     "format": OptionSettings(flags=("--format", "-f")),
     "role": _EXPERT,
     "train_on": _EXPERT,
-    "demo sigma": OptionSettings(minimum=0),
-    "demo captions": OptionSettings(minimum=2),
     # Trainings
     "start": OptionSettings(flags=("--from",)),
     "set": OptionSettings(metavar="NAME=VALUE", is_expert=True),
     "monitor": _EXPERT,
     "cone": _EXPERT,
-    "chunk": _EXPERT_COUNT,
-    "epochs": _AT_LEAST_ONE,
-    "steps": _AT_LEAST_ONE,
-    "seeds": _AT_LEAST_ONE,
-    "jobs": _AT_LEAST_ONE,
-    "patience": OptionSettings(minimum=0),
+    "chunk": _EXPERT,
     "train-decoder preset": OptionSettings(
         flags=("--preset", "-p"), complete=_presets, not_with=("esper", "unconditional")
     ),
     "train-decoder sigma": _OF_DECODERS,
-    "train-decoder pairs": OptionSettings(minimum=0, not_with=("esper", "unconditional")),
+    "train-decoder pairs": _OF_DECODERS,
     "train-decoder monitor": OptionSettings(is_expert=True, not_with=("esper", "unconditional")),
     "train-decoder start": OptionSettings(flags=("--from",), not_with=("unconditional",)),
     "train-decoder unconditional": _NOT_OF_ESPER,
     "train-decoder size": OptionSettings(not_with=("start",)),
     "train-decoder set": OptionSettings(metavar="NAME=VALUE", is_expert=True, not_with=("esper",)),
-    "train-decoder patience": OptionSettings(minimum=0, not_with=("esper",)),
+    "train-decoder patience": _NOT_OF_ESPER,
     "train-decoder train_fraction": _NOT_OF_ESPER,
     # Captions, images and scores
-    "beams": _AT_LEAST_ONE,
     "temperature": _OF_SAMPLING,
     "caption seed": _OF_SAMPLING,
     "evaluate seed": _OF_SAMPLING,
-    "evaluate beams": OptionSettings(minimum=1, not_with=("captions",)),
+    "evaluate beams": _OF_NEW_CAPTIONS,
     "evaluate decoder": OptionSettings(parse=_local_path, not_with=("captions",)),
     "evaluate length_penalty": _OF_NEW_CAPTIONS,
     "evaluate split": _OF_NEW_CAPTIONS,
     "evaluate steer": _OF_NEW_CAPTIONS,
     "evaluate top_p": _OF_NEW_CAPTIONS,
-    "n": _AT_LEAST_ONE,
-    "sampling_steps": _AT_LEAST_ONE,
     "metrics": _NAMES,
-    "resamples": OptionSettings(is_expert=True, minimum=0),
+    "resamples": _EXPERT,
     # Reports, simulations, search, splits
     "gap-report modalities": _NAMES,
     "pairs modalities": OptionSettings(parse=_names, metavar="A,B"),
-    "drop": OptionSettings(minimum=0, maximum=1, metavar="FRACTION"),
+    "drop": OptionSettings(metavar="FRACTION"),
     "least": OptionSettings(metavar="Z"),
-    "cosine": OptionSettings(minimum=0, maximum=1),
-    "width": _AT_LEAST_ONE,
-    "layers": _AT_LEAST_ONE,
-    "every": _AT_LEAST_ONE,
-    "rows": OptionSettings(minimum=3),
-    "k": _AT_LEAST_ONE,
-    "nprobe": _EXPERT_COUNT,
-    "recall": OptionSettings(minimum=0, maximum=1, unused=_recall_unused),
+    "nprobe": _EXPERT,
+    "recall": OptionSettings(unused=_recall_unused),
     "fractions": OptionSettings(parse=_numbers, metavar="TRAIN,VAL,TEST", not_with=("file",)),
     "split seed": OptionSettings(not_with=("file",)),
     "split key_column": _OF_FILE,
@@ -309,15 +286,13 @@ _SETTINGS: dict[str, OptionSettings] = {
     "random_init": _EXPERT,
     "dtype": _EXPERT,
     "keep_columns": OptionSettings(parse=_names, metavar="A,B"),
-    "truncate_dim": _AT_LEAST_ONE,
-    "shard_size": _EXPERT_COUNT,
-    "batch_size": _EXPERT_COUNT,
-    "workers": OptionSettings(is_expert=True, minimum=0),
-    "export workers": _EXPERT_COUNT,
-    "image_timeout": OptionSettings(is_expert=True, minimum=0),
+    "shard_size": _EXPERT,
+    "batch_size": _EXPERT,
+    "workers": _EXPERT,
+    "image_timeout": _EXPERT,
     "exact_decoding": _EXPERT,
     "follow_symlinks": _EXPERT,
     "executor": _EXPERT,
     "address": OptionSettings(metavar="HOST:PORT", is_expert=True, needs=("executor",)),
-    "processes": OptionSettings(is_expert=True, minimum=1, needs=("executor",)),
+    "processes": OptionSettings(is_expert=True, needs=("executor",)),
 }

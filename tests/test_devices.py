@@ -60,7 +60,6 @@ def test_devices_and_precisions(machine: Callable[..., None]) -> None:
     for device, precision, said in (
         ("cpu", "fp16", "CPUs do not compute in fp16"),
         ("cpu", "int8", "int8 is for encoders only"),
-        ("cpu", "fp8", "'fp8'"),
         ("tpu9", "auto", "'tpu9'"),
         ("cuda:3", "auto", "cuda:3 .* has 3 CUDA GPUs"),
     ):

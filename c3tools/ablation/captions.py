@@ -25,7 +25,7 @@ from ..captioning.evaluate import images_with_references, require_captions, stor
 from ..captioning.generation import GenerationConfig, GenerationOptions
 from ..captioning.steering import load_text_encoder
 from ..captioning.train import DecoderTask, fit, training_rows
-from ..choices import DecoderSize, Precision
+from ..choices import DecoderSize, PositiveInt, Precision, checked
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import C3Error, MetricError, TransformError
@@ -58,21 +58,22 @@ _KEPT_DIGITS = 4  # of the values of images, in percent
 _TOGETHER = {"zerocap": 1, "magic": 16}  # images that are captioned at a time
 
 
+@checked
 def ablate(
     store: Store | str | Path = "c3-store",
     *,
     methods: str | Sequence[str] = "C1,C2_1,C2_2,C3",
-    seeds: int = 3,
+    seeds: PositiveInt = 3,
     sigma: Sequence[float | str] | float | str = (0.1,),
     output: str | Path = "c3-ablation",
     split: str = "test",
     test_store: Store | str | Path | None = None,
     size: DecoderSize = "small",
     set: Sequence[str] = (),
-    epochs: int | None = None,
-    beams: int | None = None,
+    epochs: PositiveInt | None = None,
+    beams: PositiveInt | None = None,
     metrics: Sequence[str] | None = None,
-    jobs: int = 1,
+    jobs: PositiveInt = 1,
     device: str | None = None,
     precision: Precision = "auto",
     reporter: Reporter = SILENT,

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .. import devices
-from ..choices import GeneratorSize, Precision
+from ..choices import GeneratorSize, PositiveInt, Precision, checked
 from ..devices import Compute
 from ..encoders import data_url
 from ..errors import MetricError
@@ -45,19 +45,20 @@ _KEPT_DIGITS = 6  # of the values per photo
 _LEAST_PHOTOS = 4  # of three, one half would be a single photo
 
 
+@checked
 def ablate_images(
     store: Store | str | Path = "c3-store",
     *,
     methods: str | Sequence[str] = "C1,C2_1,C2_2,C3",
-    seeds: int = 3,
+    seeds: PositiveInt = 3,
     sigma: Sequence[float | str] | float | str = (0.1,),
     output: str | Path = "c3-ablation",
     split: str = "test",
     size: GeneratorSize = "tiny",
     set: Sequence[str] = (),
-    steps: int | None = None,
+    steps: PositiveInt | None = None,
     encoder: Sequence[str] = (),
-    jobs: int = 1,
+    jobs: PositiveInt = 1,
     device: str | None = None,
     precision: Precision = "auto",
     reporter: Reporter = SILENT,

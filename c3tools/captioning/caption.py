@@ -12,7 +12,7 @@ import numpy as np
 from .. import devices
 from ..arrays import Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
-from ..choices import EncoderPrecision, Steer
+from ..choices import EncoderPrecision, PositiveInt, Steer, checked
 from ..corpus.items import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -96,6 +96,7 @@ class Captions:
         }
 
 
+@checked
 def caption_images(
     paths: str | Path | Sequence[str | Path] = (),
     *,
@@ -109,7 +110,7 @@ def caption_images(
     html: str | Path | None = None,
     overwrite: bool = False,
     follow_symlinks: bool = False,
-    beams: int | None = None,
+    beams: PositiveInt | None = None,
     length_penalty: float = 0.7,
     top_p: float | None = None,
     temperature: float = 1.0,

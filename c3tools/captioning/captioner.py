@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 from ..arrays import Mask, Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
+from ..choices import NumberFormat, PositiveInt, Steer, checked
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError
 from ..identity import ModelIdentity
@@ -74,6 +75,7 @@ class Captioner(HubRepository):
     def __repr__(self) -> str:
         return f"Captioner({self.model}, {self.pipeline!r}, size {self.size})"
 
+    @checked
     def caption(
         self,
         images: str | Path | Image.Image | Sequence[str | Path | Image.Image] | None = None,
@@ -82,11 +84,11 @@ class Captioner(HubRepository):
         modality: str = "image",
         keys: Sequence[str] | None = None,
         encoder: Encoder | None = None,
-        beams: int | None = None,
+        beams: PositiveInt | None = None,
         length_penalty: float = 0.7,
         top_p: float | None = None,
         temperature: float = 1.0,
-        steer: str | None = None,
+        steer: Steer | None = None,
         seed: int = 0,
         generation: GenerationConfig | None = None,
         reporter: Reporter = SILENT,
@@ -390,7 +392,8 @@ class Captioner(HubRepository):
             },
         )
 
-    def save(self, folder: str | Path, *, dtype: str = "float32") -> None:
+    @checked
+    def save(self, folder: str | Path, *, dtype: NumberFormat = "float32") -> None:
         """Write the folder atomically; an existing decoder is kept as ``<folder>.previous``.
 
         Args:

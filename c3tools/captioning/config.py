@@ -294,9 +294,7 @@ def load_size(
         DecoderError: if there is no such size or setting, a value is not of the setting's type, or
             the architecture of a decoder that training continues from is changed.
     """
-    size = load_named_size(
-        SIZES, name, overrides, ("seed", "dim"), kind="decoder", error=DecoderError
-    )
+    size = load_named_size(SIZES, name, overrides, ("seed", "dim"), error=DecoderError)
     if fine_tuned and replace(size, training=SIZES[name].training) != SIZES[name]:
         raise DecoderError(
             "The architecture comes from the decoder given by --from and cannot be changed."

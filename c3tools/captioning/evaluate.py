@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from .. import devices
-from ..choices import EncoderPrecision, Steer
+from ..choices import EncoderPrecision, NonNegativeInt, PositiveInt, Steer, checked
 from ..corpus.items import PART_SUFFIX
 from ..corpus.splits import ALL, split_order
 from ..encoders import Encoder, resolve_encoder
@@ -102,6 +102,7 @@ class Evaluation:
         return Table(columns, rows, title=counted(len(self.captions), "caption"))
 
 
+@checked
 def evaluate_captions(
     store: Store | str | Path = "c3-store",
     *,
@@ -111,14 +112,14 @@ def evaluate_captions(
     decoder: Captioner | str | Path | None = None,
     split: str = "test",
     modality: str | None = None,
-    beams: int | None = None,
+    beams: PositiveInt | None = None,
     length_penalty: float = 0.7,
     top_p: float | None = None,
     temperature: float = 1.0,
     steer: Steer | None = None,
     seed: int = 0,
     metrics: Sequence[str] | None = None,
-    resamples: int = 1000,
+    resamples: NonNegativeInt = 1000,
     device: str | None = None,
     backend: str = "auto",
     precision: EncoderPrecision = "auto",

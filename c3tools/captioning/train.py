@@ -23,7 +23,15 @@ from torch.nn import functional as F
 
 from .. import devices
 from ..arrays import Indices
-from ..choices import DecoderSize, Monitor, Precision
+from ..choices import (
+    DecoderSize,
+    Monitor,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Precision,
+    checked,
+)
 from ..devices import Compute
 from ..errors import DecoderError
 from ..io.artifact import digest_of, reserve_output
@@ -47,7 +55,6 @@ from .steering import load_text_encoder
 from .task import CaptioningTask
 from .tokenizer import CaptionTokenizer, TokenRows
 
-_MONITORS = ("text", "cross-modal")
 _VALIDATION_BATCH = 512
 
 
@@ -84,6 +91,7 @@ class RowsToLearn(NamedTuple):
     notes: list[str]
 
 
+@checked
 def train_captioner(
     store: Store | str | Path = "c3-store",
     pipeline: Pipeline | None = None,
@@ -94,13 +102,13 @@ def train_captioner(
     size: DecoderSize = "small",
     set: Sequence[str] = (),
     unconditional: bool = False,
-    epochs: int | None = None,
+    epochs: PositiveInt | None = None,
     train_split: str = "train",
     train_fraction: float = 1.0,
-    patience: int | None = None,
+    patience: NonNegativeInt | None = None,
     monitor: Monitor = "text",
     start: str | Path | None = None,
-    pairs: float | None = None,
+    pairs: NonNegativeFloat | None = None,
     esper: bool = False,
     seed: int = 0,
     device: str | None = None,
@@ -313,11 +321,6 @@ def _check_settings(asked: CaptionerSettings, pipeline: Pipeline | None) -> None
         )
     if asked.pairs is not None and not 0 < asked.pairs <= 1:
         raise DecoderError(f"--pairs must be above 0 and at most 1, not {asked.pairs}.")
-    if asked.monitor not in _MONITORS:
-        raise DecoderError(
-            f"There is no --monitor {asked.monitor!r}.",
-            remedy=f"Choose from {', '.join(_MONITORS)}.",
-        )
 
     reads_pairs = asked.pairs is not None or asked.monitor != "text"
     names_method = not (asked.preset is None and asked.sigma is None and pipeline is None)

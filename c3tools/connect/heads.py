@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..arrays import Indices, Matrix
-from ..choices import NumberFormat, Precision
+from ..choices import AtLeastTwo, NonNegativeInt, NumberFormat, PositiveInt, Precision, checked
 from ..devices import pick
 from ..encoders.networks import weights_sha256
 from ..errors import ConnectError
@@ -214,20 +214,21 @@ class ConnectedHeads:
             return cls(heads, record)
 
 
+@checked
 def connect_heads(
     features: PairedFeatures,
     *,
     output: str | Path = "c3-heads",
-    dim: int = 256,
+    dim: AtLeastTwo = 256,
     hidden: int = 512,
     dropout: float = 0.0,
     cone: float = 0.0,
     logit_scale: str = "learned",
     close_gap: float = 0.0,
-    batch_size: int = 512,
-    epochs: int = 20,
+    batch_size: PositiveInt = 512,
+    epochs: PositiveInt = 20,
     learning_rate: float = 1e-3,
-    patience: int = 5,
+    patience: NonNegativeInt = 5,
     train_split: str = "train",
     seed: int = 0,
     device: str | None = None,
@@ -309,6 +310,7 @@ def connect_heads(
         )
 
 
+@checked
 def apply_heads(
     heads: ConnectedHeads | str | Path,
     features: PairedFeatures,

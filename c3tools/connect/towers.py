@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..choices import Precision
+from ..choices import NonNegativeInt, PositiveInt, Precision, TowerMode, checked
 from ..corpus.items import Corpus
 from ..corpus.reading import read_corpus
 from ..corpus.splits import describe_val_alone, is_val_alone, splits_of
@@ -84,22 +84,23 @@ class ConnectedTowers:
         return scores_table(self.record)
 
 
+@checked
 def connect_towers(
     paths: str | Path | Sequence[str | Path],
     *,
     output: str | Path = "c3-model",
-    mode: str = "lit",
+    mode: TowerMode = "lit",
     captions: str | Path | None = None,
     model: str | None = None,
     random_init: int | None = None,
     augment: bool = True,
     logit_scale: str = "learned",
     close_gap: float = 0.0,
-    batch_size: int = 256,
-    chunk: int | None = 64,
-    epochs: int | None = None,
+    batch_size: PositiveInt = 256,
+    chunk: PositiveInt | None = 64,
+    epochs: PositiveInt | None = None,
     learning_rate: float | None = None,
-    patience: int = 5,
+    patience: NonNegativeInt = 5,
     train_split: str = "train",
     seed: int = 0,
     device: str | None = None,
@@ -144,8 +145,6 @@ def connect_towers(
         OutputError: if ``output`` contains another model or other files, another run is writing to
             it, or it is ``model``.
     """
-    if mode not in _EPOCHS:
-        raise ConnectError(f"There is no mode {mode!r}.", remedy="Use lit or full.")
     training = TrainingSettings(
         logit_scale=logit_scale,
         close_gap=close_gap,

@@ -80,13 +80,11 @@ class TrainingSettings:
                 f"A batch of {self.batch_size} contains no negatives.",
                 remedy="Use at least 2 pairs.",
             )
-        if self.chunk is not None and self.chunk < 1:
-            raise ConnectError(f"chunk must be at least 1, not {self.chunk}.")
         ContrastiveLoss(self.logit_scale)
         require_valid(
             self,
-            positive=("epochs", "learning_rate"),
-            not_negative=("close_gap", "patience"),
+            positive=("learning_rate",),
+            not_negative=("close_gap",),
             error=ConnectError,
         )
 

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..choices import Fraction, NonNegativeFloat, NonNegativeInt, checked
 from ..errors import StoreError
 from ..io.locations import location
 from ..io.outputs import write_output
@@ -184,13 +185,14 @@ class Duplicates:
         return self.table()._repr_html_()
 
 
+@checked
 def find_duplicates(
     store: Store | str | Path = "c3-store",
     *,
     modality: Sequence[str] | None = None,
-    cosine: float | None = None,
-    image_timeout: float = 60,
-    workers: int = 2,
+    cosine: Fraction | None = None,
+    image_timeout: NonNegativeFloat = 60,
+    workers: NonNegativeInt = 2,
     reporter: Reporter = SILENT,
 ) -> Duplicates:
     """Find copies of rows within and across the splits of a store, and mark those of train.
@@ -213,7 +215,7 @@ def find_duplicates(
 
     Raises:
         StoreError: if there is no store, it is an export, a modality is missing, or ``cosine`` is
-            not between 0 and 1.
+            0.
         MissingExtraError: if faiss is not installed.
 
     Example:
@@ -226,9 +228,9 @@ def find_duplicates(
         'A laptop computer sitting on top of a desk.'
     """
     modality = as_list(modality)
-    if cosine is not None and not 0 < cosine <= 1:
+    if cosine == 0:
         raise StoreError(
-            f"A cosine of {cosine:g} does not tell rows that are alike from others.",
+            "A cosine of 0 does not tell rows that are alike from others.",
             remedy="Give a number between 0 and 1, for example --cosine 0.98.",
         )
     store = Store.open(store, reporter=reporter)

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..arrays import Array, Indices, Matrix
+from ..choices import Fraction, checked
 from ..corpus.splits import split_order
 from ..errors import StoreError
 from ..io.locations import location
@@ -242,12 +243,13 @@ class PairCheck:
         return self.table()._repr_html_() + self.worst()._repr_html_()
 
 
+@checked
 def check_pairs(
     store: Store | str | Path = "c3-store",
     *,
     modalities: Sequence[str] | None = None,
     split: str | None = None,
-    drop: float | None = None,
+    drop: Fraction | None = None,
     least: float | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
@@ -312,7 +314,7 @@ def check_pairs(
     is_train = splits == "train"
     marked = np.zeros(len(pairs), dtype=bool)
     if drop is not None:
-        if not 0 <= drop < 1:
+        if drop == 1:
             raise StoreError(
                 f"--drop is a fraction of the train pairs, so it cannot be {drop:g}.",
                 remedy="For example: --drop 0.02",

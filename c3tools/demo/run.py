@@ -25,7 +25,7 @@ from ..ablation.table import CHOOSE_BY, Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.captioner import Captioner
 from ..captioning.evaluate import store_references
-from ..choices import GeneratorSize
+from ..choices import AtLeastTwo, GeneratorSize, NonNegativeFloat, PositiveInt, checked
 from ..corpus.items import ItemTable, TextItem
 from ..corpus.reading import read_corpus
 from ..embedding import embed_corpus
@@ -215,13 +215,14 @@ def _geometry_of(photos: Store) -> dict[str, Any]:
     return {"sentence": sentence, "map": report.draw_map(), "spectra": spectra, "note": _SPECTRA}
 
 
+@checked
 def run_demo(
     out: str | Path = "c3-demo",
     *,
-    seeds: int = 1,
-    sigma: float | None = None,
+    seeds: PositiveInt = 1,
+    sigma: NonNegativeFloat | None = None,
     size: GeneratorSize = "tiny",
-    captions: int | None = None,
+    captions: AtLeastTwo | None = None,
     images: bool = False,
     reporter: Reporter = SILENT,
 ) -> DemoResult:

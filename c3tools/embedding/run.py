@@ -15,7 +15,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..choices import EncoderPrecision, ExecutorName, LongTexts, NumberFormat
+from ..choices import (
+    EncoderPrecision,
+    ExecutorName,
+    LongTexts,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NumberFormat,
+    PositiveInt,
+    checked,
+)
 from ..corpus.items import Corpus, ImageItem, ItemTable, TextItem, part_key
 from ..corpus.reading import read_corpus
 from ..corpus.splits import describe_origins, describe_val_alone, is_val_alone
@@ -44,6 +53,7 @@ from .summary import EmbedSummary, ModalitySummary
 _BLOCK = 1 << 14  # texts that are divided at a time
 
 
+@checked
 def embed(
     paths: str | Path | Sequence[str | Path],
     store: str | Path = "c3-store",
@@ -60,14 +70,14 @@ def embed(
     device: str | None = None,
     backend: str = "auto",
     precision: EncoderPrecision = "auto",
-    truncate_dim: int | None = None,
+    truncate_dim: PositiveInt | None = None,
     query_prompt: str | None = None,
     long_texts: LongTexts | None = None,
     dtype: NumberFormat = "float16",
-    shard_size: int = 4096,
-    workers: int | None = None,
-    batch_size: int | None = None,
-    image_timeout: float = 60.0,
+    shard_size: PositiveInt = 4096,
+    workers: NonNegativeInt | None = None,
+    batch_size: PositiveInt | None = None,
+    image_timeout: NonNegativeFloat = 60.0,
     exact_decoding: bool = False,
     fps: float | None = None,
     retry_failed: bool = False,
@@ -77,7 +87,7 @@ def embed(
     follow_symlinks: bool = False,
     executor: ExecutorName | Executor = "local",
     address: str | None = None,
-    processes: int | None = None,
+    processes: PositiveInt | None = None,
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
 ) -> Store:
@@ -159,8 +169,6 @@ def embed(
     recorded = StoreInfo.find(folder)
     kept = names_to_keep(keep_columns, recorded)
     require_store_or_empty(folder)
-    if dtype not in ("float16", "float32"):
-        raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     options = EmbedOptions(
         dtype=dtype,
         shard_size=shard_size,

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..arrays import Floats, Indices, Mask, Matrix, Pixels
+from ..choices import PositiveInt, checked
 from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
@@ -147,11 +148,12 @@ class Encoder:
         largest_power = max(1, size).bit_length() - 1
         return 1 << largest_power
 
+    @checked
     def encode_images(
         self,
         images: str | Path | Image.Image | Pixels | Sequence[str | Path | Image.Image | Pixels],
         *,
-        batch_size: int | None = None,
+        batch_size: PositiveInt | None = None,
         progress: Progress | None = None,
     ) -> Matrix:
         """Return L2-normalised embeddings, float32 (n, d), of images.
@@ -218,7 +220,10 @@ class Encoder:
         """
         return self.encode_texts(texts)
 
-    def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Matrix:
+    @checked
+    def encode_texts(
+        self, texts: Sequence[str], *, batch_size: PositiveInt | None = None
+    ) -> Matrix:
         """Return L2-normalised embeddings, float32 (n, d), of texts; (1, d) of a single one.
 
         Texts longer than the context are cut.

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..assets.paths import C3_MINI
+from ..choices import EncoderPrecision, PositiveInt, checked
 from ..devices import Compute, pick
 from ..errors import EncoderError
 from ..identity import UNKNOWN_MODEL
@@ -38,14 +39,15 @@ _BUNDLED_GRAPHS: dict[Modality, Path] = {
 }
 
 
+@checked
 def load_encoder(
     model: str = DEFAULT_MODEL,
     *,
     random_init: int | None = None,
     device: str | None = None,
     backend: str = "auto",
-    precision: str = "auto",
-    truncate_dim: int | None = None,
+    precision: EncoderPrecision = "auto",
+    truncate_dim: PositiveInt | None = None,
     query_prompt: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Encoder:

@@ -34,7 +34,7 @@ def open_executor(
     Raises:
         MissingExtraError: if Ray is named and not installed.
         UnreachableError: if there is no cluster at the address.
-        C3Error: for an unknown name, or options that belong to the other executor.
+        C3Error: if options are given that belong to the other executor.
     """
     if not isinstance(name, str):
         return nullcontext(name)
@@ -42,8 +42,6 @@ def open_executor(
         from .ray import RayExecutor
 
         return RayExecutor(**of_cluster)
-    if name != "local":
-        raise C3Error(f"There is no executor {name!r}.", remedy="Use local or ray.")
     if of_cluster.get("address") is not None or of_cluster.get("processes") is not None:
         raise C3Error("--address and --processes are for a cluster.", remedy="Add --executor ray.")
     return nullcontext(Executor(devices, threads))

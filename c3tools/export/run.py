@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..choices import ExecutorName, ExportFormat, ExportRole, NumberFormat
+from ..choices import ExecutorName, ExportFormat, ExportRole, NumberFormat, PositiveInt, checked
 from ..corpus.splits import ALL
 from ..errors import OutputError, StoreError, TransformError, note_on_interrupt
 from ..executors import Executor
@@ -41,11 +41,6 @@ from .record import (
 )
 
 _FILES = (JSON_NAME, TENSORS_NAME)
-_CHOICES = {
-    "format": tuple(FORMATS),
-    "dtype": ("float16", "float32"),
-    "role": ("auto", "training", "inference"),
-}
 
 
 @dataclass(frozen=True)
@@ -87,6 +82,7 @@ class ExportReport:
         return [*lines, written]
 
 
+@checked
 def export_store(
     store: Store | str | Path = "c3-store",
     *,
@@ -101,12 +97,12 @@ def export_store(
     before_noise: bool = False,
     dtype: NumberFormat = "float16",
     seed: int = 0,
-    workers: int = 2,
+    workers: PositiveInt = 2,
     refit: bool = False,
     overwrite: bool = False,
     executor: ExecutorName | Executor = "local",
     address: str | None = None,
-    processes: int | None = None,
+    processes: PositiveInt | None = None,
     reporter: Reporter = SILENT,
 ) -> ExportReport:
     """Write the transformed embeddings of a store to a folder or a URL.
@@ -144,7 +140,7 @@ def export_store(
         reporter: Shows the progress.
 
     Raises:
-        TransformError: if the pipeline does not fit the store, or a setting is unknown.
+        TransformError: if the pipeline does not fit the store.
         OutputError: if ``output`` contains another export or other files, or is written by another
             run.
         StoreError: if the store cannot be read.
@@ -158,7 +154,6 @@ def export_store(
     """
     modality = as_list(modality)
     store = Store.open(store, reporter=reporter)
-    _check_choices(format=format, dtype=dtype, role=role)
     wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
     applied = len(wanted.steps)
     if before_noise:
@@ -252,23 +247,6 @@ def _with_texts(store: Store, modalities: Sequence[str], reporter: Reporter) -> 
     return ClipRetrievalFormat(
         digest_of([store.shard_digest("text", part) for part in store.parts("text")])
     )
-
-
-def _check_choices(**choices: str) -> None:
-    """Refuse a setting that is not one of its choices.
-
-    Raises:
-        TransformError: with the choices.
-    """
-    for name, value in choices.items():
-        if value not in _CHOICES[name]:
-            note = ""
-            if name == "format":
-                note = "; an index is made with c3 index, or c3tools.build_index"
-            raise TransformError(
-                f"There is no export {name} {value!r}.",
-                remedy=f"Choose from {', '.join(_CHOICES[name])}{note}.",
-            )
 
 
 def _steps_before_noise(pipeline: Pipeline) -> int:

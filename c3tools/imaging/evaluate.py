@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..arrays import Array, Indices, Mask, Matrix, Pixels
 from ..assets.paths import COCO_CATEGORIES
-from ..choices import EncoderPrecision
+from ..choices import EncoderPrecision, checked
 from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import GeneratorError, MetricError
 from ..identity import ModelIdentity
@@ -112,6 +112,7 @@ class ImageEvaluation:
         return self.table()._repr_html_()
 
 
+@checked
 def evaluate_images(
     images: GeneratedImages | str | Path = "c3-images",
     store: Store | str | Path = "c3-store",

@@ -24,7 +24,7 @@ from PIL import Image
 
 from .. import devices
 from ..arrays import Matrix
-from ..choices import Precision
+from ..choices import PositiveInt, Precision, checked
 from ..corpus.captions import read_captions
 from ..corpus.items import key_of_name
 from ..corpus.splits import splits_of
@@ -153,6 +153,7 @@ class GeneratedImages:
         return cls(folder, images, modality, content)
 
 
+@checked
 def generate(
     texts: str | Sequence[str] = (),
     *,
@@ -164,9 +165,9 @@ def generate(
     generator: ImageGenerator | str | Path = "c3-generator",
     store: Store | str | Path = "c3-store",
     output: str | Path = "c3-images",
-    n: int = 1,
+    n: PositiveInt = 1,
     seed: int = 0,
-    sampling_steps: int = 25,
+    sampling_steps: PositiveInt = 25,
     guidance: float | None = None,
     device: str | None = None,
     backend: str = "auto",
@@ -212,10 +213,9 @@ def generate(
     images = as_list(images)
     texts = as_list(texts)
     sources = [bool(texts), captions is not None, embeddings is not None, bool(images)]
-    if n < 1 or sum(sources) != 1:
+    if sum(sources) != 1:
         raise GeneratorError(
-            "Give either texts, or one of --captions, --embeddings and --image; and -n of at "
-            "least 1.",
+            "Give either texts, or one of --captions, --embeddings and --image.",
             remedy='For example: c3 generate "a dog on the beach"',
         )
     folder = Path(output)

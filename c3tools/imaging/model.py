@@ -142,7 +142,7 @@ def load_size(name: str, overrides: Sequence[str] = ()) -> Size:
             type.
     """
     fixed = ("seed", "steps", "dim", "channels", "attention")
-    return load_named_size(SIZES, name, overrides, fixed, kind="generator", error=GeneratorError)
+    return load_named_size(SIZES, name, overrides, fixed, error=GeneratorError)
 
 
 class ImageNetwork(nn.Module):

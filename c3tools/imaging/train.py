@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import devices
 from ..arrays import Array, Indices, Pixels
-from ..choices import GeneratorSize, Precision
+from ..choices import GeneratorSize, PositiveInt, Precision, checked
 from ..devices import Compute
 from ..errors import GeneratorError
 from ..io.artifact import digest_of, reserve_output
@@ -274,6 +274,7 @@ def _to_network(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
 
 
+@checked
 def train_generator(
     store: Store | str | Path = "c3-store",
     pipeline: Pipeline | None = None,
@@ -283,7 +284,7 @@ def train_generator(
     sigma: float | str | None = None,
     size: GeneratorSize = "tiny",
     set: Sequence[str] = (),
-    steps: int | None = None,
+    steps: PositiveInt | None = None,
     train_split: str = "train",
     download: bool = False,
     seed: int = 0,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..choices import ExecutorName
+from ..choices import ExecutorName, Fraction, PositiveInt, checked
 from ..corpus.splits import ALL
 from ..errors import C3Error, StoreError, TransformError, UnusedOptionError, note_on_interrupt
 from ..executors import Executor
@@ -53,6 +53,7 @@ class _Fit:
     moments: dict[str, Moments]
 
 
+@checked
 def build_index(
     store: Store | str | Path = "c3-store",
     *,
@@ -62,12 +63,12 @@ def build_index(
     split: str | None = None,
     preset: str | None = None,
     pipeline: Pipeline | str | Path | None = None,
-    recall: float = 0.98,
+    recall: Fraction = 0.98,
     seed: int = 0,
     rebuild: bool = False,
     executor: ExecutorName | Executor = "local",
     address: str | None = None,
-    processes: int | None = None,
+    processes: PositiveInt | None = None,
     reporter: Reporter = SILENT,
 ) -> Index:
     """Index the transformed embeddings of a store. No noise is added to them.

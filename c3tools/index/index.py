@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..arrays import Indices, Matrix
+from ..choices import PositiveInt, checked
 from ..corpus.splits import ALL
 from ..embedding.sounds import encode_sounds
 from ..errors import C3Error, StoreError, UnusedOptionError
@@ -314,6 +315,7 @@ class Index:
             folder = folder.parent if name == ".." else folder / name
         return folder
 
+    @checked
     def search(
         self,
         text: str | Sequence[str] | None = None,
@@ -326,8 +328,8 @@ class Index:
         within: str | None = None,
         split: str | None = None,
         separate: bool = False,
-        k: int = 10,
-        nprobe: int | None = None,
+        k: PositiveInt = 10,
+        nprobe: PositiveInt | None = None,
         store: Store | str | Path | None = None,
         pairs: Store | str | Path | None = None,
         query_prompt: str | None = None,

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..choices import SharedRows, checked
 from ..corpus.splits import (
     HASH_FRACTIONS,
     SALT,
@@ -99,11 +100,12 @@ class CopyReport:
         return f"{self.store}: {counted_rows(rows)}{dropped}."
 
 
+@checked
 def merge_stores(
     stores: Sequence[str | Path],
     *,
     output: str | Path,
-    keep: Literal["first"] | None = None,
+    keep: SharedRows | None = None,
     prefix: bool = False,
     reporter: Reporter = SILENT,
 ) -> CopyReport:
@@ -126,7 +128,7 @@ def merge_stores(
             but the result of the same merge, which is returned.
     """
     stores = as_list(stores)
-    if keep and (prefix or keep != "first"):
+    if keep and prefix:
         raise StoreError(
             f"--keep {keep} cannot be used here.", remedy="Use either --keep first or --prefix."
         )

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..arrays import Floats
-from ..choices import NumberFormat
+from ..choices import NumberFormat, checked
 from ..corpus.captions import note_of_ambiguous
 from ..errors import StoreError, note_on_interrupt
 from ..identity import UNKNOWN_MODEL, ModelIdentity
@@ -83,6 +83,7 @@ class ImportReport:
         return lines
 
 
+@checked
 def import_embeddings(
     source: str | Path | None = None,
     store: str | Path = "c3-store",
@@ -292,12 +293,9 @@ def write_modalities(
         reporter: shows the progress.
 
     Raises:
-        StoreError: if the store contains rows of one of them from elsewhere, or its dtype is
-            unknown.
+        StoreError: if the store contains rows of one of them from elsewhere.
         OutputError: if another run is writing to it.
     """
-    if info.dtype not in ("float16", "float32"):
-        raise StoreError(f"There is no dtype {info.dtype!r}.", remedy="Use float16 or float32.")
     report = ImportReport(path, rows={}, pairs=0, failures=[], notes=[])
     digest = digest_of(info)
     on_interrupt = "Finished shards are kept; run the same command again to write the others."

@@ -20,7 +20,6 @@ def load_named_size(
     overrides: Sequence[str],
     fixed: Sequence[str],
     *,
-    kind: str,
     error: type[C3Error],
 ) -> S:
     """Return a size by name, with some of its settings changed.
@@ -31,15 +30,12 @@ def load_named_size(
         name: a key of ``sizes``.
         overrides: ``setting=value``, for fields of the size or of its training.
         fixed: fields that may not be changed.
-        kind: of the model, as messages call it.
         error: what is raised.
 
     Raises:
-        C3Error: of the type ``error``, if there is no such size or setting, or a value is not of
-            the setting's type or out of its range.
+        C3Error: of the type ``error``, if there is no such setting, or a value is not of the
+            setting's type or out of its range.
     """
-    if name not in sizes:
-        raise error(f"There is no {kind} size {name!r}.", remedy=f"Choose from {', '.join(sizes)}.")
     size = sizes[name]
     # the size or its training, by the names of the settings that it has
     owners: dict[str, Any] = {}

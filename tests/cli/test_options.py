@@ -11,12 +11,14 @@ only recorded is no effect.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,11 +35,14 @@ from typer.testing import CliRunner, Result
 import c3tools
 from c3tools import Store
 from c3tools.captioning import config as decoder_sizes
+from c3tools.choices import declared_type
 from c3tools.encoders import Encoder
+from c3tools.errors import InvalidOptionError
 from tests.conftest import C3, copy_photos, done, slice_of, unit_rows, write_jsonl
 
 from ..connect.photos import save_tiny_clip
 from ..imaging.conftest import MICRO_SIZE, mini_store
+from ..test_choices import wrong_values
 from .option_cases import (
     ARGUMENTS,
     CASES,
@@ -252,6 +257,28 @@ def test_a_wrong_argument_is_refused(run: Run, name: str) -> None:
     assert result.exit_code in (1, 2)
     assert str(ARGUMENTS[name].wrong) in result.stderr
     assert made["files"] == []
+
+
+def limited_options() -> Iterator[tuple[str, str, str, Any]]:
+    """Yield options that have a range or choices: command, public function, name and type."""
+    for command, source in COMMANDS.items():
+        for verb in source.verbs:
+            for name, annotation in inspect.get_annotations(attrgetter(verb)(c3tools)).items():
+                declared = declared_type(annotation)
+                if declared and name not in source.without:
+                    yield command, verb, name, declared
+
+
+@pytest.mark.parametrize(("command", "verb", "name", "declared"), list(limited_options()))
+def test_the_shell_and_python_refuse_the_same_values(
+    c3: C3, command: str, verb: str, name: str, declared: Any
+) -> None:
+    option = next(each for each in parameters_of(command) if each.name == name)
+    for wrong in wrong_values(declared):
+        result = c3(*command.split(), flag_of(option), str(wrong))
+        assert result.exit_code == 2 and f"Invalid value for '{option.opts[0]}" in result.output
+        with pytest.raises(InvalidOptionError, match=rf"^{name} must be .+, not {wrong!r}\.$"):
+            attrgetter(verb)(c3tools)(**{name: wrong})
 
 
 REQUIRED = [

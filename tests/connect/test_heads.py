@@ -14,7 +14,7 @@ from c3tools import ConnectedHeads, apply_heads, connect_heads, connect_towers, 
 from c3tools.connect.heads import HeadShape, HeadsSettings
 from c3tools.connect.pairs import PairedFeatures
 from c3tools.connect.training import TrainingSettings
-from c3tools.errors import ConnectError, OutputError
+from c3tools.errors import C3Error, ConnectError, OutputError
 from c3tools.store import Pairs, Store
 from c3tools.store.import_embeddings import import_embeddings
 from tests.conftest import Messages, make_store
@@ -270,7 +270,7 @@ def test_stores_that_keep_a_column_with_other_types_are_not_joined(
 
 
 def test_wrong_settings_are_one_message(connect: Connect) -> None:
-    said = {"dim": "2 dimensions", "batch_size": "batch of"}
+    said = {"dim": "dim must be at least 2", "batch_size": "batch of"}
     wrong = {
         "cone": -1,
         "hidden": -5,
@@ -280,6 +280,6 @@ def test_wrong_settings_are_one_message(connect: Connect) -> None:
         "close_gap": -1.0,
     }
     for name, value in {**wrong, **dict.fromkeys(said, 1)}.items():
-        with pytest.raises(ConnectError, match=f"{said.get(name, name)}.*{value:g}"):
+        with pytest.raises(C3Error, match=f"{said.get(name, name)}.*{value:g}"):
             connect(**{name: value})
     assert not Path("heads").exists()

@@ -15,7 +15,7 @@ from c3tools.connect.geometry import measure
 from c3tools.connect.towers import TowersSettings
 from c3tools.connect.training import TrainingSettings
 from c3tools.encoders import load_network
-from c3tools.errors import ConnectError, OutputError
+from c3tools.errors import C3Error, OutputError
 from tests.bombs import slow_jpeg
 from tests.conftest import Messages
 from tests.golden import recorded
@@ -125,7 +125,7 @@ def test_photos_without_captions_or_split_and_wrong_options_are_refused(
         ("nowhere", {"logit_scale": "x"}, "'x'"),
     )
     for paths, options, named in cases:
-        with pytest.raises(ConnectError, match=named):
+        with pytest.raises(C3Error, match=named):
             connect_towers(
                 paths, output=tmp_path / "out", reporter=said, **{"model": tiny, **options}
             )

@@ -17,7 +17,7 @@ from c3tools.assets.paths import PHOTOS
 from c3tools.curation.duplicates import Duplicates, find_duplicates
 from c3tools.curation.groups import DuplicateGroup
 from c3tools.encoders import Encoder
-from c3tools.errors import StoreError
+from c3tools.errors import C3Error
 from c3tools.store import Rows, Store
 from tests.conftest import build_store, unit_rows, write_jsonl
 
@@ -294,5 +294,6 @@ def test_texts_of_the_same_words_are_equal(
 
 @pytest.mark.parametrize("cosine", [0.0, -1, 1.5])
 def test_a_cosine_that_tells_nothing_is_refused(tmp_path: Path, cosine: float) -> None:
-    with pytest.raises(StoreError, match="does not tell rows that are alike"):
+    said = "does not tell rows that are alike|cosine must be between 0 and 1"
+    with pytest.raises(C3Error, match=said):
         find_duplicates(image_store(tmp_path / "s", unit_rows(5, DIM)), cosine=cosine)

@@ -12,7 +12,7 @@ import pytest
 
 import c3tools
 from c3tools.curation.pairs import PairCheck, ScoredPairs, check_pairs, unrelated_shares
-from c3tools.errors import StoreError
+from c3tools.errors import C3Error, StoreError
 from c3tools.metrics.significance import share_interval
 from c3tools.moments import unit_rows
 from c3tools.store import Store
@@ -231,7 +231,7 @@ def test_rows_that_do_not_belong_together_are_no_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 5])
 def test_a_fraction_that_is_none_is_refused(tmp_path: Path, fraction: float) -> None:
-    with pytest.raises(StoreError, match="--drop is a fraction"):
+    with pytest.raises(C3Error, match=r"--drop is a fraction|drop must be between 0 and 1"):
         check_pairs(paired_store(tmp_path / "s"), drop=fraction)
 
 

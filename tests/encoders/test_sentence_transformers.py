@@ -306,12 +306,15 @@ def test_dimensions_can_be_left_out(models: Path, photos: Path) -> None:
 
 
 @pytest.mark.usefixtures("c3")
-@pytest.mark.parametrize("truncate_dim", [0, 1000])
+@pytest.mark.parametrize(
+    ("truncate_dim", "said"),
+    [(0, "truncate_dim must be at least 1"), (1000, "so 1,000 cannot be kept")],
+)
 def test_more_dimensions_than_there_are_cannot_be_kept(
-    models: Path, photos: Path, truncate_dim: int
+    models: Path, photos: Path, truncate_dim: int, said: str
 ) -> None:
     model = f"st:{models / 'clip'}"
-    with pytest.raises(EncoderError, match=f"so {truncate_dim:,} cannot be kept"):
+    with pytest.raises(C3Error, match=said):
         embed(photos, model=model, truncate_dim=truncate_dim)
     assert not Path("c3-store").exists()
 

@@ -256,7 +256,7 @@ def test_what_is_refused() -> None:
         ({"output": "file"}, "file"),
         ({"output": "cut"}, "cut is a store"),
         ({"modality": ["audio"]}, "audio"),
-        ({"role": "test"}, "role 'test'"),
+        ({"role": "test"}, "role must be auto or .*, not 'test'"),
         ({"workers": 1, "store": "cut"}, r"part-00002\.parquet"),
     ):
         with pytest.raises(C3Error, match=words):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from c3tools.encoders import Encoder
-from c3tools.errors import GeneratorError, OutputError
+from c3tools.errors import C3Error, GeneratorError, OutputError
 from c3tools.imaging.generation import GeneratedImages, generate
 from c3tools.imaging.generator import Generator
 from tests.conftest import C3, Messages, done, unit_rows, write_jsonl
@@ -147,11 +147,11 @@ def test_what_cannot_be_asked_is_refused(
     other = SimpleNamespace(identity={"name": "other"}, dim=untrained.dim)
     for given, named in (
         ({"texts": "a dog", "encoder": other}, "c3-mini.*other"),
-        ({"texts": "a", "n": 0}, "-n"),
+        ({"texts": "a", "n": 0}, "n must be at least 1"),
         ({"embeddings": bad}, "finite"),
         ({"embeddings": short}, r"\d+ dimensions \(c3-mini.* 4"),
     ):
-        with pytest.raises(GeneratorError, match=named):
+        with pytest.raises(C3Error, match=named):
             make(**given)
     Path("out").mkdir()
     Path("out/mine.png").touch()

@@ -36,6 +36,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ...arrays import Array
+from ...choices import PositiveInt, checked
 from ...errors import C3Error
 from ...reporter import SILENT, Progress, Reporter
 from ...seeds import generator
@@ -81,11 +82,12 @@ _HIDDEN = 256  # width of the heads
 _OUT = 64  # dimension of their joint space
 
 
+@checked
 def simulate_gap_after_training(
     *,
-    steps: int = 100_000,
+    steps: PositiveInt = 100_000,
     fast: bool = False,
-    every: int = 20_000,
+    every: PositiveInt = 20_000,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
@@ -195,11 +197,12 @@ def simulate_stable_region(
     )
 
 
+@checked
 def simulate_temperature(
     *,
     store: str | Path | Store | None = None,
     scale: Sequence[float] | None = None,
-    steps: int = 1_000,
+    steps: PositiveInt = 1_000,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:

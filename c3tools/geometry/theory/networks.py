@@ -15,6 +15,7 @@ import numpy as np
 
 from ...arrays import Matrix
 from ...assets.paths import PHOTOS
+from ...choices import AtLeastThree, PositiveInt, checked
 from ...corpus.reading import read_corpus
 from ...errors import C3Error
 from ...lists import as_list
@@ -27,11 +28,12 @@ from . import Run, Simulation
 _MOST_IMAGES = 500
 
 
+@checked
 def simulate_depth(
     *,
-    width: int = 512,
-    layers: int = 50,
-    rows: int = 10_000,
+    width: PositiveInt = 512,
+    layers: PositiveInt = 50,
+    rows: AtLeastThree = 10_000,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
@@ -82,11 +84,12 @@ def simulate_depth(
     )
 
 
+@checked
 def simulate_init_gap(
     paths: Sequence[str | Path] = (),
     *,
     model: str = "ViT-B-32",
-    seeds: int = 3,
+    seeds: PositiveInt = 3,
     device: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Simulation:
