@@ -66,7 +66,25 @@ class RayExecutor(Executor):
         """Join the cluster."""
         ray = _ray()
         if not ray.is_initialized():
-            _join(self._address)
+            # Without dashboard, usage statistics, worker logs or warnings
+            address = self._address
+            host_and_port = _HOST_AND_PORT.fullmatch(address or "")
+            options = {} if address not in (None, "local") else {"include_dashboard": False}
+            try:
+                if host_and_port is not None:  # Ray itself would try for minutes
+                    place = host_and_port["host"], int(host_and_port["port"])
+                    socket.create_connection(place, _ANSWER_TIMEOUT).close()
+                ray.init(
+                    address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options
+                )
+            except (OSError, RuntimeError, ValueError) as error:
+                raise UnreachableError(
+                    f"There is no Ray cluster at {address or 'this machine'}, or it asks for a "
+                    f"token ({reason_of(error)}).",
+                    remedy="Start one with `ray start --head`, add this machine with `ray start "
+                    "--address=HEAD:6379`, and use "
+                    "--address HEAD:6379. If it asks for a token, see docs/guides/cluster.md.",
+                ) from error
             self._joined = True
         try:
             machines = _machines(ray.nodes(), self._wanted_cores or 1, gpu=self._gpu)
@@ -89,6 +107,9 @@ class RayExecutor(Executor):
     ) -> Iterator[Result]:
         """Do all tasks; see `Executor.run`. Ray gives a process one task after another, so that
         what it has loaded is used again.
+
+        Raises:
+            C3Error: if a task raised one, or its process was lost or crashed each time.
         """
         ray = _ray()
         remote = ray.remote(
@@ -124,7 +145,19 @@ class RayExecutor(Executor):
                         continue
                     (call,) = ended
                     finished = running.pop(call)
-                    outcome = _outcome_of(call, work.name(tasks[finished]))
+                    name = work.name(tasks[finished])
+                    try:
+                        outcome: _Outcome | C3Error = ray.get(call)
+                    except ray.exceptions.RayError as error:
+                        raise C3Error(
+                            f"{name} failed {_ATTEMPTS} times, the last time since its worker was "
+                            f"lost or crashed ({error}).",
+                            remedy="Finished work is kept; run the same command again to continue. "
+                            "The worker may have run out of memory: see `ray status` and the logs "
+                            "of Ray.",
+                        ) from None
+                    if isinstance(outcome, C3Error):
+                        raise C3Error(f"{name}: {outcome.message}", remedy=outcome.remedy)
                     report(outcome.done, outcome.failed)
                     results[finished] = outcome.result
                 yield results.pop(position)
@@ -245,48 +278,8 @@ def _assigned_device() -> str:
     return f"cuda:{visible.split(',').index(gpus[0])}"
 
 
-def _outcome_of(call: Any, name: str) -> _Outcome:
-    """Return the outcome of the task of this name, whose call has ended.
-
-    Raises:
-        C3Error: if the task raised one, or its process was lost or crashed each time.
-    """
-    ray = _ray()
-    try:
-        outcome: _Outcome | C3Error = ray.get(call)
-    except ray.exceptions.RayError as error:
-        raise C3Error(
-            f"{name} failed {_ATTEMPTS} times, the last time since its worker was lost or crashed "
-            f"({error}).",
-            remedy="Finished work is kept; run the same command again to continue. The worker may "
-            "have run out of memory: see `ray status` and the logs of Ray.",
-        ) from None
-    if isinstance(outcome, C3Error):
-        raise C3Error(f"{name}: {outcome.message}", remedy=outcome.remedy)
-    return outcome
-
-
 def _ray() -> Any:
     if "ray" not in sys.modules:
         for name, value in _QUIET.items():  # read when Ray is imported
             os.environ.setdefault(name, value)
     return optional_module("ray", "ray", extra="ray", purpose="The executor ray")
-
-
-def _join(address: str | None) -> None:
-    """Join or start a cluster, without dashboard, usage statistics, worker logs or warnings."""
-    host_and_port = _HOST_AND_PORT.fullmatch(address or "")
-    try:
-        if host_and_port is not None:  # Ray itself would try for minutes
-            place = host_and_port["host"], int(host_and_port["port"])
-            socket.create_connection(place, _ANSWER_TIMEOUT).close()
-        options = {} if address not in (None, "local") else {"include_dashboard": False}
-        _ray().init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UnreachableError(
-            f"There is no Ray cluster at {address or 'this machine'}, or it asks for a token "
-            f"({reason_of(error)}).",
-            remedy="Start one with `ray start --head`, add this machine with `ray start "
-            "--address=HEAD:6379`, and use "
-            "--address HEAD:6379. If it asks for a token, see docs/guides/cluster.md.",
-        ) from error
