@@ -411,7 +411,16 @@ class Index:
         if key is not None:
             query = self._stored_query(key, store)
         elif vector is not None:
-            query = self._vector_query(vector, modality)
+            if isinstance(vector, str | Path):
+                rows, model = read_rows(vector, modality)
+                self._require_same_model(model, str(vector))
+                embeddings = rows.embeddings
+                origin = str(vector)
+            else:
+                embeddings = np.atleast_2d(np.asarray(vector))
+                origin = "vector"
+            labels = [f"{origin} row {row}" for row in range(len(embeddings))]
+            query = _Query(labels, embeddings, modality)
         elif text is not None:
             texts = as_list(text)
             query = _Query(texts, load().encode_queries(texts), "text")
@@ -465,17 +474,6 @@ class Index:
                 remedy="Give the store that was exported with --store.",
             )
         return _Query([key], embeddings, modality, is_transformed=True)
-
-    def _vector_query(self, vector: npt.ArrayLike | str | Path, modality: str) -> _Query:
-        """Return vectors, of a file or as they are, as queries."""
-        if isinstance(vector, str | Path):
-            rows, model = read_rows(vector, modality)
-            self._require_same_model(model, str(vector))
-            labels = [f"{vector} row {row}" for row in range(len(rows))]
-            return _Query(labels, rows.embeddings, modality)
-        embeddings = np.atleast_2d(np.asarray(vector))
-        labels = [f"vector row {row}" for row in range(len(embeddings))]
-        return _Query(labels, embeddings, modality)
 
     def _require_same_model(self, model: ModelIdentity, theirs: str) -> None:
         """Refuse embeddings of another model than the one of the index."""
