@@ -80,7 +80,8 @@ class Calibration:
 
         Args:
             source: a store or its folder; a file of `c3 means save`; or, by modality, `Moments`
-                of embeddings at unit length, or embeddings (n, d) of any norm.
+                of embeddings at unit length, or embeddings (n, d) of any norm. Below 20 rows of a
+                modality, scores are cosines, and a `UserWarning` says that nothing is centred.
             pipeline: a fitted one; None for the preset gr-clip, unit(e - mu), fitted on ``source``.
             split: of a store: the rows to take moments of, by the rule of
                 `c3tools.transforms.fitting.FittingMoments`; all rows if none are in the split.
@@ -117,9 +118,10 @@ class Calibration:
         given_rows: dict[str, Any] = {
             name: value for name, value in statistics.items() if name not in given_moments
         }
-        moments_before = FitData(given_moments, given_rows, {}, unit=True).moments
+        data = FitData(given_moments, given_rows, {}, unit=True)
+        moments_before = {} if data.too_few else data.moments
         if pipeline is None:
-            pipeline = preset("gr-clip").fit(moments_before)
+            pipeline = preset("gr-clip").fit(moments_before or statistics)
         moments_after = {
             name: _moments_after(pipeline, moments, name)
             for name, moments in moments_before.items()

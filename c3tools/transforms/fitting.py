@@ -6,7 +6,7 @@ Only numpy is imported here; using a store imports pyarrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ MAX_FIT_ROWS = 500_000
 # train rows of a modality, below which its own mean is not used: docs/concepts/moments.md
 MIN_ROWS_OF_A_MEAN = 20
 RECOMMENDED_ROWS_OF_A_MEAN = 100  # below it, the mean is uncertain
-MIN_ROWS_OF_MOMENTS = 2  # of arrays and of given moments: a single row is its own mean
+MIN_ROWS_OF_MOMENTS = 2  # of arrays and of given moments, which refuse a single row
 LOADED = "loaded"
 BUNDLED = "bundled with c3-mini"
 
@@ -179,7 +179,7 @@ class FitData:
         rows: of each modality, (n, d).
         items: of the rows of each modality, where they are known.
         unit: whether the moments have to be those of rows at unit length.
-        too_few: modalities of too few rows for moments; if there are any, nothing is centred.
+        too_few: the number of rows by modality, of those with too few for moments.
         dim: of the embeddings, where there may be neither moments nor rows.
 
     Attributes:
@@ -187,6 +187,8 @@ class FitData:
             unknown.
         rows: float32 (n, d) of each modality; rows of two modalities are pairs, in the same order.
         items: the item of each row, of the modalities where it is known.
+        too_few: the number of rows by modality, of those with too few for moments, also of the rows
+            that came without moments; if there are any, nothing is centred.
         gap_from: the moments that the modality gap is taken from: those of the vectors that enter
             the pipeline, since a step after Collapse would find no gap.
 
@@ -202,14 +204,14 @@ class FitData:
         items: Mapping[str, Sequence[str]],
         *,
         unit: bool,
-        too_few: Collection[str] = (),
+        too_few: Mapping[str, int] | None = None,
         dim: int | None = None,
     ) -> None:
         arrays = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
         self.rows = {name: values for name, values in arrays.items() if len(values)}
         self.moments = {name: value for name, value in moments.items() if value.n}
         self.items = items
-        self.too_few = too_few
+        self.too_few = dict(too_few or {})
         dims = {f"moments of {name}": value.dim for name, value in self.moments.items()}
         dims |= {f"rows of {name}": value.shape[1] for name, value in self.rows.items()}
         if len(set(dims.values())) > 1:
@@ -228,11 +230,15 @@ class FitData:
                     remedy="Pass one item per row.",
                 )
         for name, values in self.rows.items():
-            if name not in self.moments and name not in too_few:
-                unit_values = ops.apply(ops.Unit(), values.copy())
-                self.moments[name] = Moments.from_rows(unit_values)
+            if name in self.moments or name in self.too_few:
+                continue
+            if MIN_ROWS_OF_MOMENTS <= len(values) < MIN_ROWS_OF_A_MEAN:
+                self.too_few[name] = len(values)
+                continue
+            unit_values = ops.apply(ops.Unit(), values.copy())
+            self.moments[name] = Moments.from_rows(unit_values)
         self.gap_from = dict(self.moments)
-        self.dim = next((value.dim for value in self.moments.values()), dim)
+        self.dim = next(iter(dims.values()), dim)
 
     def check_counts(self) -> None:
         """Refuse moments of a single row.

@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,6 +33,7 @@ from ..io.files import json_text, read_limited, write_atomically, write_text_ato
 from ..io.hub import Card, HubRepository, local_folder
 from ..io.locations import location, read_all
 from ..moments import Moments
+from ..reporter import counted
 from ..seeds import keyed_normal
 from . import operations as ops
 from . import steps
@@ -142,7 +144,8 @@ class Pipeline(HubRepository):
         Only the parts of a store that the steps need are read: its moments, the first rows, or the
         first pairs by key. Moments of a store are chosen by the rule of
         `c3tools.transforms.fitting.FittingMoments`; where a modality has too few rows for a mean,
-        nothing is centred, and the provenance has a ``note``. A sigma
+        nothing is centred, and the provenance has a ``note``. The same holds for arrays of 2 to 19
+        rows, with a `UserWarning`. A sigma
         of ``auto`` is computed from texts, one of ``pairs`` from images with captions: of a store
         from those of its val split, or of all splits but test if val has fewer than 20. In arrays
         without items, row i of the texts belongs to row i of the images, and two texts belong to
@@ -210,14 +213,25 @@ class Pipeline(HubRepository):
 
         self.dim = fit_data.dim
         row_counts = {name: moments.n for name, moments in sorted(fit_data.moments.items())}
-        few = [f"{n} {name}" for name, n in row_counts.items() if n < MIN_ROWS_OF_A_MEAN]
-        if store is None and few and any(step.centres for step in self.steps):
-            origin["note"] = (
-                f"The means of {' and '.join(few)} rows are unreliable: {MIN_ROWS_OF_A_MEAN} rows "
-                f"of a modality are needed, below which rows of a store are not centred."
-            )
-        self._fit_steps(fit_data, inputs.too_few, split)
+        if store is None and any(step.centres for step in self.steps):
+            uncertain = [f"{n} {name}" for name, n in row_counts.items() if n < MIN_ROWS_OF_A_MEAN]
+            if fit_data.too_few:
+                counts = [counted(n, f"{name} row") for name, n in fit_data.too_few.items()]
+                origin["note"] = (
+                    f"Nothing is centred: a mean needs {MIN_ROWS_OF_A_MEAN} rows of a modality, "
+                    f"and there are {' and '.join(counts)}. Fit on more rows, or on moments of the "
+                    "same model."
+                )
+            elif uncertain:
+                origin["note"] = (
+                    f"The means of {' and '.join(uncertain)} rows are unreliable: "
+                    f"{MIN_ROWS_OF_A_MEAN} rows of a modality are needed, below which rows of a "
+                    f"store are not centred."
+                )
+        self._fit_steps(fit_data, split)
         self.provenance = {**origin, **(provenance or {}), "n": row_counts}
+        if store is None and fit_data.too_few and "note" in origin:
+            warnings.warn(origin["note"], stacklevel=2)
         return self
 
     def _read_inputs(self, store: Store, split: str) -> _FitInputs:
@@ -249,7 +263,7 @@ class Pipeline(HubRepository):
             origin=origin,
         )
 
-    def _fit_steps(self, data: FitData, too_few: Mapping[str, int], split: str) -> None:
+    def _fit_steps(self, data: FitData, split: str) -> None:
         """Fit the steps in order, each on what the steps before it leave of the data.
 
         Raises:
@@ -262,7 +276,7 @@ class Pipeline(HubRepository):
                 try:
                     step.fit(data)
                 except KeyError as error:
-                    raise _missing_error(step, error.args[0], data, too_few, split) from error
+                    raise _missing_error(step, error.args[0], data, split) from error
             # Later steps are fitted on inference inputs as they reach them
             if step.noisy or place >= last_place:
                 continue
@@ -637,14 +651,12 @@ def _open_store(data: object) -> Store:
     return Store.open(data)
 
 
-def _missing_error(
-    step: Step, modality: str, data: FitData, too_few: Mapping[str, int], split: str
-) -> TransformError:
+def _missing_error(step: Step, modality: str, data: FitData, split: str) -> TransformError:
     """Return the error of a step that needs moments or rows of a modality that are not there."""
-    if modality in too_few:
+    if modality in data.too_few:
         return TransformError(
             f"The step {step.kind} needs the moments of {modality!r} rows, but only "
-            f"{too_few[modality]} are in the {split} split; {MIN_ROWS_OF_A_MEAN} are needed.",
+            f"{data.too_few[modality]} are in the {split} split; {MIN_ROWS_OF_A_MEAN} are needed.",
             remedy="Embed more, or load their moments with `c3 means load`.",
         )
     lacks_rows = step.needs_rows and modality not in data.rows

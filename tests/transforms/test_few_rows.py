@@ -148,13 +148,42 @@ def test_one_row_of_arrays_is_refused(of_moments: bool) -> None:
         preset("gr-clip").fit({"image": unit_rows(30, DIM, 1), "text": given})
 
 
-@pytest.mark.parametrize("of_moments", [False, True])
-def test_few_rows_of_arrays_have_a_note(of_moments: bool) -> None:
+def test_few_given_moments_have_a_note() -> None:
     for count in (19, 20):
-        rows = unit_rows(count, DIM, 0)
-        given: Any = Moments.from_rows(rows) if of_moments else rows
-        pipeline = preset("gr-clip").fit({"text": given})
+        moments = Moments.from_rows(unit_rows(count, DIM, 0))
+        pipeline = preset("gr-clip").fit({"text": moments})
         assert ("means of 19 text rows" in pipeline.provenance.get("note", "")) == (count == 19)
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_nothing_is_centred_below_twenty_rows_of_arrays(as_rows: bool) -> None:
+    arrays = {"image": unit_rows(150, DIM, 1), "text": unit_rows(19, DIM, 2)}
+    given: Any = {"rows": arrays} if as_rows else {"data": arrays}
+    with pytest.warns(UserWarning, match=r"Nothing is centred: .* there are 19 text rows"):
+        pipeline = preset("gr-clip").fit(**given)
+    for modality, rows in arrays.items():
+        np.testing.assert_allclose(pipeline.transform(rows, modality=modality), rows, atol=1e-6)
+    assert "Nothing is centred" in pipeline.provenance["note"]
+
+
+def test_twenty_rows_of_arrays_have_their_own_mean() -> None:
+    rows = unit_rows(20, DIM, 2)
+    got = preset("gr-clip").fit({"text": rows}).transform(rows, modality="text")
+    np.testing.assert_allclose(got, unit_rows_of(rows - rows.mean(axis=0)), atol=1e-5)
+
+
+def test_methods_that_need_more_than_means_refuse_few_rows_of_arrays() -> None:
+    with pytest.raises(TransformError, match="needs the moments of 'text' rows, but only 3 are"):
+        preset("whiten").fit({"image": unit_rows(150, DIM, 1), "text": unit_rows(3, DIM, 2)})
+
+
+def test_scores_are_cosines_below_twenty_rows_of_arrays() -> None:
+    with pytest.warns(UserWarning, match="Nothing is centred"):
+        calibration = Calibration.fit({"image": unit_rows(150, DIM, 1), "text": unit_rows(5, DIM)})
+    cosines = np.array([0.3, -0.2])
+    query = unit_rows(1, DIM, 3)[0]
+    for modality in ("image", "text"):
+        np.testing.assert_array_equal(calibration.z(query, cosines, modality), cosines)
 
 
 def unit_rows_of(rows: Any) -> Any:

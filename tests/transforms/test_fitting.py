@@ -99,7 +99,7 @@ def test_arrays_of_any_norm_and_kind_are_moments_and_rows() -> None:
         assert got.dtype == np.float32
 
 
-EQUAL = np.eye(24)[[3] * 4]
+EQUAL = np.eye(24)[[3] * 20]
 NAN = np.where(np.arange(24) == 3, np.nan, Y)
 
 
@@ -564,7 +564,7 @@ def test_degenerate_inputs() -> None:
     assert (found.z(np.zeros(3), [0.3, np.nan], "image")[0]) == 0
     steep = found.z([0, 0, 1.0], [0.1], "image")[0]  # no row varies in this direction
     assert steep == pytest.approx(0.1 / np.sqrt(1e-3 / 3), rel=0.05)
-    constant = {"text": np.eye(3)[[0] * 4]}
+    constant = {"text": np.eye(3)[[0] * 20]}
     plain = preset("c1").fit(constant)
     assert Calibration.fit(constant, pipeline=plain).z([1.0, 0, 0], [1.0], "text") == [0]
     assert found.merge([1.0, 0, 0], {"image": ([], [])}) == []
