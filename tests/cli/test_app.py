@@ -37,7 +37,7 @@ RUN = (
 TRANSFORM = """
 import numpy as np
 from c3tools import Pipeline, preset
-saved = preset("c3").fit({"text": np.eye(4)}).save("p")
+saved = preset("c3").fit({"text": np.tile(np.eye(4), (5, 1))}).save("p")
 Pipeline.load(saved).transform(np.eye(4), training=True, keys=[*"abcd"])
 """
 

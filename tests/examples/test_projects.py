@@ -71,8 +71,9 @@ def test_rows_that_the_example_writes_are_a_store(
     monkeypatch.syspath_prepend(PROJECT / "src")
     from nearest_caption import write_rows
 
-    texts = np.random.default_rng(0).normal(size=(6, 8)) + 1
-    pipeline = preset("c2-collapse").fit({"image": -texts, "text": texts})
+    fitted_on = np.random.default_rng(0).normal(size=(20, 8)) + 1
+    pipeline = preset("c2-collapse").fit({"image": -fitted_on, "text": fitted_on})
+    texts = fitted_on[:6]
     pipeline.save(tmp_path / "recipe")
     write_rows(
         tmp_path / "rows", tmp_path / "recipe", texts, [*"abcdef"], ["train"] * 4 + ["val"] * 2

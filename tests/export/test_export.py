@@ -245,7 +245,7 @@ def test_a_store_that_keeps_norms() -> None:
 def test_what_is_refused() -> None:
     moments = {"text": Store.open("c3-store").moments("text")}
     preset("c3").fit(moments, provenance={"model": {"name": "ViT-B-32/openai"}}).save("other")
-    preset("c3").fit(rows={"text": np.eye(8)}).save("small")
+    preset("c3").fit(rows={"text": np.tile(np.eye(8), (3, 1))}).save("small")
     Path("file").write_text("")
     shutil.copytree("c3-store", "cut")
     path = Path("cut/text/part-00002.parquet")

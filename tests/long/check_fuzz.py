@@ -91,7 +91,7 @@ TARGETS: dict[str, tuple[Use, Use]] = {
     "pipeline": (
         lambda folder: (
             preset("c3", sigma=0.1)
-            .fit({"image": unit_rows(9, 4), "text": unit_rows(9, 4, 1)})
+            .fit({"image": unit_rows(20, 4), "text": unit_rows(20, 4, 1)})
             .save(folder / "p")
         ),
         lambda folder: Pipeline.load(folder / "p").transform(unit_rows(2, 4), modality="image"),
