@@ -1,7 +1,7 @@
 """Cells of a table: a method with one sigma and one seed; how they are made, and where they are
 kept.
 
-    c3-ablation/
+    c3-ablation/              of captions; c3-image-ablation/ of images
       table.md, table.html    the table
       cells/DIGEST.json       a finished cell: its scores, what it made, and its command
       decoders/DIGEST/        a trained decoder (generators/ for images), which several cells share

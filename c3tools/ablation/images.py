@@ -52,7 +52,7 @@ def ablate_images(
     methods: str | Sequence[str] = "C1,C2_1,C2_2,C3",
     seeds: PositiveInt = 3,
     sigma: Sequence[float | str] | float | str = (0.1,),
-    output: str | Path = "c3-ablation",
+    output: str | Path = "c3-image-ablation",
     split: str = "test",
     size: GeneratorSize = "tiny",
     set: Sequence[str] = (),

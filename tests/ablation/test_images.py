@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -7,7 +8,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from c3tools import ablate_images
+from c3tools import ablate, ablate_images
 from c3tools.ablation.methods import IMAGE_METHODS
 from c3tools.ablation.table import Ablation
 from c3tools.encoders import Encoder
@@ -117,3 +118,8 @@ def test_generators_are_trained_at_a_time(
     small = ["validations=1", "batch_size=4", "pixels=16"]
     table, _ = table_of(store, tmp_path / "out", methods="C1,C3,oracle", jobs=2, steps=1, set=small)
     assert [run.method for run in table.runs] == ["C1", "C3", "oracle"]
+
+
+def test_tables_of_captions_and_of_images_are_in_folders_of_their_own() -> None:
+    defaults = {signature(verb).parameters["output"].default for verb in (ablate, ablate_images)}
+    assert len(defaults) == 2
