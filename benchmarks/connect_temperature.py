@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from c3tools import apply_heads, connect_heads, read_features
-from c3tools.connect.pairs import PairedFeatures
+from c3tools.connect.training_pairs import PairedFeatures
 from c3tools.terminal import TerminalReporter
 
 COLUMNS = ("gap before", "gap", "logit scale", "paired", "unpaired", "recall@1 i→t", "recall@1 t→i")

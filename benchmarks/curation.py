@@ -47,7 +47,7 @@ from c3tools import Calibration, Pairs, Rows, Store, embed
 from c3tools.arrays import Array, Indices, Mask
 from c3tools.curation import agreement
 from c3tools.curation.duplicates import find_duplicates
-from c3tools.curation.pairs import UnrelatedShare, score_pairs, unrelated_shares
+from c3tools.curation.wrong_pairs import UnrelatedShare, score_pairs, unrelated_shares
 from c3tools.moments import unit_rows
 from c3tools.reporter import SILENT
 from c3tools.seeds import generator

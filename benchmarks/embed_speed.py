@@ -136,7 +136,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[str, Path, Pat
         for file in sorted(arguments.source.iterdir())[: arguments.count]:
             shutil.copyfile(file, photos / file.name)
         return "image", photos, photos, photos
-    from c3tools.corpus.captions import read_captions
+    from c3tools.corpus.caption_tables import read_captions
 
     rows = (
         " ".join(caption.split())

@@ -37,7 +37,12 @@ from measuring import print_table
 
 from c3tools.geometry.report import GapReport, gap_report
 from c3tools.geometry.spaces import COLLAPSE
-from c3tools.metrics.images import frechet_distance, kernel_distance, kernel_features, photo_values
+from c3tools.metrics.image_scores import (
+    frechet_distance,
+    kernel_distance,
+    kernel_features,
+    photo_values,
+)
 from c3tools.metrics.significance import Estimate, crossed_interval
 from c3tools.moments import unit_rows
 from c3tools.seeds import generator

@@ -10,8 +10,8 @@ bundled image is scored against the other captions of this image, with the words
 in another order. It takes about 20 seconds.
 
 It should print differences in the last digits, and the captions whose tokens differ, if any (see
-`c3tools.metrics.tokenizer`): two of the bundled ones, which changes ROUGE-L by 9e-4 and CIDEr by
-8e-5. It exits with 1 if a score differs by 1e-6 or more although no token does.
+`c3tools.metrics.ptb_tokenizer`): two of the bundled ones, which changes ROUGE-L by 9e-4 and CIDEr
+by 8e-5. It exits with 1 if a score differs by 1e-6 or more although no token does.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from c3tools.assets.paths import CAPTIONS
 from c3tools.captioning.references import read_predictions, read_references
-from c3tools.metrics.captions import score_captions
-from c3tools.metrics.tokenizer import tokenize
+from c3tools.metrics.caption_scores import score_captions
+from c3tools.metrics.ptb_tokenizer import tokenize
 
 LIMIT = 1e-6  # percent
 

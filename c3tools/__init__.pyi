@@ -2,29 +2,29 @@
 import lazily.
 """
 
-from .ablation.captions import ablate as ablate
-from .ablation.images import ablate_images as ablate_images
+from .ablation.caption_table import ablate as ablate
+from .ablation.image_table import ablate_images as ablate_images
 from .captioning.caption import caption_images as caption_images
 from .captioning.captioner import Captioner as Captioner
-from .captioning.evaluate import evaluate_captions as evaluate_captions
-from .captioning.train import train_captioner as train_captioner
+from .captioning.evaluate_captions import evaluate_captions as evaluate_captions
+from .captioning.train_captioner import train_captioner as train_captioner
 from .connect.heads import ConnectedHeads as ConnectedHeads
 from .connect.heads import apply_heads as apply_heads
 from .connect.heads import connect_heads as connect_heads
-from .connect.pairs import read_features as read_features
 from .connect.towers import connect_towers as connect_towers
+from .connect.training_pairs import read_features as read_features
 from .curation.duplicates import Duplicates as Duplicates
 from .curation.duplicates import find_duplicates as find_duplicates
-from .curation.pairs import PairCheck as PairCheck
-from .curation.pairs import check_pairs as check_pairs
-from .demo.run import copy_photos as copy_photos
-from .demo.run import run_demo as run_demo
-from .embedding.run import embed as embed
+from .curation.wrong_pairs import PairCheck as PairCheck
+from .curation.wrong_pairs import check_pairs as check_pairs
+from .demo.demo import copy_photos as copy_photos
+from .demo.demo import run_demo as run_demo
+from .embedding.embed import embed as embed
 from .encoders.encoder import Encoder as Encoder
 from .encoders.loading import load_encoder as load_encoder
 from .encoders.networks import list_models as list_models
 from .errors import C3Error as C3Error
-from .export.run import export_store as export_store
+from .export.export import export_store as export_store
 from .geometry.report import GapReport as GapReport
 from .geometry.report import gap_report as gap_report
 from .geometry.theory.contrastive import simulate_gap_after_training as simulate_gap_after_training
@@ -33,19 +33,17 @@ from .geometry.theory.contrastive import simulate_temperature as simulate_temper
 from .geometry.theory.networks import simulate_depth as simulate_depth
 from .geometry.theory.networks import simulate_init_gap as simulate_init_gap
 from .identity import ModelIdentity as ModelIdentity
-from .imaging.evaluate import evaluate_images as evaluate_images
+from .imaging.evaluate_images import evaluate_images as evaluate_images
 from .imaging.generation import generate as generate
 from .imaging.generator import Generator as Generator
-from .imaging.train import train_generator as train_generator
+from .imaging.train_generator import train_generator as train_generator
 from .index.build import build_index as build_index
 from .index.index import Hit as Hit
 from .index.index import Index as Index
 from .machine import describe_machine as describe_machine
 from .moments import Moments as Moments
 from .reporter import Reporter as Reporter
-from .serve.run import serve_index as serve_index
-from .store.copies import merge_stores as merge_stores
-from .store.copies import split_store as split_store
+from .serve.server import serve_index as serve_index
 from .store.import_embeddings import import_embeddings as import_embeddings
 from .store.leave_out import LeftOutRows as LeftOutRows
 from .store.leave_out import leave_out as leave_out
@@ -64,6 +62,8 @@ from .store.means import (
 from .store.means import (
     unload_means as unload_means,
 )
+from .store.merge_split import merge_stores as merge_stores
+from .store.merge_split import split_store as split_store
 from .store.reader import Store as Store
 from .store.rows import Pairs as Pairs
 from .store.rows import Rows as Rows

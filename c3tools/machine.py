@@ -15,8 +15,8 @@ import torch
 from . import __version__, devices
 from .encoders.backend import EncoderBackend
 from .encoders.backends import BACKENDS
-from .metrics.captions import METRICS
-from .tables import Table
+from .metrics.caption_scores import METRICS
+from .result_table import Table
 
 _PACKAGES = (
     "torch open_clip_torch openvino nncf numpy pyarrow safetensors faiss-cpu faiss-gpu".split()

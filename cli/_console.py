@@ -19,7 +19,7 @@ from c3tools.terminal import CONTROL_CHARACTERS, SafeConsole
 
 if TYPE_CHECKING:
     from c3tools.reporter import Reporter
-    from c3tools.tables import Table
+    from c3tools.result_table import Table
 
 _console = partial(SafeConsole, markup=False, highlight=False)
 out = _console()  # quiet where JSON goes to standard output

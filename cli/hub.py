@@ -76,7 +76,7 @@ def pull(
     from c3tools.io.artifact import replacing, require_result_or_empty
     from c3tools.io.hub import class_of
     from c3tools.io.lock import locked_file
-    from c3tools.store.copies import has_same_rows
+    from c3tools.store.merge_split import has_same_rows
 
     fetched = _fetch(repository, dataset, revision)
     name = str(class_of(fetched))

@@ -17,8 +17,9 @@ from c3tools.arrays import Matrix
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import read_corpus
 from c3tools.devices import Compute
-from c3tools.embedding import EmbedSummary, embed_corpus
-from c3tools.embedding.shards import EmbedOptions
+from c3tools.embedding.embed import embed_corpus
+from c3tools.embedding.shard_work import EmbedOptions
+from c3tools.embedding.summary import EmbedSummary
 from c3tools.encoders import Encoder
 from c3tools.encoders.encoder import ModelFacts
 from c3tools.encoders.preprocessing import ImagePreprocessor

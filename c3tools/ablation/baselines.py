@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..arrays import Matrix
-from ..captioning.train import captions_of_images
+from ..captioning.train_captioner import captions_of_images
 from ..errors import DecoderError
 from ..metrics.retrieval import nearest
 from ..moments import Moments, unit_rows

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from ..tables import Table
+from ..result_table import Table
 from ..transforms import preset
 
 

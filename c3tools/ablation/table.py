@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..imaging.evaluate import score_interval, score_text
+from ..imaging.evaluate_images import score_interval, score_text
 from ..io.files import write_text_atomically
-from ..metrics.captions import METRICS
+from ..metrics.caption_scores import METRICS
 from ..metrics.significance import crossed_interval
 from ..pages import render_page
 from ..pages.render import interval, signed
-from ..tables import Table
+from ..result_table import Table
 from .cells import Run
 from .methods import ABLATION, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
 
@@ -73,7 +73,7 @@ class Ablation:
         """One row per method and sigma.
 
         Each score has its mean and sample standard deviation over seeds, and the 95 % interval of
-        the mean over images and seeds (see `c3tools.imaging.evaluate.score_interval`).
+        the mean over images and seeds (see `c3tools.imaging.evaluate_images.score_interval`).
         """
         rows = []
         for runs in self._groups:

@@ -23,7 +23,7 @@ from ..corpus.items import (
     is_sound,
 )
 from ..corpus.reading import assign_keys, find_images
-from ..embedding.shards import EmbedOptions, encoded_images
+from ..embedding.shard_work import EmbedOptions, encoded_images
 from ..embedding.sounds import encode_sounds
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.plugins import find_plugin
@@ -40,10 +40,10 @@ from ..io.artifact import digest_of
 from ..io.locations import is_url, location
 from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
+from ..result_table import Table
 from ..store import Rows
 from ..store.import_embeddings import read_rows
 from ..store.rows import positions
-from ..tables import Table
 from .caption_files import CaptionWriter
 from .captioner import Captioner
 from .generation import GenerationConfig, GenerationOptions

@@ -33,7 +33,7 @@ from ..io.hub import Card, HubRepository, local_folder
 from ..lists import as_list
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
-from ..tables import Table
+from ..result_table import Table
 from ..transforms import Pipeline
 from .config import DecoderConfig, LanguageModelConfig
 from .generation import STEERED, GenerationConfig, GenerationOptions, generate

@@ -27,13 +27,12 @@ from ..errors import ConnectError
 from ..identity import ModelIdentity
 from ..io.artifact import ArtifactType, digest_of, reading, reserve_output
 from ..reporter import SILENT, Reporter
+from ..result_table import Table
 from ..seeds import torch_seed
 from ..store import Rows, StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
-from ..tables import Table
 from ..training.sizes import require_valid
-from .pairs import PairedFeatures
-from .training import (
+from .contrastive import (
     LOG_FILE,
     RECORD_FILE,
     PairTask,
@@ -41,6 +40,7 @@ from .training import (
     TwoTowers,
     scores_table,
 )
+from .training_pairs import PairedFeatures
 
 _WEIGHTS_FILE = "heads.safetensors"
 _KIND = ArtifactType(

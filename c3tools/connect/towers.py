@@ -26,10 +26,9 @@ from ..executors import cores
 from ..io.artifact import ArtifactType, reading, reserve_output
 from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
+from ..result_table import Table
 from ..store import Failure
-from ..tables import Table
-from .pairs import ArrayInputs, Inputs, PairInputs, PhotoInputs
-from .training import (
+from .contrastive import (
     LOG_FILE,
     RECORD_FILE,
     ContrastiveLoss,
@@ -38,6 +37,7 @@ from .training import (
     TwoTowers,
     scores_table,
 )
+from .training_pairs import ArrayInputs, Inputs, PairInputs, PhotoInputs
 
 _EPOCHS = {"lit": 20, "full": 10}  # by mode
 _LEARNING_RATES = {"lit": 5e-4, "full": 1e-4}

@@ -18,9 +18,9 @@ from ..errors import CorpusError, reason_of
 from ..io.locations import is_url, location
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
-from .captions import CaptionRow, keys_of_texts, read_captions
+from .caption_tables import CaptionRow, keys_of_texts, read_captions
+from .image_reader import ImageReader, error_without_download, resolve_inside
 from .image_tables import has_images, image_rows, read_image_table, split_of_data_set
-from .images import ImageReader, error_without_download, resolve_inside
 from .items import (
     Corpus,
     ImageItem,

@@ -16,8 +16,14 @@ from ..errors import CorpusError, UnreachableError, reason_of
 from ..io.locations import name_or_file
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
-from .captions import SPLIT_COLUMN, captions_of, kept_values, pick_text_columns, require_column
-from .images import cells_of_group, open_table
+from .caption_tables import (
+    SPLIT_COLUMN,
+    captions_of,
+    kept_values,
+    pick_text_columns,
+    require_column,
+)
+from .image_reader import cells_of_group, open_table
 from .items import Corpus, ImageItem, ImageRow, ImageSource, ReadOptions, as_key, key_of_name
 from .tables import IMAGE_KEY, ROLES, pick
 

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from ..errors import CorpusError, MissingExtraError, UnusedOptionError, reason_of
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import SILENT, Progress, Reporter, counted
-from .captions import CaptionRow, keys_of_texts, note_of_ambiguous, read_captions
+from .caption_tables import CaptionRow, keys_of_texts, note_of_ambiguous, read_captions
 from .containers import Reader, reader_of, split_of_container
 from .items import (
     AUDIO_SUFFIXES,

@@ -16,7 +16,7 @@ from ..io.files import MALFORMED
 from ..io.limits import LARGEST_TEXT, TooLargeError
 from ..io.locations import open_binary
 from ..reporter import counted
-from .captions import SPLIT_COLUMN, captions_of, kept_values, pick_text_columns
+from .caption_tables import SPLIT_COLUMN, captions_of, kept_values, pick_text_columns
 from .items import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,

@@ -24,13 +24,13 @@ from ..io.outputs import write_output
 from ..lists import as_list
 from ..pages import render_page
 from ..reporter import SILENT, Reporter, counted
+from ..result_table import Table
 from ..store import Store
 from ..store.leave_out import shards_metadata
 from ..store.left_out import LEAVE_OUT_COLUMN
-from ..tables import Table
-from .copies import search_copies
 from .exports import require_no_export
 from .groups import TIERS, Copy, DuplicateGroup
+from .near_copies import search_copies
 from .pictures import NO_PATH, pictures_of
 
 _SHOWN_GROUPS = 60  # of each kind

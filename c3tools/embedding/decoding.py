@@ -29,7 +29,7 @@ import numpy as np
 
 from ..arrays import Pixels
 from ..corpus.containers import PhotoFinder
-from ..corpus.images import ImageReader
+from ..corpus.image_reader import ImageReader
 from ..corpus.items import ImageItem
 from ..encoders import UNREADABLE, ImagePreprocessor
 from ..errors import C3Error, UnreachableError, reason_of

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpus.images import ImageReader
+from ..corpus.image_reader import ImageReader
 from ..corpus.items import VIDEO_SUFFIXES, Corpus, ImageItem, ItemTable, TextItem, as_key
 from ..errors import C3Error, CorpusError, UnreachableError
 from ..io.files import sha256_of

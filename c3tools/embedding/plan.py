@@ -35,7 +35,7 @@ from ..store import Store
 from ..store.rows import own_items
 from ..store.shards import ShardName, ShardRecord
 from .inputs import MEDIA, StoredInputs, absolute_paths
-from .shards import EmbedOptions, ShardEdit, ShardTask
+from .shard_work import EmbedOptions, ShardEdit, ShardTask
 from .sources import Sources
 from .summary import ModalitySummary
 

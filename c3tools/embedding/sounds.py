@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..arrays import Matrix
-from ..corpus.images import read_sound
+from ..corpus.image_reader import read_sound
 from ..encoders import Encoder
 from ..errors import EncoderError, reason_of
 

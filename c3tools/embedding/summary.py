@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from ..reporter import counted
-from ..tables import Table
+from ..result_table import Table
 
 _NAMES_SHOWN = 5
 _ENOUGH_TO_ADVISE = 500  # inputs; with fewer, start-up is most of the time

@@ -21,6 +21,7 @@ from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
 from .backend import AUTO, EncoderBackend
 from .backends import fitting_backends
+from .clip_tokenizer import ClipTokenizer
 from .encoder import Encoder, Modality, ModelFacts
 from .networks import (
     DEFAULT_MODEL,
@@ -31,7 +32,6 @@ from .networks import (
 )
 from .plugins import PluginEncoder, find_plugin
 from .preprocessing import ImagePreprocessor
-from .tokenizer import ClipTokenizer
 
 _BUNDLED_GRAPHS: dict[Modality, Path] = {
     "image": C3_MINI / "image.onnx",

@@ -18,7 +18,7 @@ import numpy as np
 from ..assets.paths import C3_MINI
 from ..errors import C3Error, EncoderError, reason_of
 from ..io.hub import HUB, is_reachable
-from ..tables import Table
+from ..result_table import Table
 from .encoder import ModelFacts
 from .plugins import find_plugin
 from .preprocessing import ImagePreprocessor

@@ -24,7 +24,7 @@ from PIL import Image
 from ..arrays import Floats, Indices, Mask, Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
-from ..tables import Table
+from ..result_table import Table
 from .encoder import ON_CPU, Encoder, Modality, ModelFacts
 from .preprocessing import ImagePreprocessor
 

@@ -16,7 +16,7 @@ are new or changed, through the mechanism that stores have (`c3tools.store.manif
 
 from __future__ import annotations
 
+from .export import ExportReport, export_store
 from .formats import FORMATS
-from .run import ExportReport, export_store
 
 __all__ = ["FORMATS", "ExportReport", "export_store"]

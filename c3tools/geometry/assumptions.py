@@ -23,8 +23,8 @@ from ..arrays import Array, Indices
 from ..moments import unit_rows
 from ..reporter import counted
 from ..seeds import generator
-from .clusters import cluster
 from .collect import Collected
+from .kmeans import cluster
 from .measures import Residuals, effective_dimension
 
 MIN_ITEMS = 20

@@ -25,7 +25,7 @@ from PIL import Image
 from .. import devices
 from ..arrays import Matrix
 from ..choices import PositiveInt, Precision, checked
-from ..corpus.captions import read_captions
+from ..corpus.caption_tables import read_captions
 from ..corpus.items import key_of_name
 from ..corpus.splits import splits_of
 from ..encoders import Encoder, data_url
@@ -43,10 +43,10 @@ from ..io.lock import locked
 from ..lists import as_list
 from ..pages import render_page
 from ..reporter import SILENT, Reporter
+from ..result_table import Table
 from ..seeds import generator as seeded
 from ..store import Store
 from ..store.import_embeddings import read_rows
-from ..tables import Table
 from .generator import PREFIX, Generator, ImageGenerator, PretrainedGenerator
 
 LIST_FILE = "images.json"

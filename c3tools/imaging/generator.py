@@ -33,9 +33,9 @@ from ..io.artifact import ArtifactType, digest_of, reading, writing
 from ..io.hub import Card, HubRepository
 from ..lists import as_list
 from ..reporter import SILENT, Reporter
+from ..result_table import Table
 from ..seeds import keyed_normal, torch_seed
 from ..store import Store
-from ..tables import Table
 from ..transforms import Pipeline, preset
 from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, Size, diffusers_class
 

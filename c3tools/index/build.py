@@ -12,9 +12,9 @@ from ..choices import ExecutorName, Fraction, PositiveInt, checked
 from ..corpus.splits import ALL
 from ..errors import C3Error, StoreError, TransformError, UnusedOptionError, note_on_interrupt
 from ..executors import Executor
+from ..export.export import describe, load_fit, open_export
 from ..export.parts import Recipe, plan_parts, write_parts
 from ..export.record import ExportRecord, Request, Settings, fitted_shards
-from ..export.run import describe, load_fit, open_export
 from ..io.files import sha256_of, write_atomically, write_json_atomically
 from ..io.locations import kind_of, location, read_all
 from ..io.lock import locked
@@ -28,11 +28,11 @@ from ..transforms import Pipeline, open_pipeline
 from ..transforms.calibration import Calibration
 from ..transforms.fitting import load_command
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
+from .coder import choose_factory, train_coder
 from .codes import TRAINED_FILE, CodeFormat, load_faiss
 from .index import Index
 from .recall import measure_bias, measure_recall
-from .rows import TransformedRows
-from .training import choose_factory, train_coder
+from .transformed_rows import TransformedRows
 
 _FILES = (JSON_NAME, TENSORS_NAME, TRAINED_FILE, MOMENTS_FILE)
 _GROWTH = 2  # times the rows it was fitted on, beyond which means and cells are computed again

@@ -44,16 +44,16 @@ from ..io.locations import is_url, kind_of, location, read_all
 from ..lists import as_list
 from ..moments import load_moments
 from ..reporter import SILENT, Reporter, counted
+from ..result_table import Table
 from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
 from ..store.manifest import MOMENTS_FILE
 from ..store.rows import keys_of, one_array
 from ..store.shards import INFO_FILE, ShardName, part_name, read_header, shard_schema
-from ..tables import Table
 from ..transforms import Pipeline
 from ..transforms.calibration import Calibration
 from .codes import HIT_COLUMNS, TRAINED_FILE, CodeFormat, load_faiss, open_codes, set_nprobe
-from .pairs import fit_on_pairs
+from .pair_scores import fit_on_pairs
 
 if TYPE_CHECKING:
     from ..encoders import Encoder

@@ -17,7 +17,7 @@ from ..store.shards import part_name, read_batches
 from ..transforms import Pipeline, preset
 from ..transforms.fitting import first_rows
 from .codes import CodeFormat, add_codes, cell_count, codes_of, load_faiss, set_nprobe
-from .rows import TransformedRows
+from .transformed_rows import TransformedRows
 
 _NEIGHBOURS = 10
 _BIAS_ROWS = 2_000

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..arrays import Array, Floats, Indices
-from .tokenizer import tokenize
+from .ptb_tokenizer import tokenize
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class MeanScore(Score):
 class CaptionMetric(ABC):
     """A way to score captions, with one or more scores.
 
-    A new metric is a subclass and a row in `c3tools.metrics.captions`. Its scores are in percent.
+    A new metric is a subclass and a row in `c3tools.metrics.caption_scores`. Its scores are in
+    percent.
 
     Attributes:
         name: as ``--metrics`` takes it.

@@ -18,7 +18,7 @@ import numpy as np
 from ..arrays import Array, Indices
 from ..errors import MetricError
 from ..seeds import generator
-from .captions import CaptionScores
+from .caption_scores import CaptionScores
 
 Ends = tuple[float, float]
 

@@ -44,7 +44,7 @@ Making a page::
 
 from __future__ import annotations
 
-from ..tables import Table
+from ..result_table import Table
 from . import palette
 from .figures import close_up, figure_svg, new_figure, save_figure, styled
 from .render import FigureBlock, Section, render_page

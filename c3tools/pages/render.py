@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from ..tables import Table
+from ..result_table import Table
 from . import palette
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ..arrays import Floats
 from ..choices import NumberFormat, checked
-from ..corpus.captions import note_of_ambiguous
+from ..corpus.caption_tables import note_of_ambiguous
 from ..errors import StoreError, note_on_interrupt
 from ..identity import UNKNOWN_MODEL, ModelIdentity
 from ..io.artifact import digest_of

@@ -14,7 +14,7 @@ from ..io.locations import location
 from ..io.lock import locked
 from ..lists import as_list
 from ..reporter import counted
-from ..tables import Table
+from ..result_table import Table
 from .ids import ids_in
 from .left_out import LEAVE_OUT_COLUMN, LeftOut, RowName
 from .manifest import StoreWriter

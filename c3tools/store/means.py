@@ -18,7 +18,7 @@ from ..io.locations import location, remove
 from ..io.lock import locked
 from ..lists import as_list
 from ..moments import Moments, load_moments, save_moments
-from ..tables import Table
+from ..result_table import Table
 from .manifest import EXTERNAL_FILE, record_files
 from .reader import Store
 

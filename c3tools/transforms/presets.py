@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import TransformError
 from ..io.hub import local_folder
 from ..reporter import SILENT, Reporter
-from ..tables import Table
+from ..result_table import Table
 from .fitting import load_command
 from .pipeline import Pipeline
 from .sigma import AUTO, PAIRS, PUBLISHED_SIGMA, Side, Sigma, parse_sigma, sigma_by_rule

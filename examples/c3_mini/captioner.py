@@ -32,7 +32,7 @@ from corpora import json_lines
 
 from c3tools import Captioner, Store, embed, evaluate_captions, load_means, train_captioner
 from c3tools.assets.paths import PHOTOS
-from c3tools.captioning.evaluate import Evaluation
+from c3tools.captioning.evaluate_captions import Evaluation
 from c3tools.captioning.tokenizer import clean_caption
 from c3tools.io.files import write_text_atomically
 from c3tools.reporter import Reporter

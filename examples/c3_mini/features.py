@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from c3tools.connect.pairs import augment
+from c3tools.connect.training_pairs import augment
 from c3tools.seeds import generator
 from c3tools.terminal import TerminalReporter
 

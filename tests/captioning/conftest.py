@@ -19,7 +19,7 @@ from c3tools import Captioner, devices
 from c3tools.arrays import Matrix
 from c3tools.captioning.config import UNCONDITIONAL, DecoderConfig, TrainingConfig, load_size
 from c3tools.captioning.model import CaptionDecoder, Decoder
-from c3tools.captioning.train import DecoderTask, fit
+from c3tools.captioning.train_captioner import DecoderTask, fit
 from c3tools.moments import Moments
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset

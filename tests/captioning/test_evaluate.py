@@ -12,7 +12,7 @@ import pytest
 from c3tools import Captioner, evaluate_captions
 from c3tools.errors import DecoderError, MetricError, StoreError
 from c3tools.identity import ModelIdentity
-from c3tools.metrics.captions import score_captions
+from c3tools.metrics.caption_scores import score_captions
 from c3tools.metrics.clip_score import clip_scores
 from c3tools.store import Rows, Store
 from tests.conftest import build_store, make_store, write_jsonl
@@ -81,7 +81,9 @@ def test_clip_scores_are_those_of_the_stored_images(
 ) -> None:
     encoder = counting_encoder(ANIMALS)
     encoder.identity = captions_store.info.model
-    monkeypatch.setattr("c3tools.captioning.evaluate.resolve_encoder", lambda **options: encoder)
+    monkeypatch.setattr(
+        "c3tools.captioning.evaluate_captions.resolve_encoder", lambda **options: encoder
+    )
     # two and one
     known = {key: texts[rank:] for rank, (key, texts) in enumerate([*known.items()][:2])}
     captions = {key: perfect[key] for key in known}
@@ -146,7 +148,9 @@ def test_all_metrics_match_captions_with_images_in_the_same_way(
 ) -> None:
     encoder = counting_encoder(ANIMALS)
     encoder.identity = captions_store.info.model
-    monkeypatch.setattr("c3tools.captioning.evaluate.resolve_encoder", lambda **options: encoder)
+    monkeypatch.setattr(
+        "c3tools.captioning.evaluate_captions.resolve_encoder", lambda **options: encoder
+    )
     options: Any = {"metrics": ["CIDEr", "CLIPScore"], "resamples": 0}
     expected = evaluate_captions(captions_store, captions=perfect, **options).scores
     with_suffix = {f"val/{key}.jpg": caption for key, caption in perfect.items()}
@@ -158,7 +162,9 @@ def test_coco_results_are_scored_by_all_metrics(
 ) -> None:
     encoder = counting_encoder(ANIMALS)
     encoder.identity = ModelIdentity(TOY)
-    monkeypatch.setattr("c3tools.captioning.evaluate.resolve_encoder", lambda **options: encoder)
+    monkeypatch.setattr(
+        "c3tools.captioning.evaluate_captions.resolve_encoder", lambda **options: encoder
+    )
     rows = world.images.embeddings[:3]
     images = Rows.of("image", ["000000000007", "000000000042", "000000000139"], rows)
     captions = ["a dog", "a cat", "a horse"]

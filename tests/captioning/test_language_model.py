@@ -22,7 +22,7 @@ from c3tools.captioning.esper import EsperTask
 from c3tools.captioning.generation import GenerationConfig, generate
 from c3tools.captioning.language_model import LanguageModelDecoder
 from c3tools.captioning.steering import CANDIDATES
-from c3tools.captioning.train import DecoderTask, fit
+from c3tools.captioning.train_captioner import DecoderTask, fit
 from c3tools.errors import DecoderError, MissingExtraError
 from c3tools.transforms import preset
 from tests.conftest import unit_rows

@@ -11,7 +11,7 @@ import torch
 from c3tools import Captioner, train_captioner
 from c3tools.captioning.config import SIZES, Size, TrainingConfig, load_size
 from c3tools.captioning.tokenizer import PAD_ID, TokenRows
-from c3tools.captioning.train import CaptionerSettings, fit, training_rows
+from c3tools.captioning.train_captioner import CaptionerSettings, fit, training_rows
 from c3tools.errors import C3Error, DecoderError, OutputError, TransformError
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
@@ -104,7 +104,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "c3tools.captioning.config.SIZES", {"tiny": replace(tiny, training=training)}
     )
-    monkeypatch.setattr("c3tools.captioning.train.CaptionerSettings", LaterSettings)
+    monkeypatch.setattr("c3tools.captioning.train_captioner.CaptionerSettings", LaterSettings)
 
 
 def test_an_option_and_a_setting_that_are_added_disown_no_decoder(
@@ -220,7 +220,9 @@ def test_language_models_are_continued_and_put_behind_espers_mapper(
     assert fresh.record["changes"] == ["prefix_length=0", "contrastive_margin=0.5", "batch_size=32"]
 
     encoder = counting_encoder(ANIMALS)
-    monkeypatch.setattr("c3tools.captioning.train.load_text_encoder", lambda *_, **__: encoder)
+    monkeypatch.setattr(
+        "c3tools.captioning.train_captioner.load_text_encoder", lambda *_, **__: encoder
+    )
     esper = train(esper=True, start=tmp_path / "lm", sigma=None, set=[]).record
     assert (esper["monitor"], esper["captions"]) == ("reward", {"train": 56, "val": 8})
     assert (esper["sigma"], esper["modality"], esper["training"]["batch_size"]) == (0, "image", 128)

@@ -450,17 +450,17 @@ TESTED_BY = {
     "caption steer": "tests/captioning/test_baselines.py::test_methods_follow_their_formulas",
     "evaluate steer": "tests/captioning/test_baselines.py::test_methods_follow_their_formulas",
     "merge keep": (
-        "tests/store/test_copies.py"
+        "tests/store/test_merge_split.py"
         "::test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_differ"
     ),
     "connect lit train_split": (
-        "tests/connect/test_pairs.py::test_without_a_val_split_a_tenth_of_the_items_is_held_out"
+        "tests/connect/test_training_pairs.py::test_without_a_val_split_a_tenth_of_the_items_is_held_out"
     ),
     "connect full train_split": (
-        "tests/connect/test_pairs.py::test_without_a_val_split_a_tenth_of_the_items_is_held_out"
+        "tests/connect/test_training_pairs.py::test_without_a_val_split_a_tenth_of_the_items_is_held_out"
     ),
     "connect apply modalities": (
-        "tests/connect/test_pairs.py::test_stores_are_paired_with_one_row_per_item_first"
+        "tests/connect/test_training_pairs.py::test_stores_are_paired_with_one_row_per_item_first"
     ),
     "demo photos_to": "tests/demo/test_demo.py::test_photos_can_be_copied_to_start_with",
 }

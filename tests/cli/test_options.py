@@ -349,7 +349,7 @@ def micro_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder_sizes, "SIZES", MappingProxyType(sizes))
     small = replace(MICRO_SIZE, channels=(16, 32))
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE, "small": small})
-    monkeypatch.setattr("c3tools.ablation.images.SAMPLING_STEPS", 1)
+    monkeypatch.setattr("c3tools.ablation.image_table.SAMPLING_STEPS", 1)
 
 
 @pytest.fixture(scope="session")

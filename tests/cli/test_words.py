@@ -21,7 +21,7 @@ from c3tools.cli._app import COMMANDS, app
 from c3tools.cli._console import err, out, print_table
 
 from c3tools import machine
-from c3tools.tables import Table
+from c3tools.result_table import Table
 from tests.conftest import C3, contents
 
 FOLDER = Path(__file__).parent

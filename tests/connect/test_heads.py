@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from c3tools import ConnectedHeads, apply_heads, connect_heads, connect_towers, read_features
+from c3tools.connect.contrastive import TrainingSettings
 from c3tools.connect.heads import HeadShape, HeadsSettings
-from c3tools.connect.pairs import PairedFeatures
-from c3tools.connect.training import TrainingSettings
+from c3tools.connect.training_pairs import PairedFeatures
 from c3tools.errors import C3Error, ConnectError, OutputError
 from c3tools.store import Pairs, Store
 from c3tools.store.import_embeddings import import_embeddings

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from c3tools import connect_towers, embed
+from c3tools.connect.contrastive import TrainingSettings
 from c3tools.connect.geometry import measure
 from c3tools.connect.towers import TowersSettings
-from c3tools.connect.training import TrainingSettings
 from c3tools.encoders import load_network
 from c3tools.errors import C3Error, OutputError
 from tests.bombs import slow_jpeg

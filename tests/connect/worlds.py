@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from c3tools.arrays import Indices, Matrix
-from c3tools.connect.pairs import ArrayInputs, PairInputs
+from c3tools.connect.training_pairs import ArrayInputs, PairInputs
 from tests.conftest import write_jsonl
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools.corpus.images import ImageReader
+from c3tools.corpus.image_reader import ImageReader
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import read_corpus
 from c3tools.errors import CorpusError

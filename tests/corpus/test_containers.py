@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from c3tools.corpus.containers import PhotoFinder
-from c3tools.corpus.images import ImageReader
+from c3tools.corpus.image_reader import ImageReader
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import read_corpus
 from tests.corpus.packing import (
@@ -90,7 +90,7 @@ def test_every_form_is_what_its_folder_is(
         for image in reversed(read.images):
             for where in (image.path, str(Path(image.path).relative_to(photos))):
                 assert finder.read_again(where) == contents(folder)[image.key]
-    monkeypatch.setattr("c3tools.corpus.images.LARGEST_IMAGE_FILE", 9)
+    monkeypatch.setattr("c3tools.corpus.image_reader.LARGEST_IMAGE_FILE", 9)
     with pytest.raises(OSError, match="are too many for an image"):
         contents(read)
 

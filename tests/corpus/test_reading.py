@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from c3tools.corpus.images import read_sound
+from c3tools.corpus.image_reader import read_sound
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import assign_keys, read_corpus
 from c3tools.corpus.splits import is_val_alone, split_order, splits_by_hash, splits_of

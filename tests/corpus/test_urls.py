@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from c3tools.corpus import images
-from c3tools.corpus.images import ImageReader
+from c3tools.corpus import image_reader
+from c3tools.corpus.image_reader import ImageReader
 from c3tools.corpus.reading import read_corpus
 from c3tools.errors import CorpusError
 from c3tools.io import locations
@@ -56,7 +56,7 @@ def check(photos: Path, base: str) -> None:
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(OSError, match="are too many for an image"),
     ):
-        patch.setattr(images, "LARGEST_IMAGE_FILE", 9)
+        patch.setattr(image_reader, "LARGEST_IMAGE_FILE", 9)
         contents(listed)
     assert [text.caption for text in read_corpus(f"{base}/list.csv").texts] == list(expected)
     given = read_corpus(f"{base}/x-0.tar", captions=f"{base}/list.csv")
@@ -106,11 +106,11 @@ def test_images_by_url_only_when_asked_for(
             with pytest.raises(FileNotFoundError, match="answers 404"):
                 reader.read(corpus.images[4])
         assert_refused(r"(?s)only read from lists.*urls\.csv --download", urls[0])
-        monkeypatch.setattr(images, "LARGEST_IMAGE_FILE", 9)
+        monkeypatch.setattr(image_reader, "LARGEST_IMAGE_FILE", 9)
         with pytest.raises(OSError, match="are too many for an image"):
-            images.download(urls[0])
+            image_reader.download(urls[0])
     with pytest.raises(ConnectionError, match="in 3 attempts"):
-        images.download(f"{base}/{chosen[0].name}")  # the server has gone
+        image_reader.download(f"{base}/{chosen[0].name}")  # the server has gone
     for url in ("file:///etc/passwd", "ftp://x/y.jpg"):
         (packed / "u.csv").write_text(f"url,text\n{url},t\n")
         with pytest.raises(ValueError, match="only downloaded from"):
@@ -120,9 +120,9 @@ def test_images_by_url_only_when_asked_for(
 def test_a_server_that_sends_a_byte_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "_SLOWEST_DOWNLOAD", 0.5)
+    monkeypatch.setattr(image_reader, "_SLOWEST_DOWNLOAD", 0.5)
     with web_server(tmp_path, Faults()) as base, pytest.raises(ValueError, match="did not finish"):
-        images.download(f"{base}/drip")
+        image_reader.download(f"{base}/drip")
 
 
 def test_retrying_pauses_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def test_more_copies_than_nearest_rows_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight crops of a photo, one of them in test, each compared with its two nearest at a time."""
-    monkeypatch.setattr("c3tools.curation.copies._NEAREST", 2)
+    monkeypatch.setattr("c3tools.curation.near_copies._NEAREST", 2)
     photo = Image.open(FILES[0]).convert("RGB")
     paths = [tmp_path / f"{number}.jpg" for number in range(8)]
     for number, path in enumerate(paths):
@@ -250,8 +250,10 @@ def test_rows_are_alike_in_a_store_too_large_for_exact_search(
     rows = unit_rows(2000, DIM)
     rows[1500] = rows[7] + 0.001 * rows[8]
     store = image_store(tmp_path / "s", rows)
-    monkeypatch.setattr("c3tools.curation.copies._EXACT_SEARCH", 1000)
-    monkeypatch.setattr("c3tools.curation.copies.choose_factory", lambda n, dim: "IVF16,SQfp16")
+    monkeypatch.setattr("c3tools.curation.near_copies._EXACT_SEARCH", 1000)
+    monkeypatch.setattr(
+        "c3tools.curation.near_copies.choose_factory", lambda n, dim: "IVF16,SQfp16"
+    )
     (group,) = find_duplicates(store, cosine=0.99).groups
     assert (group.kept, [copy.key for copy in group.copies]) == ("image1500", ["image7"])
 

@@ -16,6 +16,6 @@ def few_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (photos / "images" / "captions.jsonl").rename(photos / "captions.jsonl")
     few = tmp_path / "few.jsonl"
     few.write_bytes(b"".join(CAPTIONS.read_bytes().splitlines(keepends=True)[:30]))
-    monkeypatch.setattr("c3tools.demo.run.PHOTOS", photos)
-    monkeypatch.setattr("c3tools.demo.run.CAPTIONS", few)
+    monkeypatch.setattr("c3tools.demo.demo.PHOTOS", photos)
+    monkeypatch.setattr("c3tools.demo.demo.CAPTIONS", few)
     return photos

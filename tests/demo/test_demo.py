@@ -15,7 +15,7 @@ from PIL import Image
 
 from c3tools import copy_photos
 from c3tools.assets.paths import CAPTIONS, PHOTOS
-from c3tools.metrics.captions import score_captions
+from c3tools.metrics.caption_scores import score_captions
 from c3tools.store import Store
 from c3tools.transforms.fitting import moments_of
 from tests.conftest import C3, done
@@ -95,10 +95,10 @@ def test_the_folder_of_the_copies_may_be_a_text(
 def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole job on a small part of what is bundled: every row is there, the page stands
     alone."""
-    monkeypatch.setattr("c3tools.demo.run._IMAGE_STEPS", 2)
+    monkeypatch.setattr("c3tools.demo.demo._IMAGE_STEPS", 2)
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
     # Processes would train decoders of the real sizes, and Java takes longer than all of the rest
-    monkeypatch.setattr("c3tools.demo.run.cores", lambda: 1)
+    monkeypatch.setattr("c3tools.demo.demo.cores", lambda: 1)
     monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: "it needs Java")
     result = done(c3("demo", "--images", "--json", "runs.json"))
     parts = (
@@ -132,7 +132,7 @@ def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_first_captions_are_there_when_the_training_is_interrupted(
     c3: C3, few_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("c3tools.demo.run.ablate", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("c3tools.demo.demo.ablate", Mock(side_effect=KeyboardInterrupt))
     result = c3("demo")
     # the page is named before the training, and beside what is kept
     assert (result.exit_code, result.stderr.count("c3-demo/captions.html")) == (130, 2)

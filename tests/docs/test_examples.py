@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import c3tools
-from c3tools.metrics.captions import score_captions
+from c3tools.metrics.caption_scores import score_captions
 
 from .pages import as_on_a_plain_install, same
 

@@ -12,7 +12,7 @@ from c3tools.cli._app import COMMANDS
 
 import c3tools
 from c3tools.encoders.backends import BACKENDS
-from c3tools.metrics.captions import METRICS
+from c3tools.metrics.caption_scores import METRICS
 from c3tools.transforms import PRESETS
 from c3tools.transforms.pipeline import step_kinds
 

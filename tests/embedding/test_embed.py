@@ -15,10 +15,9 @@ from PIL import Image
 
 from c3tools.corpus.items import ImageItem, ReadOptions
 from c3tools.corpus.reading import read_corpus
-from c3tools.embedding import EmbedSummary, embed, embed_corpus
-from c3tools.embedding import run as run_module
-from c3tools.embedding.shards import EmbedOptions
-from c3tools.embedding.summary import ModalitySummary
+from c3tools.embedding.embed import embed, embed_corpus
+from c3tools.embedding.shard_work import EmbedOptions
+from c3tools.embedding.summary import EmbedSummary, ModalitySummary
 from c3tools.encoders import Encoder
 from c3tools.errors import C3Error, StoreError, UnreachableError
 from c3tools.store import Store
@@ -259,7 +258,9 @@ def test_model_backend_and_precision_of_the_store_are_used_again(
     first = embed(texts, store, model=name, random_init=4, backend="torch", precision="bf16")
     assert first.summary.modalities["text"].truncated == 1
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "resolve_encoder", None)  # nothing to do loads no model
+        patch.setattr(
+            "c3tools.embedding.embed.resolve_encoder", None
+        )  # nothing to do loads no model
         for again in (
             embed(texts, store).summary,
             embed(texts, store, model=name, random_init=4).summary,

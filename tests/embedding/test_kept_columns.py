@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from c3tools import Store
-from c3tools.embedding import embed
+from c3tools.embedding.embed import embed
 from c3tools.errors import C3Error
 from c3tools.export import FORMATS, export_store
 from c3tools.index import Index, build_index
-from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.dataset import load_data_set, save_data_set
+from c3tools.store.merge_split import merge_stores, split_store
 from c3tools.store.verify import verify_store
 from tests.conftest import Messages, contents, write_jsonl
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_list, write_tar

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from c3tools.corpus.reading import read_corpus
-from c3tools.embedding import EmbedSummary, embed_corpus
-from c3tools.embedding import shards as shards_module
-from c3tools.embedding.shards import EmbedOptions
+from c3tools.embedding import shard_work
+from c3tools.embedding.embed import embed_corpus
+from c3tools.embedding.shard_work import EmbedOptions
+from c3tools.embedding.summary import EmbedSummary
 from c3tools.errors import CorpusError
 from c3tools.store import Store, write_rows
 from tests.conftest import Messages, contents, write_jsonl
@@ -220,7 +221,7 @@ def test_a_killed_run_gives_the_same_keys(
         write(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shards_module, "write_rows", interrupt)
+        patch.setattr(shard_work, "write_rows", interrupt)
         embed("cam2", shard_size=1)
     assert embed("cam2", shard_size=1).already == min(shards, 4)
     assert contents(folder / "s") == contents(folder / "whole")

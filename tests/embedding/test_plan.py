@@ -17,7 +17,8 @@ from PIL import Image
 
 from c3tools.corpus.reading import read_corpus
 from c3tools.corpus.splits import splits_by_hash
-from c3tools.embedding import EmbedSummary, embed
+from c3tools.embedding.embed import embed
+from c3tools.embedding.summary import EmbedSummary
 from c3tools.errors import StoreError
 from c3tools.store import Store, StoreWriter
 from c3tools.store.verify import verify_store

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from c3tools import Store, embed
-from c3tools.corpus.images import read_frames
+from c3tools.corpus.image_reader import read_frames
 from c3tools.corpus.reading import read_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import MissingExtraError, StoreError

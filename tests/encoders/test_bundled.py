@@ -14,8 +14,8 @@ from PIL import Image
 
 from c3tools.assets.paths import C3_MINI, CAPTIONS, PHOTOS
 from c3tools.encoders import load_network, open_image
+from c3tools.encoders.clip_tokenizer import ClipTokenizer
 from c3tools.encoders.loading import read_bundled
-from c3tools.encoders.tokenizer import ClipTokenizer
 from tests.stores import one_byte_changed
 
 ODD = [

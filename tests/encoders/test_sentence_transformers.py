@@ -18,7 +18,7 @@ from tokenizers.models import BPE
 
 import c3tools
 from c3tools import Store, load_encoder, verify_store
-from c3tools.corpus.images import read_sound
+from c3tools.corpus.image_reader import read_sound
 from c3tools.encoders import Encoder
 from c3tools.encoders.plugins import find_plugin
 from c3tools.errors import C3Error, EncoderError, MissingExtraError, StoreError

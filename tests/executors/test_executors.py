@@ -21,8 +21,8 @@ from unittest.mock import Mock
 import pytest
 
 from c3tools.corpus.reading import read_corpus
-from c3tools.embedding import embed_corpus
-from c3tools.embedding.shards import EmbedOptions
+from c3tools.embedding.embed import embed_corpus
+from c3tools.embedding.shard_work import EmbedOptions
 from c3tools.encoders import load_encoder
 from c3tools.errors import C3Error, MissingExtraError, UnreachableError
 from c3tools.executors import Executor, open_executor

@@ -12,10 +12,10 @@ from c3tools.arrays import Pixels
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError, MetricError
 from c3tools.identity import ModelIdentity
-from c3tools.imaging.evaluate import ImageScorer, evaluate_images, score_interval
+from c3tools.imaging.evaluate_images import ImageScorer, evaluate_images, score_interval
 from c3tools.imaging.generation import GeneratedImage, GeneratedImages
 from c3tools.imaging.photos import Photos, read_photos
-from c3tools.metrics.images import frechet_distance
+from c3tools.metrics.image_scores import frechet_distance
 from c3tools.metrics.significance import crossed_interval, share_interval
 from c3tools.store import Rows, Store
 from tests.conftest import C3, build_store, done

@@ -13,12 +13,12 @@ import torch
 from c3tools.arrays import Pixels
 from c3tools.errors import GeneratorError, OutputError, TransformError
 from c3tools.export import export_store
-from c3tools.imaging.evaluate import evaluate_images
+from c3tools.imaging.evaluate_images import evaluate_images
 from c3tools.imaging.generation import generate
 from c3tools.imaging.generator import Generator
 from c3tools.imaging.model import TrainingConfig
 from c3tools.imaging.photos import Photos
-from c3tools.imaging.train import GeneratorSettings, GeneratorTask, train_generator
+from c3tools.imaging.train_generator import GeneratorSettings, GeneratorTask, train_generator
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import sigma_by_rule
@@ -189,7 +189,7 @@ def test_an_option_and_a_setting_that_are_added_disown_no_generator(
     training = LaterConfig(**asdict(MICRO_SIZE.training))
     size = replace(MICRO_SIZE, training=training)
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": size})
-    monkeypatch.setattr("c3tools.imaging.train.GeneratorSettings", LaterSettings)
+    monkeypatch.setattr("c3tools.imaging.train_generator.GeneratorSettings", LaterSettings)
     _, messages = train()
     assert "nothing to do" in messages[-1]
 

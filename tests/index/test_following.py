@@ -16,8 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from c3tools import Store, export_store, verify_store
 from c3tools.errors import IncompleteStoreError, OutputError, StoreError
-from c3tools.index import Index, build_index, training
-from c3tools.index.rows import TransformedRows
+from c3tools.index import Index, build_index, coder
+from c3tools.index.transformed_rows import TransformedRows
 from c3tools.io.locations import location
 from c3tools.store.manifest import StoreWriter
 from tests.conftest import (
@@ -267,7 +267,7 @@ def test_an_index_is_no_store_and_no_export(folder: Path) -> None:
 
 
 def test_the_training_sample_is_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_MOST_BYTES", 200 * 16 * 4)
+    monkeypatch.setattr(coder, "_MOST_BYTES", 200 * 16 * 4)
     drawn = []
     sample = TransformedRows.sample
 

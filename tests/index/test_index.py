@@ -21,8 +21,8 @@ from PIL import Image
 from c3tools import Store, export_store
 from c3tools.errors import C3Error, StoreError, UnusedOptionError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet, find_index
+from c3tools.index.coder import choose_factory
 from c3tools.index.codes import CodeFormat
-from c3tools.index.training import choose_factory
 from c3tools.store import Rows
 from c3tools.store.manifest import StoreWriter
 from c3tools.store.means import load_means, save_means, unload_means

@@ -11,8 +11,8 @@ import pytest
 
 from c3tools import save_means
 from c3tools.captioning.captioner import DECODER
-from c3tools.connect.training import RECORD_FILE
-from c3tools.curation.pairs import check_pairs
+from c3tools.connect.contrastive import RECORD_FILE
+from c3tools.curation.wrong_pairs import check_pairs
 from c3tools.errors import OutputError
 from c3tools.geometry.report import gap_report
 from c3tools.imaging.generator import GENERATOR

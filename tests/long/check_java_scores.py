@@ -10,8 +10,8 @@ import pytest
 
 from c3tools.assets.paths import CAPTIONS
 from c3tools.metrics.caption_metric import MeanScore
-from c3tools.metrics.captions import score_captions
-from c3tools.metrics.tokenizer import tokenize
+from c3tools.metrics.caption_scores import score_captions
+from c3tools.metrics.ptb_tokenizer import tokenize
 
 from .conftest import Budget
 

@@ -34,9 +34,9 @@ def test_every_option_has_an_effect(
         budget.report("no option of c3 demo: that takes at least a minute")
         return
 
-    monkeypatch.setattr("c3tools.demo.run._IMAGE_STEPS", 2)
+    monkeypatch.setattr("c3tools.demo.demo._IMAGE_STEPS", 2)
     # Processes would train decoders of the real sizes, and Java takes longer than all of a demo
-    monkeypatch.setattr("c3tools.demo.run.cores", lambda: 1)
+    monkeypatch.setattr("c3tools.demo.demo.cores", lambda: 1)
     monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: "it needs Java")
     options = options_of(command)
     budget.random.shuffle(options)

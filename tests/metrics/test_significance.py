@@ -13,7 +13,7 @@ from scipy import stats
 
 from c3tools.errors import MetricError
 from c3tools.metrics.caption_metric import MeanScore
-from c3tools.metrics.captions import CaptionScores
+from c3tools.metrics.caption_scores import CaptionScores
 from c3tools.metrics.significance import (
     Difference,
     bootstrap_interval,

@@ -189,7 +189,7 @@ def test_the_command_serves_other_names_only_if_it_listens_to_others(
             found.extend((sockets[0].getsockname()[0], status, server.config.access_log))
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
-    monkeypatch.setattr("c3tools.serve.run.resolve_encoder", lambda **_: colour_encoder())
+    monkeypatch.setattr("c3tools.serve.server.resolve_encoder", lambda **_: colour_encoder())
     said = done(c3("serve", "--index", index.path, "--host", host, "--port", 0)).stderr
     assert found == [host, status, False]
     assert said == f"Serving {index.path} at http://{address}:0/ (Ctrl-C ends it)\n"

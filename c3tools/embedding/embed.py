@@ -46,7 +46,7 @@ from ..store.shards import ShardName, shards_in
 from .inputs import MEDIA, StoredInputs, record_inputs
 from .keys import with_stored_keys
 from .plan import Plan, plan_corpus
-from .shards import EmbedOptions, EmbedWork, ShardEdit, ShardTask, rewritten_shard, writing_to
+from .shard_work import EmbedOptions, EmbedWork, ShardEdit, ShardTask, rewritten_shard, writing_to
 from .sources import Sources, absolute
 from .summary import EmbedSummary, ModalitySummary
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
+from c3tools.connect.contrastive import ContrastiveLoss, PairTask, TrainingSettings, TwoTowers
 from c3tools.connect.geometry import geometry_figure, measure
-from c3tools.connect.training import ContrastiveLoss, PairTask, TrainingSettings, TwoTowers
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
 from c3tools.training.loop import FINISHED, CheckpointDir, train

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..arrays import Indices, Matrix
-from ..corpus.images import read_frames
+from ..corpus.image_reader import read_frames
 from ..corpus.items import ImageItem, ItemTable
 from ..devices import limit_threads
 from ..encoders import Encoder, resolve_encoder

@@ -22,7 +22,7 @@ from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import GeneratorError, MetricError
 from ..identity import ModelIdentity
 from ..lists import as_list
-from ..metrics.images import (
+from ..metrics.image_scores import (
     Measured,
     MeasuredAlone,
     frechet_distance,
@@ -36,8 +36,8 @@ from ..metrics.retrieval import hits
 from ..metrics.significance import Ends, crossed_interval, share_interval
 from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
+from ..result_table import Table
 from ..store import Store
-from ..tables import Table
 from .generation import GeneratedImages
 from .photos import Photos, read_photos
 
@@ -354,7 +354,7 @@ class ImageScorer:
         The mean of the values (photos,) is the score. Photos are the real ones, in their order;
         images of other keys follow, and those without a key are on their own. A score that does not
         depend on real photos has values of the photos with images alone. See
-        `c3tools.metrics.images.photo_values`.
+        `c3tools.metrics.image_scores.photo_values`.
 
         Args:
             images: generated images.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from c3tools import read_features
-from c3tools.connect.pairs import PhotoInputs
+from c3tools.connect.training_pairs import PhotoInputs
 from c3tools.corpus.items import ImageItem
 from c3tools.corpus.reading import read_corpus
 from c3tools.encoders import load_network

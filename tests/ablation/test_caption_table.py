@@ -15,7 +15,7 @@ from c3tools.cli import app
 from typer.testing import CliRunner
 
 from c3tools.ablation.baselines import ask_with_captions, pseudo_pairs
-from c3tools.ablation.captions import CaptionBench, DecoderSettings
+from c3tools.ablation.caption_table import CaptionBench, DecoderSettings
 from c3tools.ablation.cells import Cell, run_cells
 from c3tools.ablation.methods import METHODS
 from c3tools.captioning.config import SIZES, load_size
@@ -24,7 +24,7 @@ from c3tools.devices import Compute
 from c3tools.errors import C3Error, DecoderError, MetricError, StoreError
 from c3tools.export import export_store
 from c3tools.metrics.caption_metric import MeanScore
-from c3tools.metrics.captions import score_captions
+from c3tools.metrics.caption_scores import score_captions
 from c3tools.reporter import SILENT, Reporter
 from c3tools.store import Rows, Store
 from c3tools.transforms.sigma import sigma_by_rule
@@ -62,7 +62,7 @@ def test_every_method_runs_and_is_scored(
     told = Counted()
     learned, images = bench.learned, bench.scored.rows
     monkeypatch.setattr(
-        "c3tools.ablation.captions.ESPER_TRAINING", replace(ESPER_TRAINING, epochs=1)
+        "c3tools.ablation.caption_table.ESPER_TRAINING", replace(ESPER_TRAINING, epochs=1)
     )
     assert (
         len(learned.train),
@@ -231,7 +231,7 @@ def test_trainings_at_a_time_give_the_same_table(
     methods = "C1,C3,CapDec,CLIPRe"
     one, _ = table(methods=methods)
     # all are trained in the other processes
-    monkeypatch.setattr("c3tools.ablation.captions.fit", None)
+    monkeypatch.setattr("c3tools.ablation.caption_table.fit", None)
     told: list[tuple[str, int, int]] = []
 
     def progress(self: Messages, label: str, total: int) -> Any:

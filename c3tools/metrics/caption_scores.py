@@ -89,7 +89,7 @@ def score_captions(
         MissingExtraError: if pycocoevalcap is not installed.
 
     Example:
-        >>> from c3tools.metrics.captions import score_captions
+        >>> from c3tools.metrics.caption_scores import score_captions
         >>> references = {"photo": ["a dog runs on the beach", "a brown dog by the sea"]}
         >>> scores = score_captions({"photo": "a dog on the beach"}, references)
         >>> print(f"{scores.corpus['BLEU-1']:.1f}")  # 100 exp(1 - 6/5), for one word too few

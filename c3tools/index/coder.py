@@ -12,7 +12,7 @@ from ..errors import StoreError
 from ..reporter import Reporter, counted
 from ..seeds import generator
 from .codes import CodeFormat, cell_count, has_codes, last_line, load_faiss
-from .rows import TransformedRows
+from .transformed_rows import TransformedRows
 
 _FLAT_ROWS = 20_000
 _SIZE_0 = re.compile(r"[A-Za-z]0+(?!\d)")  # such as IVF0, PQ0, RR0

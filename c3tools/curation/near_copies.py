@@ -14,8 +14,8 @@ from ..arrays import Indices, Mask, Matrix, Pixels
 from ..corpus.containers import PhotoFinder
 from ..corpus.splits import split_order
 from ..embedding.decoding import decode_photos
+from ..index.coder import choose_factory
 from ..index.codes import cell_count, load_faiss, set_nprobe
-from ..index.training import choose_factory
 from ..moments import unit_rows
 from ..reporter import Reporter, counted
 from ..store import Rows, Store

@@ -20,7 +20,7 @@ from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
 from ..lists import as_list
 from ..metrics.caption_metric import EncodedImages
-from ..metrics.captions import (
+from ..metrics.caption_scores import (
     DEFAULT_METRICS,
     CaptionScores,
     require_metrics,
@@ -28,10 +28,10 @@ from ..metrics.captions import (
 )
 from ..metrics.significance import Difference, Ends, bootstrap_interval, compare
 from ..reporter import SILENT, Reporter, counted
+from ..result_table import Table
 from ..store import Rows, Store
 from ..store.leaks import notes_on_leaks
 from ..store.rows import positions
-from ..tables import Table
 from ..transforms import Pipeline
 from .captioner import Captioner
 from .generation import GenerationOptions

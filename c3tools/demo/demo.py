@@ -18,17 +18,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..ablation.captions import ablate
-from ..ablation.images import ablate_images
+from ..ablation.caption_table import ablate
+from ..ablation.image_table import ablate_images
 from ..ablation.methods import ABLATION, METHODS
 from ..ablation.table import CHOOSE_BY, Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.captioner import Captioner
-from ..captioning.evaluate import store_references
+from ..captioning.evaluate_captions import store_references
 from ..choices import AtLeastTwo, GeneratorSize, NonNegativeFloat, PositiveInt, checked
 from ..corpus.items import ItemTable, TextItem
 from ..corpus.reading import read_corpus
-from ..embedding import embed_corpus
+from ..embedding.embed import embed_corpus
 from ..encoders import load_encoder, thumbnail
 from ..errors import CorpusError, note_on_interrupt
 from ..executors import cores
@@ -37,14 +37,14 @@ from ..geometry.report import gap_report
 from ..io.artifact import require_result_or_empty
 from ..io.files import write_text_atomically
 from ..io.lock import locked
-from ..metrics.captions import score_captions
+from ..metrics.caption_scores import score_captions
 from ..pages import render_page
 from ..pages.render import count
 from ..reporter import SILENT, Reporter
+from ..result_table import Table
 from ..store import Store
 from ..store.means import load_means
 from ..store.shards import INFO_FILE
-from ..tables import Table
 from ..transforms.sigma import AUTO, sigma_by_rule
 
 _EXTREMES = 6  # photos in each of the two groups that come first

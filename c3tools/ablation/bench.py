@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import C3Error, note_on_interrupt
-from ..imaging.evaluate import score_text
+from ..imaging.evaluate_images import score_text
 from ..io.artifact import require_result_or_empty
 from ..io.lock import locked
 from ..reporter import Reporter

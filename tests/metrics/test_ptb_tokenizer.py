@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools.metrics.tokenizer import tokenize
+from c3tools.metrics.ptb_tokenizer import tokenize
 
 # what pycocoevalcap's Java tokenizer printed for these captions
 PRINTED = {

@@ -14,9 +14,9 @@ import pytest
 from c3tools.errors import MetricError, MissingExtraError
 from c3tools.metrics import java_metrics
 from c3tools.metrics.caption_metric import CaptionSet, MeanScore
-from c3tools.metrics.captions import score_captions
+from c3tools.metrics.caption_scores import score_captions
 from c3tools.metrics.clip_score import clip_scores
-from c3tools.metrics.tokenizer import tokenize
+from c3tools.metrics.ptb_tokenizer import tokenize
 
 pytest.importorskip("pycocoevalcap")
 

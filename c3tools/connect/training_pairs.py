@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..arrays import Indices, Mask, Pixels
-from ..corpus.images import ImageReader
+from ..corpus.image_reader import ImageReader
 from ..corpus.items import ImageItem
 from ..encoders import UNREADABLE, ImagePreprocessor, open_image
 from ..errors import ConnectError, reason_of

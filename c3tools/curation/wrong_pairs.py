@@ -39,11 +39,11 @@ from ..metrics.significance import mean_interval, share_interval
 from ..moments import unit_rows
 from ..pages import Section, render_page
 from ..reporter import SILENT, Reporter, counted
+from ..result_table import Table
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..store.leave_out import shards_metadata
 from ..store.left_out import LEAVE_OUT_COLUMN
-from ..tables import Table
 from ..transforms.calibration import Calibration
 from .exports import require_no_export
 from .pictures import NO_PATH, pictures_of

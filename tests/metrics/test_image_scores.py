@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from c3tools.errors import MetricError
-from c3tools.metrics.images import (
+from c3tools.metrics.image_scores import (
     frechet_distance,
     inception_score,
     kernel_distance,

@@ -21,17 +21,21 @@ from ..arrays import Mask
 from ..captioning.captioner import Captioner
 from ..captioning.config import UNCONDITIONAL, Size, load_size
 from ..captioning.esper import ESPER_TRAINING, EsperTask
-from ..captioning.evaluate import images_with_references, require_captions, store_references
+from ..captioning.evaluate_captions import (
+    images_with_references,
+    require_captions,
+    store_references,
+)
 from ..captioning.generation import GenerationConfig, GenerationOptions
 from ..captioning.steering import load_text_encoder
-from ..captioning.train import DecoderTask, fit, training_rows
+from ..captioning.train_captioner import DecoderTask, fit, training_rows
 from ..choices import DecoderSize, PositiveInt, Precision, checked
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import C3Error, MetricError, TransformError
 from ..io.artifact import digest_of
 from ..lists import as_list
-from ..metrics.captions import DEFAULT_METRICS, require_metrics, score_captions
+from ..metrics.caption_scores import DEFAULT_METRICS, require_metrics, score_captions
 from ..metrics.retrieval import nearest
 from ..moments import Moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
@@ -47,9 +51,9 @@ from ..transforms.fitting import (
 )
 from ..transforms.sigma import PAIRS
 from .baselines import SOURCES, Learned, Scored, ask_with_captions, draw, nearest_captions
+from .bench import TableBench, chosen_methods, chosen_sigmas, command_of, make_table
 from .cells import Cell, Run, Training
 from .methods import METHODS, PUBLISHED, Method
-from .run import TableBench, chosen_methods, chosen_sigmas, command_of, make_table
 from .table import Ablation
 
 _SAME_PHOTO = 0.999  # cosine; another backend or precision changes an embedding by less

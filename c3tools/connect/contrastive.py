@@ -36,12 +36,12 @@ from ..errors import ConnectError
 from ..io.artifact import Target, digest_of, writing
 from ..io.files import write_json_atomically
 from ..pages.figures import save_figure
+from ..result_table import Table
 from ..seeds import torch_seed
-from ..tables import Table
 from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, train_or_load
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
-from .pairs import PairInputs
+from .training_pairs import PairInputs
 
 RECORD_FILE = "connect.json"
 LOG_FILE = "geometry.json"

@@ -20,11 +20,11 @@ from ..choices import GeneratorSize, PositiveInt, Precision, checked
 from ..devices import Compute
 from ..encoders import data_url
 from ..errors import MetricError
-from ..imaging.evaluate import ImageScorer
+from ..imaging.evaluate_images import ImageScorer
 from ..imaging.generator import Generator
 from ..imaging.model import SAMPLING_STEPS, Size, load_size
 from ..imaging.photos import Photos
-from ..imaging.train import GeneratorTask, training_photos
+from ..imaging.train_generator import GeneratorTask, training_photos
 from ..io.artifact import digest_of
 from ..lists import as_list
 from ..reporter import SILENT, Reporter
@@ -35,9 +35,9 @@ from ..training.loop import CheckpointDir
 from ..training.loop import train as run_training
 from ..transforms import preset
 from ..transforms.fitting import moments_of
+from .bench import TableBench, chosen_methods, chosen_sigmas, command_of, make_table
 from .cells import Cell, Run, Training
 from .methods import IMAGE_METHODS
-from .run import TableBench, chosen_methods, chosen_sigmas, command_of, make_table
 from .table import Ablation
 
 _EXAMPLES = 12

@@ -32,7 +32,7 @@ from ..io.artifact import digest_of
 from ..io.files import write_json_atomically
 from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted, counted_rows
-from ..tables import Table
+from ..result_table import Table
 from .dataset import copy_store, with_column
 from .ids import ids_in
 from .left_out import LEAVE_OUT_COLUMN, RowName

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import c3tools
-from c3tools.curation.pairs import PairCheck, ScoredPairs, check_pairs, unrelated_shares
+from c3tools.curation.wrong_pairs import PairCheck, ScoredPairs, check_pairs, unrelated_shares
 from c3tools.errors import C3Error, StoreError
 from c3tools.metrics.significance import share_interval
 from c3tools.moments import unit_rows

@@ -24,7 +24,7 @@ from .conftest import finished
 @pytest.fixture(autouse=True)
 def micro(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
-    monkeypatch.setattr("c3tools.ablation.images.SAMPLING_STEPS", 1)
+    monkeypatch.setattr("c3tools.ablation.image_table.SAMPLING_STEPS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_every_method_is_run_and_finished_cells_are_kept(
 ) -> None:
     first, _ = table_of(store, tmp_path / "out", methods="C1,C3")
     spy = Mock(side_effect=train)
-    monkeypatch.setattr("c3tools.ablation.images.run_training", spy)
+    monkeypatch.setattr("c3tools.ablation.image_table.run_training", spy)
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
     trained = [call.kwargs["label"] for call in spy.mock_calls]
@@ -111,9 +111,9 @@ def test_generators_are_trained_at_a_time(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the other processes know the real sizes alone
-    monkeypatch.setattr("c3tools.ablation.images.SAMPLING_STEPS", 1)
+    monkeypatch.setattr("c3tools.ablation.image_table.SAMPLING_STEPS", 1)
     monkeypatch.setattr(
-        "c3tools.ablation.images.run_training", None
+        "c3tools.ablation.image_table.run_training", None
     )  # nothing is trained in this process
     small = ["validations=1", "batch_size=4", "pixels=16"]
     table, _ = table_of(store, tmp_path / "out", methods="C1,C3,oracle", jobs=2, steps=1, set=small)

@@ -48,7 +48,7 @@ from ..transforms.sigma import AUTO
 from .captioner import DECODER, Captioner
 from .config import UNCONDITIONAL, AnySize, Size, load_size
 from .esper import ESPER_TRAINING, LANGUAGE_MODEL_REMEDY, EsperTask
-from .evaluate import require_captions
+from .evaluate_captions import require_captions
 from .language_model import LanguageModelDecoder
 from .model import CaptionDecoder
 from .steering import load_text_encoder
