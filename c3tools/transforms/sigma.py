@@ -332,14 +332,26 @@ def sigma_by_rule(
         StoreError: if the store cannot be read.
         TransformError: if the store lacks the rows that the rule needs.
     """
-    if rule == PAIRS:
-        return _sigma_of_pairs(_pairs_of_store(store, split, noised))
-    if noised == "text":
-        spread = scaled_spread(spread_of_captions(store, split))
-        pairs = None if spread.sigma else _pairs_of_store(store, split, noised)
-        return _sigma_of_captions(spread, pairs)
+    if rule == PAIRS or noised == "text":
+        rules = [scaled_spread(spread_of_captions(store, split))] if rule == AUTO else []
+        if not rules or not rules[0].sigma:
+            rules.append(_pairs_of_store(store, split, noised))
+        return _first_sigma(rules)
 
-    near = _distance_of_photos(store, split)
+    # A caption does not tell photos apart that look alike, so a generator must not depend on what
+    # does: how far are photos from the nearest other one?
+    photos = store.load("image", split)
+    drawn = photos.hash_order("photo spread")[:NEIGHBOURS]
+    rows = unit_rows(photos.embeddings[drawn]).astype(np.float64)
+    rows -= fitting.moments_of(store, "image", split).mean
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if len(rows) < NEIGHBOURS or not norms.all():
+        near = SigmaRule("photo_spread", None, "", f"there are fewer than {NEIGHBOURS} photos")
+    else:
+        cosines = (rows / norms) @ (rows / norms).T
+        np.fill_diagonal(cosines, -1)
+        nearest = float(cosines.max(axis=1).mean())
+        near = _by_cosine("photo_spread", nearest, norms, rows.shape[1], "images alone")
     if near.sigma is None:
         sentence = f"the published constant, because {near.missing}"
         return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: {sentence}"
@@ -349,27 +361,6 @@ def sigma_by_rule(
         f"images alone"
     )
     return sigma, f"Sigma {sigma:.4g}: {why}"
-
-
-def _distance_of_photos(store: Store, split: str) -> SigmaRule:
-    """Measure how far photos are from the nearest other one.
-
-    A caption does not tell photos apart that look alike, so a generator must not depend on what
-    does.
-    """
-    name = "photo_spread"
-    rests_on = "images alone"
-    photos = store.load("image", split)
-    drawn = photos.hash_order("photo spread")[:NEIGHBOURS]
-    rows = unit_rows(photos.embeddings[drawn]).astype(np.float64)
-    rows -= fitting.moments_of(store, "image", split).mean
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if len(rows) < NEIGHBOURS or not norms.all():
-        return SigmaRule(name, None, rests_on, f"there are fewer than {NEIGHBOURS} photos")
-    cosines = (rows / norms) @ (rows / norms).T
-    np.fill_diagonal(cosines, -1)
-    nearest = float(cosines.max(axis=1).mean())
-    return _by_cosine(name, nearest, norms, rows.shape[1], rests_on)
 
 
 def spread_of_captions(
@@ -421,19 +412,13 @@ def _pairs_of_store(store: Store, split: str, noised: Side) -> SigmaRule:
         pairs = fitting.first_pairs(store, None, MAX_PAIRS)
         source = "outside the test split"
 
-    image_rows, item_index = np.unique(pairs.item_index[pairs.rows], return_inverse=True)
-    images = pairs.first.embeddings[image_rows]
-    texts = pairs.second.embeddings[pairs.rows]
+    images = pairs.first.embeddings
+    texts = pairs.second.embeddings
     if not store.info.normalised:
         images = unit_rows(images)
         texts = unit_rows(texts)
-    means = []
-    for modality, rows in (("image", images), ("text", texts)):
-        moments = fitting.moments_of(store, modality, split)
-        if not moments.n:
-            moments = Moments.from_rows(rows)
-        means.append(moments.mean)
-    return _pair_cosine_of(images, texts, item_index, means, source, noised)
+    moments = {name: fitting.moments_of(store, name, split) for name in ("image", "text")}
+    return _pairs_of_arrays(images, texts, pairs.item_index, moments, source, noised)
 
 
 def sigma_of_arrays(
@@ -465,92 +450,81 @@ def sigma_of_arrays(
             "sigma=0.1).",
         )
     texts = unit_rows(rows["text"])
-    images = unit_rows(rows["image"]) if "image" in rows else None
-    owner, image_of_text = _match_arrays(rows, items)
-    spread = None
-    if rule == AUTO:
-        mean = Moments.from_rows(texts).mean
-        spread = scaled_spread(caption_spread(texts, owner, mean))
-        if spread.sigma:
-            return _sigma_of_captions(spread, None)
+    images = unit_rows(rows["image"]) if "image" in rows else texts[:0]
 
-    # The cosine of the texts that have an image
-    if images is None:
-        images = texts[:0]
-    means = []
-    for name, unit in (("image", images), ("text", texts)):
-        own_moments = moments.get(name)
-        if own_moments is None or not own_moments.n or not own_moments.of_unit_rows:
-            own_moments = Moments.from_rows(unit)
-        means.append(own_moments.mean)
-    has_image = image_of_text >= 0
-    pairs = _pair_cosine_of(
-        images, texts[has_image], image_of_text[has_image], means, "in the arrays"
-    )
-    return _sigma_of_pairs(pairs) if spread is None else _sigma_of_captions(spread, pairs)
-
-
-def _match_arrays(
-    rows: Mapping[str, Matrix], items: Mapping[str, Sequence[str]]
-) -> tuple[Indices, Indices]:
-    """Return the item of each text as a number, and the row of its image, -1 for none; see
-    `sigma_of_arrays`.
-    """
-    count = len(rows["text"])
-    owner = np.arange(count)
-    image_of_text = np.full(count, -1)
-    if len(rows.get("image", ())) == count:
+    # The item of each text as a number, and the row of its image, -1 for none
+    item_of_text = np.arange(len(texts))
+    image_of_text = np.full(len(texts), -1)
+    if len(images) == len(texts):
         _, first_rows, numbers = np.unique(
             rows["image"], axis=0, return_index=True, return_inverse=True
         )
-        owner = numbers.reshape(-1)
-        image_of_text = first_rows[owner]
+        item_of_text = numbers.reshape(-1)
+        image_of_text = first_rows[item_of_text]
     if "text" in items:
-        owner = np.unique(list(items["text"]), return_inverse=True)[1]
+        item_of_text = np.unique(list(items["text"]), return_inverse=True)[1]
     if "text" in items and "image" in items:
         row_of_item: dict[str, int] = {}
         for row, item in enumerate(items["image"]):
             row_of_item.setdefault(item, row)
         image_of_text = np.array([row_of_item.get(item, -1) for item in items["text"]], np.int64)
-    return owner, image_of_text
+
+    rules = []
+    if rule == AUTO:
+        mean = Moments.from_rows(texts).mean
+        rules.append(scaled_spread(caption_spread(texts, item_of_text, mean)))
+    if not rules or not rules[0].sigma:
+        rules.append(_pairs_of_arrays(images, texts, image_of_text, moments, "in the arrays"))
+    return _first_sigma(rules)
 
 
-def _sigma_of_captions(spread: SigmaRule, pairs: SigmaRule | None) -> tuple[float, str]:
-    """Return sigma by the rule ``auto``, and what it rests on.
+def _first_sigma(rules: Sequence[SigmaRule]) -> tuple[float, str]:
+    """Return the sigma that `recommend` chooses, and what it rests on.
 
     Args:
-        spread: what `scaled_spread` gave.
-        pairs: what `pair_cosine` gave, where ``spread`` has no sigma.
-    """
-    rule, why = recommend([spread] if pairs is None else [spread, pairs])
-    return rule.sigma or 0.0, f"Sigma {rule.sigma:.4g}: {why}"
-
-
-def _sigma_of_pairs(pairs: SigmaRule) -> tuple[float, str]:
-    """Return sigma by the rule ``pairs``, and what it rests on.
+        rules: what `scaled_spread` gave, and `pair_cosine` where that has no sigma; for the rule
+            ``pairs`` the second alone.
 
     Raises:
-        TransformError: if `pair_cosine` gave none.
+        TransformError: if there is none by the rule ``pairs``.
     """
-    if pairs.sigma is None:
+    if rules[0].name == "pair_cosine" and rules[0].sigma is None:
         raise TransformError(
-            f"There is no sigma by the rule 'pairs': {pairs.missing}.",
+            f"There is no sigma by the rule 'pairs': {rules[0].missing}.",
             remedy=f"Add images with captions ({RECOMMENDED_IMAGES} are recommended), check "
             f"that captions belong to their images, or use sigma auto, which needs no pairs.",
         )
-    rule, why = recommend([pairs])
+    rule, why = recommend(rules)
     return rule.sigma or 0.0, f"Sigma {rule.sigma:.4g}: {why}"
 
 
-def _pair_cosine_of(
+def _pairs_of_arrays(
     images: Floats,
     texts: Floats,
-    item_index: Indices,
-    means: Sequence[Array],
+    image_of_text: Indices,
+    moments: Mapping[str, Moments],
     source: str,
     noised: Side = "text",
 ) -> SigmaRule:
-    """Return `pair_cosine` of images from a ``source``, if there are enough of them."""
+    """Return `pair_cosine` of images and texts of unit length, if enough images have texts.
+
+    Args:
+        images: (m, d).
+        texts: (k, d).
+        image_of_text: int64 (k,), the row of the image of each text, -1 for none.
+        moments: by modality, to centre on; where there are none of rows at unit length, those of
+            the rows.
+        source: where the images are from, in words.
+        noised: the side that gets the noise.
+    """
+    means = []
+    for modality, rows in (("image", images), ("text", texts)):
+        to_centre = moments.get(modality)
+        if to_centre is None or not to_centre.n or not to_centre.of_unit_rows:
+            to_centre = Moments.from_rows(rows)
+        means.append(to_centre.mean)
+    has_image = image_of_text >= 0
+    item_index = image_of_text[has_image]
     count = len(np.unique(item_index))
     if count < MIN_IMAGES:
         missing = (
@@ -561,7 +535,7 @@ def _pair_cosine_of(
     rests_on = f"the cosine of {count:,} images {source} with their {captions}"
     if count < RECOMMENDED_IMAGES:
         rests_on += f" ({RECOMMENDED_IMAGES} images are recommended)"
-    rule = pair_cosine(images, texts, item_index, means, noised)
+    rule = pair_cosine(images, texts[has_image], item_index, means, noised)
     return replace(rule, rests_on=rests_on, images=count)
 
 
