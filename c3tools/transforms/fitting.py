@@ -100,7 +100,31 @@ def fitting_moments(store: Store, split: str = "train") -> FittingMoments:
         else:
             sources[modality] = source
             moments[modality] = _moments_from(source, store, modality, split)
-    return FittingMoments(moments, sources, too_few, _note(store, split, moments, sources, too_few))
+
+    # What the user should know about them
+    sentences = []
+    bundled = [name for name, source in sources.items() if source == BUNDLED]
+    if bundled:
+        names = " or ".join(bundled)
+        sentences.append(
+            f"The {split} split has fewer than {MIN_ROWS_OF_A_MEAN} {names} rows, so their mean "
+            f"is the one {BUNDLED}."
+        )
+    for name, source in sources.items():
+        count = moments[name].n
+        if source == split and count < RECOMMENDED_ROWS_OF_A_MEAN:
+            sentences.append(
+                f"The {name} mean of {count} rows is uncertain: {RECOMMENDED_ROWS_OF_A_MEAN} are "
+                f"recommended, or moments of another corpus ({load_command(store)})."
+            )
+    if too_few:
+        counts = " and ".join(counted(count, f"{name} row") for name, count in too_few.items())
+        sentences = [
+            f"Nothing is centred: a mean needs {MIN_ROWS_OF_A_MEAN} rows of a modality in the "
+            f"{split} split, which has {counts}. Embed more, or load moments of the same model: "
+            f"{load_command(store)}."
+        ]
+    return FittingMoments(moments, sources, too_few, " ".join(sentences))
 
 
 def moments_of(store: Store, modality: str, split: str = "train") -> Moments:
@@ -138,39 +162,6 @@ def _bundled_moments(store: Store) -> dict[str, Moments]:
     return {name: moments for name, moments in groups.items() if moments.dim == store.info.dim}
 
 
-def _note(
-    store: Store,
-    split: str,
-    moments: Mapping[str, Moments],
-    sources: Mapping[str, str],
-    too_few: Mapping[str, int],
-) -> str:
-    """Return what the user should know about the moments that transforms are fitted on."""
-    if too_few:
-        counts = " and ".join(counted(count, f"{name} row") for name, count in too_few.items())
-        return (
-            f"Nothing is centred: a mean needs {MIN_ROWS_OF_A_MEAN} rows of a modality in the "
-            f"{split} split, which has {counts}. Embed more, or load moments of the same model: "
-            f"{load_command(store)}."
-        )
-    sentences = []
-    bundled = [name for name, source in sources.items() if source == BUNDLED]
-    if bundled:
-        names = " or ".join(bundled)
-        sentences.append(
-            f"The {split} split has fewer than {MIN_ROWS_OF_A_MEAN} {names} rows, so their mean "
-            f"is the one {BUNDLED}."
-        )
-    for name, source in sources.items():
-        count = moments[name].n
-        if source == split and count < RECOMMENDED_ROWS_OF_A_MEAN:
-            sentences.append(
-                f"The {name} mean of {count} rows is uncertain: {RECOMMENDED_ROWS_OF_A_MEAN} are "
-                f"recommended, or moments of another corpus ({load_command(store)})."
-            )
-    return " ".join(sentences)
-
-
 class FitData:
     """Statistics and rows of the vectors that reach a step.
 
@@ -191,6 +182,8 @@ class FitData:
             that came without moments; if there are any, nothing is centred.
         gap_from: the moments that the modality gap is taken from: those of the vectors that enter
             the pipeline, since a step after Collapse would find no gap.
+        note: what the user should know about means that are taken from them; empty for nothing.
+        origin: where they come from, as a pipeline keeps it; empty for arrays.
 
     Raises:
         TransformError: if dimensions differ, something is not finite, moments are not of unit rows,
@@ -220,7 +213,15 @@ class FitData:
                 remedy="Fit on embeddings of the same model.",
             )
         for name, value in self.moments.items():
-            _check_moments(name, value, unit=unit)
+            is_finite = bool(np.isfinite(value.mean.sum() + value.scatter.sum()))
+            if not is_finite or (unit and not value.of_unit_rows):
+                raise TransformError(
+                    f"The moments of {name} are not those of rows of norm 1: the mean squared norm "
+                    f"of the rows is {value.mean_squared_norm:.4g}.",
+                    remedy=f"Pass the rows, fit({{'{name}': array}}), or "
+                    f"Moments.from_rows(unit_rows(array)). Check a store with `c3 verify`; remove "
+                    f"loaded moments with `c3 means unload`.",
+                )
         for name, of_rows in items.items():
             row_count = len(self.rows.get(name, ()))
             if len(of_rows) != row_count:
@@ -239,6 +240,68 @@ class FitData:
             self.moments[name] = Moments.from_rows(unit_values)
         self.gap_from = dict(self.moments)
         self.dim = next(iter(dims.values()), dim)
+
+        self.origin: dict[str, Any] = {}
+        self.note = ""
+        few = [
+            f"{value.n} {name}"
+            for name, value in sorted(self.moments.items())
+            if value.n < MIN_ROWS_OF_A_MEAN
+        ]
+        if self.too_few:
+            counts = [counted(n, f"{name} row") for name, n in self.too_few.items()]
+            self.note = (
+                f"Nothing is centred: a mean needs {MIN_ROWS_OF_A_MEAN} rows of a modality, and "
+                f"there are {' and '.join(counts)}. Fit on more rows, or on moments of the same "
+                f"model."
+            )
+        elif few:
+            self.note = (
+                f"The means of {' and '.join(few)} rows are unreliable: {MIN_ROWS_OF_A_MEAN} rows "
+                f"of a modality are needed, below which rows of a store are not centred."
+            )
+
+    @classmethod
+    def of_store(cls, store: Store, split: str, *, rows: bool, pairs: bool, unit: bool) -> FitData:
+        """Read the moments of one split of a store, with ``rows`` or ``pairs`` also rows.
+
+        Pairs are one for each of the first `MAX_FIT_ROWS` texts whose image is among as many first
+        images.
+
+        Raises:
+            StoreError: if the store cannot be read.
+            TransformError: if pairs are requested, but there are none.
+        """
+        moments = fitting_moments(store, split)
+        read: dict[str, Rows] = {}
+        if pairs:
+            paired = first_pairs(store, split, MAX_FIT_ROWS)
+            if not len(paired):
+                raise TransformError(
+                    f"The store {store.path} has no pairs of images and texts in the split "
+                    f"{split!r}.",
+                    remedy="Use a pipeline that needs no pairs, or embed images together with "
+                    "their captions.",
+                )
+            read = {"image": paired.captions_of_first(), "text": paired.second.select(paired.rows)}
+        elif rows:
+            read = {
+                modality: first_rows(store, modality, split, MAX_FIT_ROWS)
+                for modality in store.modalities
+            }
+        data = cls(
+            moments.moments,
+            {name: of_name.embeddings for name, of_name in read.items()},
+            {name: of_name.items for name, of_name in read.items()},
+            unit=unit,
+            too_few=moments.too_few,
+            dim=store.info.dim,
+        )
+        data.note = moments.note
+        data.origin = {"model": store.info.model, "split": split, "moments": moments.sources}
+        if read:
+            data.origin["rows"] = {name: len(of_name) for name, of_name in read.items()}
+        return data
 
     def check_counts(self) -> None:
         """Refuse moments of a single row.
@@ -291,72 +354,6 @@ class FitData:
             self.moments[modality] = Moments.from_rows(self.rows[modality])
         else:
             self.moments.pop(modality, None)
-
-
-def _check_moments(name: str, moments: Moments, *, unit: bool) -> None:
-    """Refuse moments that are not finite, and with ``unit`` those that are not of unit rows.
-
-    Raises:
-        TransformError: with the mean squared norm of the rows.
-    """
-    is_finite = bool(np.isfinite(moments.mean.sum() + moments.scatter.sum()))
-    if is_finite and (moments.of_unit_rows or not unit):
-        return
-    raise TransformError(
-        f"The moments of {name} are not those of rows of norm 1: the mean squared norm of the "
-        f"rows is {moments.mean_squared_norm:.4g}.",
-        remedy=f"Pass the rows, fit({{'{name}': array}}), or "
-        f"Moments.from_rows(unit_rows(array)). "
-        "Check a store with `c3 verify`; remove loaded moments with `c3 means unload`.",
-    )
-
-
-@dataclass(frozen=True)
-class StoreData:
-    """The data of one split of a store that a pipeline is fitted on.
-
-    Attributes:
-        moments: those to fit on.
-        rows: by modality, where the steps need them; of pairs, row i of the images belongs to row i
-            of the texts.
-        origin: where they come from, as a pipeline keeps it.
-    """
-
-    moments: FittingMoments
-    rows: dict[str, Rows]
-    origin: dict[str, Any]
-
-
-def read_store(store: Store, split: str, *, rows: bool, pairs: bool) -> StoreData:
-    """Read moments of one split of a store, with ``rows`` or ``pairs`` also rows.
-
-    Pairs are one for each of the first `MAX_FIT_ROWS` texts whose image is among as many first
-    images.
-
-    Raises:
-        StoreError: if the store cannot be read.
-        TransformError: if pairs are requested, but there are none.
-    """
-    moments = fitting_moments(store, split)
-    read: dict[str, Rows] = {}
-    if pairs:
-        paired = first_pairs(store, split, MAX_FIT_ROWS)
-        if not len(paired):
-            raise TransformError(
-                f"The store {store.path} has no pairs of images and texts in the split {split!r}.",
-                remedy="Use a pipeline that needs no pairs, or embed images together with their "
-                "captions.",
-            )
-        read = {"image": paired.captions_of_first(), "text": paired.second.select(paired.rows)}
-    elif rows:
-        read = {
-            modality: first_rows(store, modality, split, MAX_FIT_ROWS)
-            for modality in store.modalities
-        }
-    origin: dict[str, Any] = {"model": store.info.model, "split": split, "moments": moments.sources}
-    if read:
-        origin["rows"] = {modality: len(value) for modality, value in read.items()}
-    return StoreData(moments, read, origin)
 
 
 Choose = Callable[["pa.RecordBatch"], Mask]

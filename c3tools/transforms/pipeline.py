@@ -15,7 +15,7 @@ import json
 import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,10 @@ from ..io.files import json_text, read_limited, write_atomically, write_text_ato
 from ..io.hub import Card, HubRepository, local_folder
 from ..io.locations import location, read_all
 from ..moments import Moments
-from ..reporter import counted
 from ..seeds import keyed_normal
 from . import operations as ops
 from . import steps
-from .fitting import BUNDLED, LOADED, MIN_ROWS_OF_A_MEAN, FitData, read_store
+from .fitting import BUNDLED, LOADED, MIN_ROWS_OF_A_MEAN, FitData
 from .sigma import sigma_by_rule, sigma_of_arrays
 from .steps import Normalize, Step
 
@@ -47,27 +46,6 @@ if TYPE_CHECKING:
 JSON_NAME = "transform.json"
 TENSORS_NAME = "transform.safetensors"
 _SCORED_SPLITS = ("test", "val", "validation", "dev")
-
-
-@dataclass(frozen=True)
-class _FitInputs:
-    """The moments and rows that a pipeline is fitted on.
-
-    Attributes:
-        moments: by modality.
-        rows: by modality, (n, d).
-        items: by modality, the item of each row.
-        too_few: the number of rows by modality, of those with too few for moments.
-        dim: of the embeddings, if it is known.
-        origin: where they come from, for the provenance.
-    """
-
-    moments: Mapping[str, Moments]
-    rows: Mapping[str, npt.ArrayLike]
-    items: Mapping[str, Sequence[str]]
-    too_few: Mapping[str, int]
-    dim: int | None
-    origin: Mapping[str, Any]
 
 
 class Pipeline(HubRepository):
@@ -174,7 +152,6 @@ class Pipeline(HubRepository):
             >>> print(f"{pipeline.sigma:.3f}")
             0.085
         """
-        store: Store | None = None
         if isinstance(data, Mapping | None):
             split = (provenance or {}).get("split") or "train"
         if split in _SCORED_SPLITS:
@@ -183,22 +160,44 @@ class Pipeline(HubRepository):
                 f"rows that are scored.",
                 remedy="Fit on the train split.",
             )
+        needs_data = any(step.fits for step in self.steps)
+        store: Store | None = None
+        moments: dict[str, Moments] = {}
         if isinstance(data, Mapping | None):
-            inputs = _given_inputs(data or {}, rows or {}, items or {})
+            by_modality: Mapping[str, Any] = data or {}
+            moments = {name: x for name, x in by_modality.items() if isinstance(x, Moments)}
+            arrays = {name: x for name, x in by_modality.items() if name not in moments}
+            fit_data = FitData(moments, {**(rows or {}), **arrays}, items or {}, unit=needs_data)
         else:
-            store = _open_store(data)
-            inputs = self._read_inputs(store, split)
-        fit_data = FitData(
-            inputs.moments,
-            inputs.rows,
-            inputs.items,
-            unit=any(step.fits for step in self.steps),
-            too_few=inputs.too_few,
-            dim=inputs.dim,
-        )
+            from ..store import Store
+
+            if not isinstance(data, Store | str | Path):
+                raise TransformError(
+                    "A pipeline is fitted on a store, or on moments or arrays by modality, not on "
+                    f"{type(data).__name__}.",
+                    remedy='For example fit({"image": array, "text": array}).',
+                )
+            store = Store.open(data)
+            fit_data = FitData.of_store(
+                store,
+                split,
+                rows=self.needs_rows,
+                pairs=any(step.needs_pairs for step in self.steps),
+                unit=needs_data,
+            )
+            has_rows = bool(fit_data.moments) or any(fit_data.too_few.values())
+            if needs_data and not has_rows:
+                raise TransformError(
+                    f"The store {store.path} has no rows in the split {split!r} to fit "
+                    f"{self.name} on. Its splits are {store.list_splits()}.",
+                    remedy="Fit on another split, load moments with `c3 means load`, or make "
+                    "new splits with `c3 split`.",
+                )
+        origin = dict(fit_data.origin)
+        if any(step.centres for step in self.steps) and fit_data.note:
+            origin["note"] = fit_data.note
 
         # Replace the rules for sigma by numbers
-        origin = dict(inputs.origin)
         for step in self.steps:
             rule = step.sigma_rule
             if rule is None:
@@ -207,83 +206,31 @@ class Pipeline(HubRepository):
                 sigma, origin["sigma"] = sigma_by_rule(rule, store, split)
             else:
                 sigma, origin["sigma"] = sigma_of_arrays(
-                    rule, fit_data.rows, fit_data.items, inputs.moments
+                    rule, fit_data.rows, fit_data.items, moments
                 )
             step.sigma = sigma  # type: ignore[attr-defined]
 
         self.dim = fit_data.dim
-        row_counts = {name: moments.n for name, moments in sorted(fit_data.moments.items())}
-        if store is None and any(step.centres for step in self.steps):
-            uncertain = [f"{n} {name}" for name, n in row_counts.items() if n < MIN_ROWS_OF_A_MEAN]
-            if fit_data.too_few:
-                counts = [counted(n, f"{name} row") for name, n in fit_data.too_few.items()]
-                origin["note"] = (
-                    f"Nothing is centred: a mean needs {MIN_ROWS_OF_A_MEAN} rows of a modality, "
-                    f"and there are {' and '.join(counts)}. Fit on more rows, or on moments of the "
-                    "same model."
-                )
-            elif uncertain:
-                origin["note"] = (
-                    f"The means of {' and '.join(uncertain)} rows are unreliable: "
-                    f"{MIN_ROWS_OF_A_MEAN} rows of a modality are needed, below which rows of a "
-                    f"store are not centred."
-                )
-        self._fit_steps(fit_data, split)
-        self.provenance = {**origin, **(provenance or {}), "n": row_counts}
-        if store is None and fit_data.too_few and "note" in origin:
-            warnings.warn(origin["note"], stacklevel=2)
-        return self
-
-    def _read_inputs(self, store: Store, split: str) -> _FitInputs:
-        """Read what the steps are fitted on from a store.
-
-        Raises:
-            TransformError: if the split has no rows, or no pairs where they are needed.
-        """
-        needs_pairs = any(step.needs_pairs for step in self.steps)
-        of_store = read_store(store, split, rows=self.needs_rows, pairs=needs_pairs)
-        moments = of_store.moments
-        origin = dict(of_store.origin)
-        if any(step.centres for step in self.steps) and moments.note:
-            origin["note"] = moments.note
-        has_rows = bool(moments.moments) or any(moments.too_few.values())
-        if any(step.fits for step in self.steps) and not has_rows:
-            raise TransformError(
-                f"The store {store.path} has no rows in the split {split!r} to fit "
-                f"{self.name} on. Its splits are {store.list_splits()}.",
-                remedy="Fit on another split, load moments with `c3 means load`, or make "
-                "new splits with `c3 split`.",
-            )
-        return _FitInputs(
-            moments=moments.moments,
-            rows={name: rows.embeddings for name, rows in of_store.rows.items()},
-            items={name: rows.items for name, rows in of_store.rows.items()},
-            too_few=moments.too_few,
-            dim=store.info.dim,
-            origin=origin,
-        )
-
-    def _fit_steps(self, data: FitData, split: str) -> None:
-        """Fit the steps in order, each on what the steps before it leave of the data.
-
-        Raises:
-            TransformError: if a step needs moments or rows of a modality that are not there.
-        """
+        row_counts = {name: value.n for name, value in sorted(fit_data.moments.items())}
+        # Each step is fitted on inference inputs as the steps before it leave them
         fitted_places = [place for place, step in enumerate(self.steps) if step.fits]
         last_place = max(fitted_places, default=0)
         for place, step in enumerate(self.steps):
             if step.fits:
                 try:
-                    step.fit(data)
+                    step.fit(fit_data)
                 except KeyError as error:
-                    raise _missing_error(step, error.args[0], data, split) from error
-            # Later steps are fitted on inference inputs as they reach them
+                    raise _missing_error(step, error.args[0], fit_data, split) from error
             if step.noisy or place >= last_place:
                 continue
-            for modality in sorted(data.moments.keys() | data.rows.keys()):
+            for modality in sorted(fit_data.moments.keys() | fit_data.rows.keys()):
                 if step.applies(modality, training=False) and step.knows(modality):
                     for operation in step.operations(modality):
-                        data.advance(modality, operation, first_step=place == 0)
+                        fit_data.advance(modality, operation, first_step=place == 0)
+        self.provenance = {**origin, **(provenance or {}), "n": row_counts}
+        if store is None and fit_data.too_few and "note" in origin:
+            warnings.warn(origin["note"], stacklevel=2)
+        return self
 
     @classmethod
     def of_export(cls, store: Store) -> tuple[Pipeline, int] | None:
@@ -620,35 +567,6 @@ class Pipeline(HubRepository):
         }
         payload: bytes = save_tensors(tensors)
         return payload
-
-
-def _given_inputs(
-    data: Mapping[str, Any],
-    rows: Mapping[str, npt.ArrayLike],
-    items: Mapping[str, Sequence[str]],
-) -> _FitInputs:
-    """Return moments and rows that were given; ``data`` has either of them by modality."""
-    moments = {name: value for name, value in data.items() if isinstance(value, Moments)}
-    more_rows = {name: value for name, value in data.items() if name not in moments}
-    return _FitInputs(moments, {**rows, **more_rows}, items, too_few={}, dim=None, origin={})
-
-
-def _open_store(data: object) -> Store:
-    """Open the store that a pipeline is fitted on.
-
-    Raises:
-        TransformError: if ``data`` is no store or folder.
-        StoreError: if the store cannot be read.
-    """
-    from ..store import Store
-
-    if not isinstance(data, Store | str | Path):
-        raise TransformError(
-            "A pipeline is fitted on a store, or on moments or arrays by modality, not on "
-            f"{type(data).__name__}.",
-            remedy='For example fit({"image": array, "text": array}).',
-        )
-    return Store.open(data)
 
 
 def _missing_error(step: Step, modality: str, data: FitData, split: str) -> TransformError:
