@@ -35,7 +35,10 @@ def export(*, list_all: bool = False, **options: Any) -> Any:
     if isinstance(report.output, Path):
         for name in report.rows if options["format"] == "hf" else ():
             message(f'Read it with: datasets.load_dataset("{report.output}", "{name}")')
-        message(f'Load the fitted pipeline with: c3tools.Pipeline.load("{report.output}")')
+        message(f'For new embeddings: c3tools.Pipeline.load("{report.output}")')
+        message(
+            f'For its rows, which went through it: c3tools.Pipeline.for_rows("{report.output}")'
+        )
     return report.to_dict()
 
 

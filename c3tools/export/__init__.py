@@ -9,6 +9,7 @@ are new or changed, through the mechanism that stores have (`c3tools.store.manif
       store.json                              what the rows are; `exported`: what was asked for, the
                                               shards that the pipeline was fitted on, the settings
       transform.json, transform.safetensors   the fitted pipeline: Pipeline.load("c3-export")
+                                              for new embeddings, Pipeline.for_rows for its rows
       manifest.json                           all files with their SHA-256; written last
 
 `formats` has the layouts of the parts. `c3tools.index` writes exports of a further format, `code`.

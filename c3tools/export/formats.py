@@ -203,8 +203,9 @@ class DatasetsFormat(Format):
                 lines += [f"  - split: {split}", f"    path: {modality}/{split}/*.parquet"]
         text = (
             f"Embeddings of {info.model.get('name')}, transformed by the pipeline "
-            f"{info.exported['transform']['name']}. The fitted pipeline is in {PIPELINE_FILE} and "
-            f'transform.safetensors (`c3tools.Pipeline.load(".")`), the provenance in {INFO_FILE}.'
+            f"{info.exported['transform']['name']}. The fitted pipeline, for new embeddings, is in "
+            f'{PIPELINE_FILE} and transform.safetensors (`c3tools.Pipeline.load(".")`), the '
+            f"provenance in {INFO_FILE}."
         )
         return "\n".join([*lines, "---", "", text, ""])
 

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 JSON_NAME = "transform.json"
 TENSORS_NAME = "transform.safetensors"
+# rows whose mean tells that they were centred, and the norm of a mean that may not be subtracted
+# twice: below it, that of 100 rows is noise
+_ROWS_THAT_TELL, _LEAST_CENTRE = 100, 0.3
 _SCORED_SPLITS = ("test", "val", "validation", "dev")
 
 
@@ -76,7 +79,9 @@ class Pipeline(HubRepository):
             )
 
     def __repr__(self) -> str:
-        return f"Pipeline({self.name!r}: {' > '.join(step.kind for step in self.steps)})"
+        return (
+            f"Pipeline({self.name!r}: {' > '.join(step.kind for step in self.steps) or 'no steps'})"
+        )
 
     @property
     def fitted(self) -> bool:
@@ -245,6 +250,38 @@ class Pipeline(HubRepository):
             return None
         return cls.load(store.path), exported["settings"]["applied"]
 
+    @classmethod
+    def for_rows(cls, export: Store | str | Path) -> Pipeline:
+        """Return the steps that the rows of an export have not gone through: none, or the noise and
+        what follows after ``--before-noise``. New embeddings need all steps: `load`.
+
+        Args:
+            export: its folder or URL, of any format; or opened.
+
+        Raises:
+            TransformError: if these rows did not go through a pipeline, or it is damaged.
+            StoreError: if there is no export.
+
+        Example:
+            >>> report = c3tools.export_store("c3-store", output="noiseless", before_noise=True)
+            >>> c3tools.Pipeline.for_rows("noiseless")
+            Pipeline('c3': gaussian-noise > normalize)
+        """
+        from ..store import Store, StoreInfo
+
+        if isinstance(export, Store):
+            folder = export.path
+            info = export.info
+        else:
+            folder = local_folder(export)
+            info = StoreInfo.load(folder)
+        if not info.exported:
+            raise TransformError(
+                f"The rows of {folder} have not gone through a pipeline.",
+                remedy="Use one that is fitted on the store: c3tools.preset(NAME).fit(store).",
+            )
+        return cls.load(folder).part(info.exported["settings"]["applied"])
+
     def part(self, start: int | None, stop: int | None = None) -> Pipeline:
         """Return the steps ``start`` to ``stop`` (not included), as they are fitted."""
         part = copy.copy(self)
@@ -307,6 +344,9 @@ class Pipeline(HubRepository):
             seed: of the noise.
             epoch: of the training; each has different noise.
 
+        A `UserWarning` says if the mean of 100 rows or more is shorter than a fifth of the one that
+        is subtracted: they went through a pipeline already.
+
         Raises:
             TransformError: if the pipeline is not fitted, the modality is missing, the dimension
                 differs, a value is not finite, a row has norm 0, or keys or items are missing.
@@ -332,6 +372,18 @@ class Pipeline(HubRepository):
                 continue
             item_hashes = step.own_items(items, len(rows)) if training else None
             for operation in step.operations(modality):
+                centre = operation.centre if isinstance(operation, ops.Affine) else None
+                if step.centres and centre is not None and len(rows) >= _ROWS_THAT_TELL:
+                    centre_norm = float(np.linalg.norm(centre))
+                    mean_norm = float(np.linalg.norm(rows.mean(axis=0)))
+                    if centre_norm > _LEAST_CENTRE and mean_norm < centre_norm / 5:
+                        warnings.warn(
+                            f"These {len(rows):,} {modality} rows seem to be centred already: "
+                            f"their mean has norm {mean_norm:.2f}, and {self.name} subtracts a "
+                            f"mean of norm {centre_norm:.2f}. The rows of an export need only "
+                            "Pipeline.for_rows(EXPORT).",
+                            stacklevel=2,
+                        )
                 noise = None
                 if step.noisy:
                     noise = self.draw_noise(rows.shape, keys, seed, epoch, draws)

@@ -283,3 +283,32 @@ def test_an_export_at_a_url(store: Store, tmp_path: Path, s3: Faults, format: Ex
     export_store(store, output=URL, preset="c1", format=format, overwrite=True)
     export_store(store, output=tmp_path / "other", preset="c1", format=format)
     assert contents_at_url(location(URL)) == contents(tmp_path / "other")
+
+
+def test_for_rows_is_what_is_left_to_do() -> None:
+    ok(preset="c3", sigma=0.3, before_noise=True)
+    rows = Store.open(OUT).load("text", "train")
+    rest = Pipeline.for_rows("c3-export")
+    assert [step.kind for step in rest.steps] == ["gaussian-noise", "normalize"]
+    finished = rest.transform(rows.embeddings, modality="text", training=True, keys=rows.keys)
+    ok(preset="c3", sigma=0.3, dtype="float32", overwrite=True)
+    export = Store.open(OUT)
+    assert_close(finished, export.load("text", "train").embeddings)
+    images = export.load("image").embeddings
+    whole, rest = Pipeline.load("c3-export"), Pipeline.for_rows(export)
+    assert len(whole.steps) == 4 and repr(rest) == "Pipeline('c3': no steps)"
+    assert_close(rest.transform(images, modality="image"), images)
+    with pytest.raises(C3Error, match="have not gone through a pipeline"):
+        Pipeline.for_rows("c3-store")
+
+
+def test_transform_warns_of_rows_that_are_centred_already() -> None:
+    ok(preset="c2-collapse")
+    images = np.tile(Store.open(OUT).load("image").embeddings, (2, 1))
+    pipeline = Pipeline.load("c3-export")
+    pipeline.transform(images[:99], modality="image")  # too few to tell
+    with pytest.warns(UserWarning, match="180 image rows seem to be centred already"):
+        pipeline.transform(images, modality="image")
+    pipeline.transform(
+        np.tile(Store.open("c3-store").load("image").embeddings, (2, 1)), modality="image"
+    )
