@@ -12,6 +12,7 @@ from ..corpus.items import as_key
 from ..corpus.tables import IMAGE_KEY, annotated_images, pick, read_records
 from ..errors import MetricError
 from ..io.files import read_json
+from ..store.ids import match_ids
 
 Value = TypeVar("Value")  # what is known of an image
 
@@ -108,26 +109,22 @@ def align_keys(wanted: Iterable[str], known: Mapping[str, Value]) -> dict[str, V
     """Return the value of each wanted key that is known, although the two may name images
     differently.
 
-    A key matches itself. Otherwise it matches the only key with the same name without folder and
-    suffix, or the only one with the same number, if one of the two names is just that number:
-    COCO's image_id 397133 is 000000397133.jpg, but dog_1.jpg is not cat_1.jpg.
+    A key matches itself. Otherwise two keys match that are the only ones with their name without
+    folder and suffix, or the only ones with their number, if one of the two names is just that
+    number: COCO's image_id 397133 is 000000397133.jpg, but dog_1.jpg is not cat_1.jpg.
     """
-    keys_by_alias: dict[str, list[str]] = {}
-    for key in known:
-        for alias in {_stem(key), _number(key)} - {""}:
-            keys_by_alias.setdefault(alias, []).append(key)
-
+    keys = list(wanted)
+    names = list(known)
+    by_stem = match_ids(keys, names, _stem)
+    by_number = match_ids(keys, names, _number)
     aligned: dict[str, Value] = {}
-    for key in wanted:
-        if key in known:
-            aligned[key] = known[key]
-            continue
-        matches = keys_by_alias.get(_stem(key)) or keys_by_alias.get(_number(key)) or []
-        if len(matches) != 1:
-            continue
-        stems = {_stem(key), _stem(matches[0])}
-        if len(stems) == 1 or any(stem.isdigit() for stem in stems):
-            aligned[key] = known[matches[0]]
+    for key, same_stem, same_number in zip(keys, by_stem, by_number, strict=True):
+        if same_stem is not None:
+            aligned[key] = known[names[same_stem]]
+        elif same_number is not None:
+            name = names[same_number]
+            if _stem(key).isdigit() or _stem(name).isdigit():
+                aligned[key] = known[name]
     return aligned
 
 

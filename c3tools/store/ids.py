@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import PurePosixPath
 
@@ -22,22 +22,34 @@ _FILE_NAMES = {"image_key", *ROLES["image"], *ROLES["path"]}
 _DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 
 
-def match_ids(wanted: Sequence[str | None], ids: Sequence[str | None]) -> list[int | None]:
+def _plain_form(row_id: str) -> str:
+    """Return an id without the suffix of an image, and a number as 7, be it written 007 or 7.0."""
+    stem = without_image_suffix(row_id)
+    number = _DECIMAL.fullmatch(stem)
+    return number[1] if number else stem
+
+
+def match_ids(
+    wanted: Sequence[str | None],
+    ids: Sequence[str | None],
+    form: Callable[[str], str] = _plain_form,
+) -> list[int | None]:
     """Return for each wanted id the row that has it; None without one.
 
-    An id matches itself. Otherwise it matches the only id that is the same number, or the same
-    name without the suffix of an image: 7 matches 007, but neither if there is 07 too.
+    An id matches itself. Otherwise two ids match that are the only ones of their form on either
+    side: by default the same number, or the same name without the suffix of an image. So 7 matches
+    007, but neither if there is 07 too.
     """
     row_of = dict(positions([row_id or "" for row_id in ids]))
     missing = {wanted_id for wanted_id in wanted if wanted_id and wanted_id not in row_of}
     if missing:
-        row_of_form = {_plain_form(row_id): row for row_id, row in row_of.items()}
-        times_here = Counter(map(_plain_form, missing))
-        times_there = Counter(map(_plain_form, row_of))
+        row_of_form = {form(row_id): row for row_id, row in row_of.items()}
+        times_here = Counter(map(form, missing))
+        times_there = Counter(map(form, row_of))
         for missing_id in missing:
-            form = _plain_form(missing_id)
-            if times_here[form] == 1 and times_there[form] == 1:
-                row_of[missing_id] = row_of_form[form]
+            its_form = form(missing_id)
+            if times_here[its_form] == 1 and times_there[its_form] == 1:
+                row_of[missing_id] = row_of_form[its_form]
     return [row_of.get(wanted_id) if wanted_id else None for wanted_id in wanted]
 
 
@@ -67,10 +79,3 @@ def numbered_keys(items: Sequence[str | None]) -> list[str]:
         f"{row:08d}" if item is None else f"{item}#{next(numbers[item])}"
         for row, item in enumerate(items)
     ]
-
-
-def _plain_form(row_id: str) -> str:
-    """Return an id without the suffix of an image, and a number as 7, be it written 007 or 7.0."""
-    stem = without_image_suffix(row_id)
-    number = _DECIMAL.fullmatch(stem)
-    return number[1] if number else stem

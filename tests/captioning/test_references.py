@@ -139,6 +139,10 @@ def test_keys_match_themselves_first_then_stems_then_numbers(key: str, matched: 
     assert align_keys([key], references) == ({key: [matched]} if matched else {})
 
 
+def test_two_keys_do_not_share_references_that_could_be_of_either() -> None:
+    assert align_keys(["a/one", "b/one", "a/two"], {"one": 1, "two": 2}) == {"a/two": 2}
+
+
 @pytest.mark.parametrize(
     ("keys", "ids"),
     [
