@@ -142,7 +142,20 @@ def import_embeddings(
         image = _subfolder(source, "img_emb")
         text = _subfolder(source, "text_emb")
         meta = meta or _subfolder(source, "metadata")
-        _require_same_parts([image, text, meta])
+        # Parts of other numbers, or in another order, would pair rows with those of other items
+        part_numbers: dict[Path, list[str]] = {}
+        for folder in (image, text, meta):
+            if isinstance(folder, Path):
+                numbers = [path.stem.rpartition("_")[2] for path in part_files(folder)]
+                if all(map(str.isdecimal, numbers)):
+                    part_numbers[folder] = numbers
+        if len(set(map(tuple, part_numbers.values()))) > 1:
+            listed = [f"{folder} {', '.join(numbers)}" for folder, numbers in part_numbers.items()]
+            raise StoreError(
+                f"The folders have different parts: {'; '.join(listed)}.",
+                remedy="Copy the missing parts, or give the files by name: c3 import --image FILE "
+                "--text FILE --meta FILE",
+            )
         source = None
     vectors = {"image": image, "text": text, **(other or {})}
     has_vectors = any(vectors_of is not None for vectors_of in vectors.values())
@@ -233,30 +246,6 @@ def _kept_rows(modalities: Sequence[Rows], kept: Sequence[str]) -> Iterator[Kept
 def _subfolder(folder: str | Path, name: str) -> Path | None:
     path = Path(folder) / name
     return path if path.is_dir() else None
-
-
-def _require_same_parts(folders: Sequence[Any]) -> None:
-    """Refuse folders of clip-retrieval that do not have the same numbered parts in one order: rows
-    would belong to other ones.
-
-    Raises:
-        StoreError: names two folders with their parts.
-    """
-    numbers_by_folder = {}
-    for folder in folders:
-        if isinstance(folder, Path):
-            numbers = [path.stem.rpartition("_")[2] for path in part_files(folder)]
-            if all(map(str.isdecimal, numbers)):
-                numbers_by_folder[folder] = numbers
-    for folder, numbers in numbers_by_folder.items():
-        first_folder = next(iter(numbers_by_folder))
-        if numbers != numbers_by_folder[first_folder]:
-            first_numbers = ", ".join(numbers_by_folder[first_folder])
-            raise StoreError(
-                f"{first_folder} has the parts {first_numbers}, but {folder} {', '.join(numbers)}.",
-                remedy="Copy the missing parts, or give the files by name: c3 import --image FILE "
-                "--text FILE --meta FILE",
-            )
 
 
 def _as_table(

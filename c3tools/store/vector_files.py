@@ -39,7 +39,6 @@ from .rows import one_array
 # [0.1 0.2] or [np.float32(0.1), ...; JSON has [0.1, 0.2]
 _PRINTED_BY_NUMPY = re.compile(r"\[\s*(?:[-+\d.e]+\s+[-+\d.]|np\.)")
 _VECTOR_AS_TEXT = re.compile(r"\[\s*(?:[-+\d.e]+[,\s]\s*[-+\d.]|np\.)")  # as either writes it
-_DISK_BLOCK = 512  # bytes, the unit of st_blocks
 _LARGEST_WITH_HOLES = 1 << 26  # bytes
 
 
@@ -119,7 +118,12 @@ def part_files(source: str | Path) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        _refuse_containers(path)
+        if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+            raise StoreError(
+                f"{path} is a folder that save_to_disk of Hugging Face datasets wrote.",
+                remedy="Write it, or one of its splits, as Parquet with datasets: "
+                "load_from_disk(FOLDER).to_parquet(FILE).",
+            )
         files += sorted(part for part in path.iterdir() if part.suffix.lower() in FORMATS)
     if not files:
         raise StoreError(
@@ -153,7 +157,6 @@ def _joined(paths: Sequence[Path], parts: Sequence[VectorFile]) -> VectorFile:
 
 
 def _read_file(path: Path, name: str | None, keep: Collection[str] = ()) -> VectorFile:
-    _refuse_containers(path)
     with reading(path, StoreError):
         read = FORMATS.get(path.suffix.lower())
         if read is None:
@@ -161,50 +164,14 @@ def _read_file(path: Path, name: str | None, keep: Collection[str] = ()) -> Vect
                 f"{path} is not a file of vectors in a supported format.",
                 remedy=f"Supported formats: {', '.join(FORMATS)}.",
             )
-        _check_holes(path)
+        # Refuse a large file of holes, which read as zeros; a file in a cloud may have no blocks
+        size = path.stat().st_size
+        bytes_on_disk = 512 * getattr(path.stat(), "st_blocks", 0)
+        if size > _LARGEST_WITH_HOLES and 0 < bytes_on_disk < size // 100:
+            raise TooLargeError(
+                f"it has {size:,} bytes, of which {bytes_on_disk:,} are on the disk"
+            )
         return read(path, name, keep)
-
-
-def _refuse_containers(path: Path) -> None:
-    """Refuse a folder of Hugging Face datasets, and a tar.
-
-    Raises:
-        StoreError: with the line that converts it.
-    """
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        split = "['train']" if (path / "dataset_dict.json").is_file() else ""
-        raise StoreError(
-            f"{path} is a folder that save_to_disk of Hugging Face datasets wrote.",
-            remedy='Convert it: python -c "from datasets import load_from_disk; '
-            f"load_from_disk('{path}'){split}.to_parquet('{path.name}.parquet')\"",
-        )
-    if path.suffix.lower() == ".tar" and path.is_file():
-        raise StoreError(
-            f"{path} is a tar.",
-            remedy='If it contains .npy files, convert it: python -c "import io, tarfile, numpy as '
-            f"np; tar = tarfile.open('{path}'); names = [name for name in tar.getnames() if "
-            "name.endswith('.npy')]; "
-            "vectors = [np.load(io.BytesIO(tar.extractfile(name).read()), allow_pickle=False) "
-            f"for name in names]; np.savez('{path.stem}.npz', embedding=np.vstack(vectors), "
-            'id=[name[:-4] for name in names])"',
-        )
-
-
-def _check_holes(path: Path) -> None:
-    """Refuse a large file of which hardly anything is on the disk: a hole has any size, and reads
-    as zeros.
-
-    Raises:
-        TooLargeError: with both sizes.
-    """
-    status = path.stat()
-    # 0 where it is not known, as of a file that is still in a cloud
-    bytes_on_disk = _DISK_BLOCK * getattr(status, "st_blocks", 0)
-    has_holes = 0 < bytes_on_disk < status.st_size // 100
-    if has_holes and status.st_size > _LARGEST_WITH_HOLES:
-        raise TooLargeError(
-            f"it has {status.st_size:,} bytes, of which {bytes_on_disk:,} are on the disk"
-        )
 
 
 def _require_matrix(path: str | Path, vectors: npt.NDArray[Any]) -> None:
