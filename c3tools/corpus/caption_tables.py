@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,8 @@ from ..io.limits import limited_lines, refusing_excess
 from ..io.locations import is_url, open_binary
 from ..io.parquet import UNREADABLE, open_parquet
 from ..reporter import counted
-from .items import ReadOptions, as_key, as_storable
+from .items import ReadOptions, as_key
+from .kept_columns import KeptColumns
 from .tables import (
     ROLES,
     AnnotatedImage,
@@ -52,7 +52,7 @@ class CaptionRow(NamedTuple):
     split: str | None  # as the file names it
     line: int  # for messages (1 = first)
     key: str | None = None  # if a key column was requested, or has a known name
-    columns: str | None = None  # the values of columns to keep, see `kept_values`
+    columns: dict[str, Any] | None = None  # see `KeptColumns.values_of`
     url: str | None = None  # in a column with a usual name
 
 
@@ -66,7 +66,7 @@ class _Columns(NamedTuple):
     key: str | None = None
     split: str = SPLIT_COLUMN
     urls: Sequence[str] = ()
-    kept: Sequence[str] = ()
+    kept: KeptColumns = KeptColumns()
 
 
 # chooses the columns to use among those of the file
@@ -128,7 +128,7 @@ def read_captions(
                     split=str(split) if split else None,
                     line=record.line,
                     key=None if key is None else as_key(str(key)),
-                    columns=kept_values(record.values, columns.kept),
+                    columns=columns.kept.values_of(record.values),
                     url=next(filter(is_url, cells), None),
                 )
     except UnicodeDecodeError as error:
@@ -179,7 +179,7 @@ def _read_parquet(path: Path, pick_columns: _Pick) -> _Rows:
     with open_parquet(path) as file:
         columns = pick_columns(file.schema.names)
         used = {*columns.texts, columns.image, columns.key, columns.split}
-        used |= {*columns.urls, *columns.kept}
+        used |= {*columns.urls, *columns.kept.names}
         names = [name for name in file.schema.names if name in used]
         line = 0
         for batch in file.batches(names):
@@ -281,7 +281,7 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
         key=pick(present, "key", wanted=options.key_column),
         split=pick(present, "split") or SPLIT_COLUMN,  # later JSON lines may have one
         urls=urls,
-        kept=options.keep_columns,
+        kept=options.kept_columns,
     )
 
 
@@ -352,20 +352,3 @@ def note_of_ambiguous(keys: Collection[str]) -> str:
         f"The rows of {counted(len(keys), 'item')}, for example {min(keys)}, differ in the columns "
         f"to keep: all rows of an item get the values of its first one."
     )
-
-
-def kept_values(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """Return the values of the columns to keep as JSON, dates as texts; None if the record has none
-    of the columns.
-    """
-    if not any(name in record for name in names):
-        return None
-    values = {}
-    for name in names:
-        value = record.get(name)
-        if isinstance(value, str):
-            value = as_storable(value)
-        elif isinstance(value, float) and isnan(value):
-            value = None  # a missing number, which would not be equal to itself
-        values[name] = value
-    return json.dumps(values, default=str)

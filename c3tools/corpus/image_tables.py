@@ -19,12 +19,12 @@ from ..reporter import counted
 from .caption_tables import (
     SPLIT_COLUMN,
     captions_of,
-    kept_values,
     pick_text_columns,
     require_column,
 )
 from .image_reader import cells_of_group, open_table
 from .items import Corpus, ImageItem, ImageRow, ImageSource, ReadOptions, as_key, key_of_name
+from .kept_columns import KeptColumns
 from .tables import IMAGE_KEY, ROLES, pick
 
 _DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
@@ -50,7 +50,7 @@ class _Row(NamedTuple):
     image_path: str | None
     split: str | None
     captions: list[str]
-    columns: str | None
+    columns: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class _Columns:
         has_paths: whether its cells are structs with a path.
         key: with the keys; empty for none.
         texts: with captions.
-        kept: see `kept_values`.
+        kept: those to keep.
     """
 
     image: str
     has_paths: bool
     key: str
     texts: tuple[str, ...]
-    kept: Sequence[str]
+    kept: KeptColumns
 
 
 def has_images(path: Path, options: ReadOptions) -> bool:
@@ -167,7 +167,7 @@ def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ro
         with open_table(path) as (schema, read_groups):
             columns = _columns(path, schema, options)
             is_open = True
-            used = {columns.key, SPLIT_COLUMN, *columns.texts, *columns.kept}
+            used = {columns.key, SPLIT_COLUMN, *columns.texts, *columns.kept.names}
             names = [name for name in schema.names if name in used]
             path_field = [f"{columns.image}.path"] if columns.has_paths else []
             for group, (count, batches) in enumerate(read_groups([*names, *path_field])):
@@ -230,8 +230,9 @@ def _row(
             error.message,
         )
     split = record.get(SPLIT_COLUMN)
-    kept = kept_values(record, columns.kept)
-    return _Row(number, cell, key, image_path, str(split) if split else None, captions, kept)
+    kept_values = columns.kept.values_of(record)
+    split_name = str(split) if split else None
+    return _Row(number, cell, key, image_path, split_name, captions, kept_values)
 
 
 def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:
@@ -267,7 +268,7 @@ def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:
     options.note_use("image_column", "text_column", "key_column")
     if has_paths:
         options.note_use("images_root", "download")
-    return _Columns(image, has_paths, key or "", texts, options.keep_columns)
+    return _Columns(image, has_paths, key or "", texts, options.kept_columns)
 
 
 def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:

@@ -15,6 +15,7 @@ from unicodedata import normalize
 import pyarrow as pa
 
 from ..io.locations import is_url, location
+from .kept_columns import KeptColumns
 from .splits import choose_split, splits_of_folders
 
 PART_SUFFIX = r"~\d+"  # see `part_key`
@@ -81,7 +82,7 @@ class ImageItem(NamedTuple):
         source: the tar or table that contains it, or the URL to download; None for the whole file
             at ``path``.
         mtime: of a file on this machine, the time of its last modification in nanoseconds.
-        columns: the values of the columns to keep, as JSON; None where no table has them.
+        columns: the values of the columns to keep; None where no table has them.
     """
 
     key: str
@@ -90,7 +91,7 @@ class ImageItem(NamedTuple):
     size: int | None
     source: ImageSource | None = None
     mtime: int | None = None
-    columns: str | None = None
+    columns: dict[str, Any] | None = None
 
 
 class ImageRow(NamedTuple):
@@ -122,7 +123,7 @@ class TextItem(NamedTuple):
     caption: str
     image_key: str | None
     split: str | None
-    columns: str | None = None
+    columns: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ _SOURCE = pa.struct(
     ]
 )
 _SPLIT = pa.dictionary(pa.int32(), pa.string())
-_TYPES = {"size": _NUMBER, "mtime": _NUMBER, "source": _SOURCE, "split": _SPLIT}
+# None: a struct of the types of the values
+_TYPES = {"size": _NUMBER, "mtime": _NUMBER, "source": _SOURCE, "split": _SPLIT, "columns": None}
 
 
 class ItemTable(Sequence[Item]):
@@ -181,7 +183,7 @@ class ItemTable(Sequence[Item]):
 
     def __init__(self, kind: type[Item], table: pa.Table | None = None) -> None:
         self.kind: Any = kind
-        schema = pa.schema([(name, _TYPES.get(name, _TEXT)) for name in kind._fields])
+        schema = pa.schema([(name, _TYPES.get(name, _TEXT) or pa.null()) for name in kind._fields])
         self._table = schema.empty_table() if table is None else table
         self._new: list[Item] = []  # not in the table yet
 
@@ -193,13 +195,15 @@ class ItemTable(Sequence[Item]):
 
     def _convert(self) -> None:
         """Move the new items to the table."""
-        schema = self._table.schema
+        names = self.kind._fields
         columns = zip(*self._new, strict=True)  # the values of each field
         arrays = [
-            pa.array(values, kind) for values, kind in zip(columns, schema.types, strict=True)
+            pa.array(values, _TYPES.get(name, _TEXT))
+            for name, values in zip(names, columns, strict=True)
         ]
-        block = pa.table(arrays, schema=schema)
-        self._table = pa.concat_tables([self._table, block])
+        block = pa.table(arrays, names)
+        # A kept column of whole numbers becomes double where a later block has others
+        self._table = pa.concat_tables([self._table, block], promote_options="permissive")
         self._new = []
 
     @property
@@ -264,9 +268,11 @@ class Corpus:
         split_origins: where splits come from, with the splits that are named there.
         ambiguous_keys: keys of images of which rows have other values of the columns to keep than
             the first one.
+        kept_columns: the columns to keep.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept_columns: KeptColumns | None = None) -> None:
+        self.kept_columns = kept_columns or KeptColumns()
         self.images = ItemTable(ImageItem)
         self.videos = ItemTable(ImageItem)
         self.audio = ItemTable(ImageItem)
@@ -302,12 +308,12 @@ class Corpus:
             names.add(split.name)
         return split.name
 
-    def columns_of(self, key: str, rows: Iterable[str | None]) -> str | None:
+    def columns_of(self, key: str, rows: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
         """Return the values of the columns to keep of the first of the rows of an image that has
         some; note the key if another row has others.
         """
         values = [columns for columns in rows if columns is not None]
-        if len(set(values)) > 1:
+        if any(columns != values[0] for columns in values):
             self.ambiguous_keys.add(key)
         return values[0] if values else None
 
@@ -367,6 +373,7 @@ class Corpus:
             items = self.videos
         if not image.source and is_sound(image.path):
             items = self.audio
+        self.kept_columns.note(image.key, image.columns)
         items.append(image)
         has_caption = False
         for number, caption in enumerate(captions):
@@ -389,6 +396,7 @@ class Corpus:
                 text.key, path, "UnicodeError", "the caption, its key or its split is not UTF-8"
             )
         else:
+            self.kept_columns.note(text.key, text.columns)
             self.texts.append(text if caption == text.caption else text._replace(caption=caption))
             return True
         return False
@@ -411,7 +419,7 @@ class ReadOptions:
     follow_symlinks: bool = False
     download: bool = False
     audio: bool = False
-    keep_columns: Sequence[str] = ()
+    kept_columns: KeptColumns = field(default_factory=KeptColumns)
     used: set[str] = field(default_factory=set)
 
     def note_use(self, *names: str) -> None:

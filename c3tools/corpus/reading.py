@@ -46,6 +46,7 @@ from .items import (
     is_utf8,
     key_of_name,
 )
+from .kept_columns import KeptColumns
 from .splits import split_in_name
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
@@ -108,7 +109,7 @@ def read_corpus(
     follow_symlinks: bool = False,
     download: bool = False,
     audio: bool = False,
-    keep_columns: Sequence[str] = (),
+    kept_columns: KeptColumns | None = None,
     reporter: Reporter = SILENT,
 ) -> Corpus:
     """Find images, videos, captions and texts.
@@ -129,7 +130,7 @@ def read_corpus(
         follow_symlinks: see there.
         download: see there.
         audio: look for sounds, too.
-        keep_columns: the columns of tables whose values items keep.
+        kept_columns: the columns of tables whose values items keep; their types are noted there.
         reporter: shows the files that are listed: a large folder takes a minute.
 
     Returns:
@@ -141,6 +142,7 @@ def read_corpus(
         CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs
             claim a key.
         UnusedOptionError: if no file is read with one of the options.
+        StoreError: if values of a column to keep are of several types.
         MissingExtraError: if there are videos, and PyAV is not installed.
     """
     options = ReadOptions(
@@ -152,7 +154,7 @@ def read_corpus(
         follow_symlinks=follow_symlinks,
         download=download,
         audio=audio,
-        keep_columns=keep_columns,
+        kept_columns=kept_columns or KeptColumns(),
     )
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -163,7 +165,7 @@ def read_corpus(
     missing = [root for root, kind in kinds.items() if kind is None]
     broken_links = [root for root in missing if os.path.islink(str(root))]  # noqa: PTH114 - or URLs
     _require_there([root for root in missing if root not in broken_links], options.captions)
-    corpus = Corpus()
+    corpus = Corpus(options.kept_columns)
     for root in broken_links:
         corpus.skip(root.name, str(root), "BrokenLink", _BROKEN_LINK)
         del kinds[root]
@@ -438,7 +440,7 @@ class _Matched:
     captions: Sequence[str] = ()
     split: str | None = None
     file_split: str | None = None
-    columns: Sequence[str | None] = ()
+    columns: Sequence[dict[str, Any] | None] = ()
 
 
 class _CaptionSources:

@@ -16,7 +16,7 @@ from ..io.files import MALFORMED
 from ..io.limits import LARGEST_TEXT, TooLargeError
 from ..io.locations import open_binary
 from ..reporter import counted
-from .caption_tables import SPLIT_COLUMN, captions_of, kept_values, pick_text_columns
+from .caption_tables import SPLIT_COLUMN, captions_of, pick_text_columns
 from .items import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -108,7 +108,7 @@ def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Image
             split=str(split) if split else None,
             size=sample.image.size,
             source=ImageSource(str(path), sample.image.start, sample.image.size),
-            columns=kept_values(sample.record, options.keep_columns),
+            columns=options.kept_columns.values_of(sample.record),
         )
         yield ImageRow(image, captions, image.path)
 

@@ -4,9 +4,8 @@ summary.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from ..io.locations import location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo, StoreWriter, create_store
-from ..store.carried import KeptRow, carried_types, names_to_keep
+from ..store.carried import columns_to_keep
 from ..store.manifest import require_store_or_empty
 from ..store.rows import without_splits
 from ..store.shards import ShardName, shards_in
@@ -167,7 +166,7 @@ def embed(
     """
     folder = location(store)
     recorded = StoreInfo.find(folder)
-    kept = names_to_keep(keep_columns, recorded)
+    kept_columns = columns_to_keep(keep_columns, recorded)
     require_store_or_empty(folder)
     options = EmbedOptions(
         dtype=dtype,
@@ -204,10 +203,11 @@ def embed(
         follow_symlinks=follow_symlinks,
         download=download,
         audio=reads_audio,
-        keep_columns=kept,
+        kept_columns=kept_columns,
         reporter=reporter,
     )
-    options = replace(options, columns=carried_types(kept, _kept_rows(corpus), recorded))
+    kept_columns.require_values()
+    options = replace(options, columns=kept_columns.types)
     _report_inputs(corpus, recorded, reporter)
 
     # Choose the encoder; it is loaded when it is needed
@@ -273,15 +273,6 @@ def embed(
     opened = Store.open(folder, incomplete=True)
     opened.summary = summary
     return opened
-
-
-def _kept_rows(corpus: Corpus) -> Iterator[KeptRow]:
-    """Yield the inputs that have values in the columns to keep."""
-    for items in corpus.by_modality().values():
-        for batch in items.table.select(["key", "columns"]).to_batches(_BLOCK):
-            for row in batch.to_pylist():
-                if row["columns"] is not None:
-                    yield KeptRow(row["key"], json.loads(row["columns"]))
 
 
 def _with_settings_of_store(

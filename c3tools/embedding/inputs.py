@@ -9,7 +9,6 @@ missing: relative paths then start from the current folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from ..io.files import write_atomically
 from ..io.locations import name_or_file
 from ..store import Store
-from ..store.shards import ShardName
+from ..store.shards import CARRIED_TYPES, ShardName
 from .sources import absolute
 
 INPUTS_FILE = "inputs.parquet"
@@ -160,19 +159,19 @@ def _read_rows(store: Store, modality: str, schema: pa.Schema) -> pa.Table:
     columns that rows carry.
     """
     parts = store.parts(modality)
-    batches = []
-    values: list[str] = []  # of the columns that rows carry, as JSON
-    for batch in store.batches(modality, [*schema.names, *store.info.columns], parts=parts):
-        batches.append(batch.select(schema.names).cast(schema))
-        if store.info.columns:
-            values += map(json.dumps, batch.drop_columns(schema.names).to_pylist())
+    kept = [pa.field(name, CARRIED_TYPES[kind]) for name, kind in store.info.columns.items()]
+    wide_schema = pa.schema([*schema, *kept])
+    batches = store.batches(modality, wide_schema.names, parts=parts)
     counts = [store.shards[modality, part].rows for part in parts]
-    rows = pa.Table.from_batches(batches, schema)
+    wide_rows = pa.Table.from_batches(
+        [batch.select(wide_schema.names).cast(wide_schema) for batch in batches], wide_schema
+    )
+    rows = wide_rows.select(schema.names)
     rows = rows.append_column("part", pa.array(np.repeat(np.array(parts, np.int64), counts)))
     rows = rows.append_column("is_failure", pa.repeat(False, len(rows)))
-    columns = pa.nulls(len(rows), pa.large_string())
-    if store.info.columns:
-        columns = pa.array(values, pa.large_string())
+    columns: Any = pa.nulls(len(rows), pa.struct([]))
+    if kept:
+        columns = wide_rows.select(list(store.info.columns)).to_struct_array()
     rows = rows.append_column("columns", columns)
     failures = [
         {"key": failure.key, "path": failure.path, "part": part, "is_failure": True}

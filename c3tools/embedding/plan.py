@@ -16,7 +16,6 @@ are only listed.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -198,13 +197,8 @@ def _columns_differ(stored: Any, in_corpus: Any) -> Any:
     """Return which inputs have other values in the columns that they keep than their rows; not
     where one side has none.
     """
-    differ = pc.fill_null(pc.not_equal(stored["columns"], in_corpus["columns"]), False)
-    differ = differ.to_numpy(zero_copy_only=False)
-    # Equal values may be written in two ways, such as 1 and 1.0
-    for row in np.flatnonzero(differ):
-        stored_values = json.loads(stored["columns"][row].as_py())
-        differ[row] = stored_values != json.loads(in_corpus["columns"][row].as_py())
-    return pa.array(differ, pa.bool_())
+    pairs = zip(stored["columns"].to_pylist(), in_corpus["columns"].to_pylist(), strict=True)
+    return pa.array([None not in pair and pair[0] != pair[1] for pair in pairs], pa.bool_())
 
 
 def _plan_of(

@@ -151,9 +151,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             info = self.store.info
             names = rows[0] if rows else ("key",)
             columns = {name: [row[name] for row in rows] for name in names}
-            carried = [json.loads(row["columns"] or "{}") for row in rows]
+            kept_values = [row["columns"] or {} for row in rows]
             for name in info.columns:
-                columns[name] = [values.get(name) for values in carried]
+                columns[name] = [values.get(name) for values in kept_values]
             table = shard_table(info, self.modality, embeddings, columns)
             recorded_failures = failures
             folder = self.store.path

@@ -5,7 +5,7 @@ makes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Progress, Reporter, counted, counted_rows
-from .carried import KeptRow, carried_types, names_to_keep
+from .carried import columns_to_keep
 from .manifest import StoreWriter, create_store
 from .pairing import ambiguous_in, read_files, share_column
 from .reader import Store
@@ -172,7 +172,7 @@ def import_embeddings(
     }
     path = location(store)
     recorded = StoreInfo.find(path)
-    kept = names_to_keep(keep_columns, recorded)
+    kept = columns_to_keep(keep_columns, recorded)
     tables = {"image": _as_table(meta), "text": _as_table(text_meta)}
     modalities, notes = read_files(
         vectors,
@@ -180,11 +180,15 @@ def import_embeddings(
         arrays={"image": image_array, "text": text_array},
         wanted_columns=wanted_columns,
         source=source,
-        keep=kept,
+        keep=kept.names,
     )
-    columns = carried_types(kept, _kept_rows(modalities, kept), recorded)
+    for rows in modalities:
+        for batch in rows.table.select(["key", *kept.names]).to_batches():
+            for values in batch.to_pylist() if kept.names else ():
+                kept.note(values["key"], values)
+    kept.require_values()
     ambiguous_items: set[str] = set()
-    for name, kind in columns.items():
+    for name, kind in kept.types.items():
         ambiguous_items |= ambiguous_in(modalities, name)
         modalities = share_column(modalities, name, CARRIED_TYPES[kind], {})
     if ambiguous_items:
@@ -227,20 +231,12 @@ def import_embeddings(
         dims[modalities[0].modality],
         dtype,
         normalise,
-        columns=columns,
+        columns=kept.types,
         extra={"imported": origin},
     )
     report = write_modalities(path, info, modalities, reporter=reporter)
     report.notes = [*notes, *report.notes]
     return report
-
-
-def _kept_rows(modalities: Sequence[Rows], kept: Sequence[str]) -> Iterator[KeptRow]:
-    """Yield the rows with their values in the columns to keep."""
-    for rows in modalities:
-        for batch in rows.table.select(["key", *kept]).to_batches():
-            for values in batch.to_pylist():
-                yield KeptRow(values["key"], values)
 
 
 def _subfolder(folder: str | Path, name: str) -> Path | None:

@@ -159,7 +159,6 @@ def test_the_options_are_those_of_a_run_in_every_place() -> None:
     own = asdict(EmbedOptions()) | asdict(ReadOptions())
     own |= {
         "long_texts": None,
-        "keep_columns": None,
         "fps": None,
         "dry_run": False,
     }  # by default as the store says

@@ -168,6 +168,17 @@ def test_texts_without_images_keep_the_columns_of_their_rows() -> None:
     assert list(kept(run("t.jsonl"), "text").values()) == list(KEPT.values())
 
 
+def test_whole_numbers_become_double_where_a_later_block_has_fractions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("c3tools.corpus.items._BLOCK", 1)
+    labels = [None, 1, 2.5, 3]
+    write_jsonl(Path("t.jsonl"), *({"text": str(label), "label": label} for label in labels))
+    store = run("t.jsonl", keep_columns=["label"])
+    assert store.info.columns == {"label": "double"}
+    assert store.load("text").column("label") == labels
+
+
 def test_values_of_csv_are_texts() -> None:
     Path("t.csv").write_text("text,label,nsfw,url\na,007,true,\n")
     assert kept(run("t.csv"), "text") == {"t:2": {"label": "007", "nsfw": "true", "url": ""}}
