@@ -131,7 +131,12 @@ class Moments:
 
 
 def save_moments(path: Path, groups: Mapping[str, Moments], metadata: Mapping[str, object]) -> None:
-    """Write named moments (of splits, or of modalities) to one safetensors file.
+    """Write named moments (of splits, or of modalities) to one safetensors file."""
+    path.write_bytes(moments_content(groups, metadata))
+
+
+def moments_content(groups: Mapping[str, Moments], metadata: Mapping[str, object]) -> bytes:
+    """Return the content of a file of `save_moments`.
 
     Only the upper triangle of each scatter matrix is stored. ``metadata`` is kept as JSON in the
     header.
@@ -141,7 +146,7 @@ def save_moments(path: Path, groups: Mapping[str, Moments], metadata: Mapping[st
         tensors[f"{name}/mean"] = np.ascontiguousarray(moments.mean)
         tensors[f"{name}/scatter"] = moments.scatter[np.triu_indices(moments.dim)]
     header = {"groups": {name: m.n for name, m in sorted(groups.items())}, **metadata}
-    path.write_bytes(save(tensors, metadata={"c3": json.dumps(header, sort_keys=True)}))
+    return bytes(save(tensors, metadata={"c3": json.dumps(header, sort_keys=True)}))
 
 
 def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:

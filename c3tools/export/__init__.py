@@ -10,6 +10,7 @@ are new or changed, through the mechanism that stores have (`c3tools.store.manif
                                               shards that the pipeline was fitted on, the settings
       transform.json, transform.safetensors   the fitted pipeline: Pipeline.load("c3-export")
                                               for new embeddings, Pipeline.for_rows for its rows
+      calibration.safetensors                 the moments of the rows: Calibration.load("c3-export")
       manifest.json                           all files with their SHA-256; written last
 
 `formats` has the layouts of the parts. `c3tools.index` writes exports of a further format, `code`.

@@ -12,8 +12,13 @@ from ..corpus.splits import ALL
 from ..errors import OutputError, StoreError, TransformError, note_on_interrupt
 from ..executors import Executor
 from ..io.artifact import digest_of, holds_result
-from ..io.files import sha256_of, write_json_atomically, write_text_atomically
-from ..io.locations import location, remove, size_of
+from ..io.files import (
+    sha256_of,
+    write_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
+from ..io.locations import kind_of, location, read_all, remove, size_of
 from ..io.lock import locked
 from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
@@ -27,6 +32,7 @@ from ..store.shards import (
     MANIFEST_FILE,
 )
 from ..transforms import Pipeline, open_pipeline
+from ..transforms.calibration import CALIBRATION_FILE, Calibration
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
 from .formats import CARD_FILE, FORMATS, ClipRetrievalFormat
 from .parts import Plan, Recipe, plan_parts, write_parts
@@ -40,7 +46,7 @@ from .record import (
     refuse,
 )
 
-_FILES = (JSON_NAME, TENSORS_NAME)
+_FILES = (JSON_NAME, TENSORS_NAME, CALIBRATION_FILE)
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,7 @@ def export_store(
             reporter=reporter,
         )
         _write_card(writer, recipe)
+        _write_calibration(writer, recipe)
         listed_failures = [f for f in store.recorded_failures() if f.stage == "list"]
         writer.finish(listed_failures)
     return _report(recipe, writer, plan, modality or store.modalities)
@@ -404,19 +411,38 @@ def _write_card(writer: StoreWriter, recipe: Recipe) -> None:
         writer.rewriting.remove(CARD_FILE)
 
 
+def _write_calibration(writer: StoreWriter, recipe: Recipe) -> None:
+    """Write what scores of the rows are calibrated with, or why they cannot be, unless it is
+    there.
+    """
+    calibration = Calibration({}, recipe.pipeline)
+    refused = ""
+    modalities = {modality for modality, _ in writer.parts()}
+    if recipe.settings.applied < len(recipe.pipeline.steps):
+        refused = "They have not gone through the whole pipeline."
+    elif recipe.pipeline.noisy and any(recipe.training_rows(name) for name in modalities):
+        refused = "The training inputs among them have noise."
+    else:
+        try:
+            calibration = Calibration.fit(recipe.store, pipeline=recipe.pipeline)
+        except TransformError as error:
+            refused = error.message
+    content = calibration.content(refused)
+    path = writer.path / CALIBRATION_FILE
+    if kind_of(path) is None or read_all(path) != content:
+        waiting = path if writer.before is None else writer.rewriting.file(CALIBRATION_FILE)
+        write_atomically(waiting, lambda file: file.write_bytes(content))
+
+
 def _report(
     recipe: Recipe, writer: StoreWriter, plan: Plan, modalities: Sequence[str]
 ) -> ExportReport:
     """Count the rows of each role, and the files of these modalities."""
-    store = recipe.store
-    settings = recipe.settings
     rows = {}
     for modality in modalities:
-        count = store.count(modality)
-        training = count if settings.role == "training" else 0
-        if settings.role == "auto" and modality == settings.train_on:
-            training = store.count(modality, "train")
-        rows[modality] = {"training": training, "inference": count - training}
+        training = recipe.training_rows(modality)
+        inference = recipe.store.count(modality) - training
+        rows[modality] = {"training": training, "inference": inference}
     files = []
     finished = 0
     for (modality, _), names in writer.parts().items():

@@ -109,6 +109,12 @@ class Recipe:
         values = vars(self.info) | {"extra": {"exported": content}}
         return StoreInfo(**values)
 
+    def training_rows(self, modality: str) -> int:
+        """Return how many rows of a modality are training inputs."""
+        if self.settings.role == "auto" and modality == self.settings.train_on:
+            return self.store.count(modality, "train")
+        return self.store.count(modality) if self.settings.role == "training" else 0
+
     def row_count(self, shard: ShardName) -> int:
         """Return how many rows of a shard are exported: those of the split, without left-out
         ones.

@@ -19,13 +19,13 @@ from ..io.files import sha256_of, write_atomically, write_json_atomically
 from ..io.locations import kind_of, location, read_all
 from ..io.lock import locked
 from ..lists import as_list
-from ..moments import Moments, load_moments, save_moments
+from ..moments import Moments
 from ..reporter import SILENT, Reporter
 from ..store import Store
-from ..store.manifest import MOMENTS_FILE, StoreWriter
+from ..store.manifest import StoreWriter
 from ..store.shards import INFO_FILE
 from ..transforms import Pipeline, open_pipeline
-from ..transforms.calibration import Calibration
+from ..transforms.calibration import CALIBRATION_FILE, Calibration
 from ..transforms.fitting import load_command
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
 from .coder import choose_factory, train_coder
@@ -34,7 +34,7 @@ from .index import Index
 from .recall import measure_bias, measure_recall
 from .transformed_rows import TransformedRows
 
-_FILES = (JSON_NAME, TENSORS_NAME, TRAINED_FILE, MOMENTS_FILE)
+_FILES = (JSON_NAME, TENSORS_NAME, TRAINED_FILE, CALIBRATION_FILE)
 _GROWTH = 2  # times the rows it was fitted on, beyond which means and cells are computed again
 
 
@@ -276,7 +276,7 @@ def _reuse_fit(
         pipeline = load_fit(writer)
         coder = CodeFormat(read_all(writer.path / TRAINED_FILE))
         coder.trained  # noqa: B018 - a file that was cut short is refused here
-        moments = load_moments(writer.path / MOMENTS_FILE)[0]
+        moments = Calibration.load(writer.path).moments
     except (OSError, C3Error):
         return None
     if pipeline is None:
@@ -377,6 +377,7 @@ def _make_fit(
     record = ExportRecord(request, fitted_shards(store), settings, built)
     recipe = Recipe(store, pipeline, coder, settings)
     writer = describe(output, existing, recipe, record, files=_FILES)
-    write_atomically(writer.place(MOMENTS_FILE), lambda path: save_moments(path, moments, {}))
+    calibration = Calibration(moments, pipeline).content()
+    write_atomically(writer.place(CALIBRATION_FILE), lambda path: path.write_bytes(calibration))
     write_atomically(writer.place(TRAINED_FILE), lambda path: path.write_bytes(coder.content))
     return _Build(writer, record, fit, is_new=True)

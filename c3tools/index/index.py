@@ -7,7 +7,7 @@
                                     shard of the store
       trained.faiss                 the trained FAISS index without rows: cells, quantisers
       transform.json, .safetensors  the pipeline that rows and queries are transformed with
-      moments.safetensors           the moments of transformed rows, by modality, which scores are
+      calibration.safetensors       the moments of transformed rows, by modality, which scores are
                                     calibrated with
       manifest.json                 all files with their SHA-256
 
@@ -42,12 +42,10 @@ from ..identity import ModelIdentity
 from ..io.hub import local_folder
 from ..io.locations import is_url, kind_of, location, read_all
 from ..lists import as_list
-from ..moments import load_moments
 from ..reporter import SILENT, Reporter, counted
 from ..result_table import Table
 from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
-from ..store.manifest import MOMENTS_FILE
 from ..store.rows import keys_of, one_array
 from ..store.shards import INFO_FILE, ShardName, part_name, read_header, shard_schema
 from ..transforms import Pipeline
@@ -221,7 +219,7 @@ class Index:
         for name in source.manifest.files:
             if not source.require_listed(name):  # another run has just changed the index
                 return cls.describe(folder)
-        calibration = Calibration(load_moments(folder / MOMENTS_FILE)[0], Pipeline.load(folder))
+        calibration = Calibration.load(folder)
         coder = CodeFormat(read_all(folder / TRAINED_FILE))
 
         # Read the columns of each row that a hit shows, in the order of the vectors

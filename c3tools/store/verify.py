@@ -50,7 +50,8 @@ from .shards import (
 # half a unit in the last place of each component, and some room for rounding before it was stored
 _NORM_TOLERANCE = {"float16": 1e-3, "float32": 1e-4}
 _MOMENTS_TOLERANCE = 1e-9
-_DERIVED = (MANIFEST_FILE, MOMENTS_FILE, FAILURES_FILE)
+# files beside the shards that `--repair` writes again from the shards
+_REWRITABLE = (INFO_FILE, MANIFEST_FILE, MOMENTS_FILE, FAILURES_FILE)
 # `--repair` removes the shard, so that it is made again
 _OF_ROWS = ("checksum", "schema", "values", "norms", "keys")
 _OTHER = f"its sha256 is not the one in {MANIFEST_FILE}"
@@ -462,7 +463,7 @@ def _check_files(
             result.add_defect("files", name, "it is listed, but missing", remedy)
         elif sha256_of(path / name) != digest:
             result.add_defect("checksum", name, _OTHER, remedy)
-        elif name == MOMENTS_FILE and moments is not None and not info.code_size:
+        elif name == MOMENTS_FILE and moments is not None:
             _check_moments(result, moments, remedy)
 
 
@@ -474,18 +475,10 @@ def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:
         return "Load it again with `c3 means load FILE`, or remove it with `c3 means unload`."
     if part_named(name) is not None:
         return f"Remove it with `c3 verify --repair`, then run `{info.command}` again to make it."
-    if name in _rewritable(info):
+    if name in _REWRITABLE:
         return f"{copy_again} `c3 verify --repair` writes it again."
     fit_anew = "--rebuild" if info.code_size else "--refit"
     return f"{copy_again} `{info.command} {fit_anew}` makes everything again."
-
-
-def _rewritable(info: StoreInfo) -> list[str]:
-    """Return the files beside the shards that a repair writes again from the shards."""
-    names = [INFO_FILE, *_DERIVED]
-    if info.code_size:
-        names.remove(MOMENTS_FILE)  # they are of rows that the index does not have
-    return names
 
 
 def _check_moments(result: Verification, moments: Mapping[str, Moments], remedy: str) -> None:
@@ -510,9 +503,8 @@ def _agree(first: Moments, second: Moments) -> bool:
 def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
     """Repair what the findings name, under the lock of the store, and say so in ``result``."""
     path = result.store
-    info, _ = _check_description(Verification(path))
     check_of = {finding.file: finding.check for finding in reversed(result.defects)}
-    rewritten = [name for name in _rewritable(info) if name in check_of]
+    rewritten = [name for name in _REWRITABLE if name in check_of]
     removed = []
     for name, check in check_of.items():
         if check in _OF_ROWS and part_named(name) is not None:

@@ -1,7 +1,7 @@
 """Scores that compare rows of different modalities, from the moments of each.
 
-    calibration = Calibration.fit("c3-store")                  # or a file of `c3 means save`,
-    moments, arrays query = calibration.pipeline.transform(embedding, modality="text")[0]
+    calibration = Calibration.load("c3-export")  # or an index; fit() takes a store, moments, arrays
+    query = calibration.pipeline.transform(embedding, modality="text")[0]
     calibration.merge(query, {"image": (ids, cosines), "text": (ids, cosines)}, k=10)
 
 Any index or database may give the cosines, as long as its rows went through the same pipeline.
@@ -20,8 +20,9 @@ import numpy.typing as npt
 from ..arrays import Array
 from ..corpus.splits import ALL
 from ..errors import TransformError
+from ..io.hub import local_folder
 from ..io.locations import is_url, kind_of, location
-from ..moments import Moments, load_moments, unit_rows
+from ..moments import Moments, load_moments, moments_content, unit_rows
 from .fitting import FitData, fitting_moments
 from .logistic import fit_logistic
 from .operations import Affine, Unit
@@ -31,6 +32,7 @@ from .presets import preset
 if TYPE_CHECKING:
     from ..store import Store
 
+CALIBRATION_FILE = "calibration.safetensors"  # beside the pipeline of an export or an index
 # of the curves of `fit_pairs`: the logarithm of 160,000, the number of comparisons among 400 pairs,
 # which show no larger odds. A row that is the query itself would get far more
 _HIGHEST_LOG_ODDS = 12.0
@@ -89,7 +91,8 @@ class Calibration:
         Raises:
             StoreError: if a store or a file cannot be read.
             TransformError: if dimensions differ, a value is not finite, moments are not of unit
-                rows, or the pipeline does not know a modality or maps rows to a memory.
+                rows, the pipeline does not know a modality or maps rows to a memory, or the rows of
+                an export would go through a pipeline twice.
         """
         statistics: Mapping[str, Any]
         if isinstance(source, Mapping):
@@ -100,6 +103,11 @@ class Calibration:
             from ..store import Store
 
             store = Store.open(source)
+            if store.info.exported and (pipeline is None or pipeline.steps):
+                raise TransformError(
+                    f"The rows of the export {store.path} have gone through its pipeline already.",
+                    remedy=f'Use Calibration.load("{store.path}").',
+                )
             if not any(store.count(name, split) for name in store.modalities):
                 split = ALL
             if pipeline is None:
@@ -128,6 +136,66 @@ class Calibration:
             if pipeline.knows(name)
         }
         return cls(moments_after, pipeline)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Calibration:
+        """Return the calibration of the rows of an export or an index, the one that `c3 search`
+        ranks by: for a search of the same rows in a database.
+
+        Only ``calibration.safetensors``, ``transform.json`` and ``transform.safetensors`` are read.
+
+        Args:
+            folder: of the export or the index; a URL, or ``hf-hub:ORG/NAME``.
+
+        Raises:
+            TransformError: if there is no calibration, it belongs to another pipeline, or rows of
+                the export have noise or have not gone through the whole pipeline.
+            StoreError: if the file is damaged.
+
+        Example:
+            >>> report = c3tools.export_store("c3-store", output="centred", preset="gr-clip")
+            >>> calibration = c3tools.Calibration.load("centred")
+            >>> encoder = c3tools.load_encoder("c3-mini")
+            >>> embedding = encoder.encode_queries(["a dog on the beach"])
+            >>> query = calibration.pipeline.transform(embedding, modality="text")[0]
+            >>> store = c3tools.Store.open("centred")
+            >>> rows = {name: store.load(name) for name in calibration.moments}
+            >>> found = {name: (own.keys, own.embeddings @ query) for name, own in rows.items()}
+            >>> [key for key, modality, z in calibration.merge(query, found, k=3)]
+            ['000000214753', '000000020247', '000000159269#2']
+        """
+        folder = local_folder(folder)
+        path = folder / CALIBRATION_FILE
+        if kind_of(path) is None:
+            raise TransformError(
+                f"There is no calibration at {folder} ({CALIBRATION_FILE} is missing).",
+                remedy="Run `c3 export` or `c3 index` again; of a store, use Calibration.fit.",
+            )
+        moments, header = load_moments(path)
+        pipeline = Pipeline.load(folder)
+        if "refused" in header:
+            raise TransformError(
+                f"Scores of the rows in {folder} cannot be calibrated: {header['refused']}",
+                remedy="Export the store with --role inference and without --before-noise, or "
+                "search it with `c3 index`.",
+            )
+        if header.get("tensors") != pipeline.record()["tensors"]:
+            raise TransformError(
+                f"{path} does not belong to the pipeline beside it.",
+                remedy="Copy both from the same export.",
+            )
+        return cls(moments, pipeline)
+
+    def content(self, refused: str = "") -> bytes:
+        """Return the content of ``calibration.safetensors``.
+
+        Args:
+            refused: a sentence that says why `load` refuses the rows beside it.
+        """
+        header = {"tensors": self.pipeline.record()["tensors"]}
+        if refused:
+            header["refused"] = refused
+        return moments_content(self.moments, header)
 
     def fit_pairs(
         self, pairs: Mapping[tuple[str, str], tuple[npt.ArrayLike, npt.ArrayLike]]

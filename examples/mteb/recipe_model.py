@@ -93,10 +93,12 @@ class C3Model(AbsEncoder):  # type: ignore[misc, unused-ignore]
 
     def encode(self, inputs: DataLoader[Any], **options: Any) -> np.ndarray:
         """Return embeddings, float32 (n, d), of the images or the texts of a loader."""
+        is_query = options.get("prompt_type") == "query"
+        encode_texts = self.encoder.encode_queries if is_query else self.encoder.encode_texts
         batches = []
         for batch in inputs:
             if "image" in batch:
                 batches.append(self.encoder.encode_images(batch["image"]))
             else:
-                batches.append(self.encoder.encode_texts(batch["text"]))
+                batches.append(encode_texts(batch["text"]))
         return np.concatenate(batches)

@@ -63,7 +63,7 @@ def embed_query(query: str) -> tuple[np.ndarray, str]:
     encoder = load_encoder("c3-mini")
     if Path(query).is_file():
         return encoder.encode_images([query]), "image"
-    return encoder.encode_texts([query]), "text"
+    return encoder.encode_queries([query]), "text"
 
 
 if __name__ == "__main__":
@@ -72,7 +72,7 @@ if __name__ == "__main__":
         Pipeline.load(name).transform(embedding, modality=modality)[0]
         for name in ("centred", "fair")
     )
-    calibration = Calibration.fit("c3-store", pipeline=Pipeline.load("centred"))
+    calibration = Calibration.load("centred")
     with tempfile.TemporaryDirectory() as folder:
         database = lancedb.connect(folder)
         for row in merged(fill(database, "centred", Path("centred")), calibration, centred, 10):

@@ -61,7 +61,7 @@ def embed_query(query: str) -> tuple[np.ndarray, str]:
     encoder = load_encoder("c3-mini")
     if Path(query).is_file():
         return encoder.encode_images([query]), "image"
-    return encoder.encode_texts([query]), "text"
+    return encoder.encode_queries([query]), "text"
 
 
 if __name__ == "__main__":
@@ -70,7 +70,7 @@ if __name__ == "__main__":
         Pipeline.load(name).transform(embedding, modality=modality)[0]
         for name in ("centred", "fair")
     )
-    calibration = Calibration.fit("c3-store", pipeline=Pipeline.load("centred"))
+    calibration = Calibration.load("centred")
     client = QdrantClient(":memory:")
     for name in ("centred", "fair"):
         fill(client, name, Path(name))

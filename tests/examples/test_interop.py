@@ -184,7 +184,7 @@ def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(
 
     gap_free, index, table = filled("gr-clip")
     fair, fair_index, fair_table = filled("fair")
-    calibration = Calibration.fit(store.path, pipeline=gap_free)
+    calibration = Calibration.load(tmp_path / "gr-clip")
     for modality in ("text", "image"):
         for row in store.load(modality).embeddings[:5, None]:
             query, fair_query = (

@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import DEFAULT, MagicMock, Mock, call, patch
@@ -16,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
-from c3tools import Pipeline, Store, preset
+from c3tools import Calibration, Pipeline, Store, preset
 from c3tools.choices import ExportFormat
-from c3tools.errors import C3Error, OutputError, StoreError
+from c3tools.errors import C3Error, OutputError, StoreError, TransformError
 from c3tools.export import FORMATS, ExportReport, export_store
 from c3tools.io.locations import location
 from c3tools.seeds import keyed_normal
@@ -312,3 +314,66 @@ def test_transform_warns_of_rows_that_are_centred_already() -> None:
     pipeline.transform(
         np.tile(Store.open("c3-store").load("image").embeddings, (2, 1)), modality="image"
     )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_calibration_of_an_export_is_that_of_its_store(format: ExportFormat) -> None:
+    ok(preset="gr-clip", format=format)
+    fitted = Calibration.fit("c3-store", pipeline=Pipeline.load("c3-export"))
+    whole = contents(OUT)
+    for _ in range(2):
+        loaded = Calibration.load("c3-export")
+        assert loaded.pipeline.record() == fitted.pipeline.record()
+        for name, moments in fitted.moments.items():
+            assert (loaded.moments[name].mean == moments.mean).all()
+            assert (loaded.moments[name].scatter == moments.scatter).all()
+        (OUT / "calibration.safetensors").unlink()
+        found = verify_store(OUT)
+        assert [(f.check, f.file) for f in found.findings] == [("files", "calibration.safetensors")]
+        ok(preset="gr-clip", format=format)
+        assert contents(OUT) == whole
+
+
+def test_a_calibration_needs_only_numpy() -> None:
+    ok(preset="gr-clip")
+    code = (
+        "import sys; sys.modules['pyarrow'] = sys.modules['torch'] = None\n"
+        "from c3tools import Calibration; print(sorted(Calibration.load('c3-export').moments))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert printed.stdout == "['image', 'text']\n", printed.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "The training inputs among them have noise.*--role inference"),
+        ({"before_noise": True}, "not gone through the whole pipeline.*--before-noise"),
+        ({"preset": "decap"}, "memory-projection leaves moments.*c3 index"),
+    ],
+)
+def test_rows_that_cannot_be_calibrated_are_refused(options: dict[str, Any], words: str) -> None:
+    ok(**options)
+    with pytest.raises(TransformError, match=f"(?s){words}"):
+        Calibration.load("c3-export")
+
+
+def test_images_of_a_noisy_pipeline_can_be_calibrated() -> None:
+    ok(modality=["image"])
+    assert sorted(Calibration.load("c3-export").moments) == ["image", "text"]
+
+
+def test_the_rows_of_an_export_go_through_no_second_pipeline() -> None:
+    ok(preset="gr-clip")
+    for pipeline in (None, Pipeline.load("c3-export")):
+        with pytest.raises(TransformError, match=r"(?s)already.*Calibration.load\(.c3-export.\)"):
+            Calibration.fit("c3-export", pipeline=pipeline)
+    shutil.copytree("c3-store", "no-export")
+    with pytest.raises(TransformError, match=r"(?s)no calibration.*Calibration.fit"):
+        Calibration.load("no-export")
+    ok(preset="whiten", output="other")
+    shutil.copy("other/calibration.safetensors", OUT)
+    with pytest.raises(TransformError, match="does not belong to the pipeline"):
+        Calibration.load("c3-export")

@@ -80,7 +80,7 @@ def test_growth_gives_what_a_new_index_of_the_same_fit_gives(folder: Path, facto
 
     # A new index that begins with the same fit has the same bytes
     (folder / "fresh").mkdir()
-    for name in (*FIT, "moments.safetensors"):
+    for name in (*FIT, "calibration.safetensors"):
         shutil.copyfile(folder / "i" / name, folder / "fresh" / name)
     index(folder, "fresh", factory=factory)
     assert contents(folder / "fresh") == after
@@ -145,7 +145,7 @@ def test_a_damaged_part_is_made_again(folder: Path) -> None:
     assert contents(folder / "i") == whole
 
 
-@pytest.mark.parametrize("name", ["text/part-00001.parquet", "moments.safetensors", *FIT])
+@pytest.mark.parametrize("name", ["text/part-00001.parquet", "calibration.safetensors", *FIT])
 def test_damage_is_found_refused_and_repaired(folder: Path, name: str) -> None:
     index(folder)
     whole = contents(folder / "i")

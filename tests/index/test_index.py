@@ -395,7 +395,7 @@ def test_after_any_other_change_it_is_made_again(own: Store, tmp_path: Path) -> 
         (lambda: grow(own, 100, 200, 7), {}, "more than twice"),
         (add_audio, {}, "its moments changed"),
         (lambda: (path / "trained.faiss").write_bytes(b"x"), {}, "trained.faiss is damaged"),
-        ((path / "moments.safetensors").unlink, {}, "moments.safetensors is missing"),
+        ((path / "calibration.safetensors").unlink, {}, "calibration.safetensors is missing"),
     ):
         if change:
             change()
