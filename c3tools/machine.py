@@ -15,7 +15,7 @@ import torch
 from . import __version__, devices
 from .encoders.backend import EncoderBackend
 from .encoders.backends import BACKENDS
-from .metrics.caption_scores import METRICS
+from .metrics.caption_scores import caption_metrics
 from .result_table import Table
 
 _PACKAGES = (
@@ -53,7 +53,7 @@ def describe_machine() -> dict[str, Any]:
         "devices": [_device(name) for name in device_names],
         "backends": [_backend(backend) for backend in BACKENDS.values()],
         "extras": _missing_packages(),
-        "metrics": {name: metric.missing() for name, metric in METRICS.items()},
+        "metrics": {name: metric.missing() for name, metric in caption_metrics().items()},
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..arrays import Array
 from ..imaging.evaluate_images import score_interval, score_text
 from ..io.files import write_text_atomically
-from ..metrics.caption_scores import METRICS
+from ..metrics.caption_scores import caption_metrics
 from ..metrics.significance import crossed_interval
 from ..pages import render_page
 from ..pages.render import interval, signed
@@ -330,7 +330,7 @@ def _caption_scores(*, with_needs: bool) -> list[str]:
     The one that decoders are chosen by comes first.
     """
     names: list[str] = []
-    for metric in METRICS.values():
+    for metric in caption_metrics().values():
         if bool(metric.needs) == with_needs:
             names += metric.shown
     return sorted(names, key=lambda name: name != CHOOSE_BY)

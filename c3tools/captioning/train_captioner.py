@@ -131,7 +131,8 @@ def train_captioner(
         store: See `embed`.
         pipeline: Used instead of a preset; fitted on the store if it is not yet fitted.
         output: The folder to write the decoder to.
-        preset: The preset; `c3 export --list` shows them. By default c3.
+        preset: The preset, or a JSON or YAML file with steps; `c3 export --list` shows the presets.
+            By default c3.
         sigma: Standard deviation of the noise, per dimension. auto: derived from how much captions
             of the same image differ. pairs: from the cosine of at least 10 images with their
             captions, those of the val split or of all splits but test. By default auto.

@@ -15,7 +15,7 @@ import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from PIL import Image
 from ..arrays import Floats, Indices, Mask, Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
+from ..plugins import plugins
 from ..result_table import Table
 from .encoder import ON_CPU, Encoder, Modality, ModelFacts
 from .preprocessing import ImagePreprocessor
@@ -67,14 +68,12 @@ def find_plugin(model: str) -> EntryPoint | None:
     kind, colon, _ = model.partition(":")
     if not colon or "/" in kind or kind in ("local-dir", "hf-hub"):
         return None
-    return plugins().get(kind)
+    return _encoder_plugins().get(kind)
 
 
-def plugins() -> dict[str, EntryPoint]:
+def _encoder_plugins() -> dict[str, EntryPoint]:
     """Return the entry points of encoders by the name of their kind."""
-    by_name = {entry.name: entry for entry in entry_points(group=_GROUP)}
-    by_name[_SENTENCE_TRANSFORMERS.name] = _SENTENCE_TRANSFORMERS
-    return by_name
+    return {**plugins(_GROUP), _SENTENCE_TRANSFORMERS.name: _SENTENCE_TRANSFORMERS}
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def model_kinds() -> list[ModelKind]:
             "" if is_installed else 'pip install "c3tools[st]"',
         ),
     ]
-    for name, entry in plugins().items():
+    for name, entry in _encoder_plugins().items():
         if entry is not _SENTENCE_TRANSFORMERS:
             kinds.append(ModelKind(f"{name}:…", f"of {entry.dist.name}" if entry.dist else ""))
     return kinds

@@ -120,7 +120,7 @@ def export_store(
     Args:
         store: See `embed`.
         output: The folder, or the URL, to write to.
-        preset: The preset; `c3 export --list` shows them.
+        preset: The preset, or a JSON or YAML file with steps; `c3 export --list` shows the presets.
         pipeline: Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or
             hf-hub:ORG/NAME) of a fitted one.
         format: parquet, npy, safetensors, hf (a folder for datasets) or clip-retrieval (images, and

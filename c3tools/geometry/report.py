@@ -23,6 +23,7 @@ from ..store import Store
 from ..store.leaks import notes_on_leaks
 from ..transforms import PRESETS
 from ..transforms import sigma as sigma_rules
+from ..transforms.presets import is_recipe_file
 from .assumptions import Answer, answer_questions
 from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
@@ -189,7 +190,7 @@ def gap_report(
             text, or the first two.
         split: Use only the rows of this split: train, val, test or all.
         presets: Measure recall for raw, c2-collapse and these presets, for example
-            gap-shift,whiten.
+            gap-shift,whiten, or files with steps.
         by: A column of the store, such as width, by which the map of the page can be coloured too.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
@@ -212,10 +213,11 @@ def gap_report(
     store = Store.open(store, reporter=reporter)
     names = store.choose_modalities(modalities, "A report", least=1)
     for name in presets or ():
-        if name not in RECALL_PRESETS:
+        if name not in RECALL_PRESETS and not is_recipe_file(name):
             raise StoreError(
                 f"The gap report cannot measure recall for {name!r}.",
-                remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
+                remedy=f"Use {', '.join(RECALL_PRESETS)}, or a file with steps; `c3 evaluate` "
+                "scores the others.",
             )
     if by is not None:
         columns: set[str] = set()
@@ -606,7 +608,7 @@ def _recall_table(report: GapReport) -> Table:
             recall = space.recall[direction]
             row += [number(100 * recall[f"recall@{k}"].value, 1) for k in DEFAULT_KS]
         rows.append([*row, number(space.gap)])
-        formula = "norm(e)" if name == RAW else PRESETS[name][0]
+        formula = "norm(e)" if name == RAW else PRESETS.get(name, ("see the file",))[0]
         formulas.append(f"{name}: {formula}")
     note = (
         f"How often one of the k nearest rows belongs to the same item. The presets: "

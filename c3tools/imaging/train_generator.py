@@ -306,7 +306,8 @@ def train_generator(
         store: See `embed`.
         pipeline: See `train_captioner`.
         output: The folder to write the generator to.
-        preset: The preset; `c3 export --list` shows them. By default c3.
+        preset: The preset, or a JSON or YAML file with steps; `c3 export --list` shows the presets.
+            By default c3.
         sigma: Standard deviation of the noise, per dimension. auto: derived from the distance of
             photos to their nearest neighbour. pairs: from the cosine of at least 10 photos with
             their captions, those of the val split or of all splits but test. By default auto.

@@ -87,9 +87,9 @@ def build_index(
             index string.
         modality: Index only these modalities. By default all, in one index.
         split: See `gap_report`.
-        preset: The preset that transforms vectors and queries. By default gr-clip, which leaves
-            them unchanged, as c1 does, in a store without texts, or of texts alone. Not for an
-            export, which has its own pipeline.
+        preset: The preset, or a JSON or YAML file with steps, that transforms vectors and queries.
+            By default gr-clip, which leaves them unchanged, as c1 does, in a store without texts,
+            or of texts alone. Not for an export, which has its own pipeline.
         pipeline: Your own pipeline instead of a preset.
         recall: The recall@10 that the search is tuned to reach.
         seed: Seed for all random numbers.

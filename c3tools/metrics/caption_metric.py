@@ -118,8 +118,8 @@ class MeanScore(Score):
 class CaptionMetric(ABC):
     """A way to score captions, with one or more scores.
 
-    A new metric is a subclass and a row in `c3tools.metrics.caption_scores`. Its scores are in
-    percent.
+    A new metric is a subclass and a row in `c3tools.metrics.caption_scores`, or an entry point of
+    another package (`c3tools.plugins`). Its scores are in percent.
 
     Attributes:
         name: as ``--metrics`` takes it.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..arrays import Array, Indices
 from ..errors import MetricError
 from ..lists import as_list
+from ..plugins import load_plugin, plugins
 from .caption_metric import CaptionMetric, CaptionSet, EncodedImages, Score
 from .clip_score import ClipScore
 from .java_metrics import Meteor, Spice
@@ -48,6 +49,19 @@ class CaptionScores:
         return self.scores[name].image_values()
 
 
+def caption_metrics() -> dict[str, CaptionMetric]:
+    """Return the metrics by name: those of `METRICS`, then those that other packages add.
+
+    Raises:
+        C3Error: if one of another package cannot be loaded.
+    """
+    metrics: dict[str, CaptionMetric] = {}
+    for entry in plugins("c3tools.metrics").values():
+        metric = load_plugin(entry, CaptionMetric)()  # type: ignore[type-abstract]
+        metrics[metric.name] = metric
+    return {**METRICS, **metrics, **METRICS}
+
+
 def require_metrics(names: Sequence[str]) -> list[CaptionMetric]:
     """Return the metrics of these names, in any case of letters.
 
@@ -55,14 +69,15 @@ def require_metrics(names: Sequence[str]) -> list[CaptionMetric]:
         MetricError: for an unknown name, or none.
     """
     names = as_list(names)
-    by_name = {name.lower(): metric for name, metric in METRICS.items()}
+    metrics = caption_metrics()
+    by_name = {name.lower(): metric for name, metric in metrics.items()}
     unknown = [name for name in names if name.lower() not in by_name]
     if unknown:
         raise MetricError(
-            f"There is no metric {unknown[0]!r}.", remedy=f"Choose from {', '.join(METRICS)}."
+            f"There is no metric {unknown[0]!r}.", remedy=f"Choose from {', '.join(metrics)}."
         )
     if not names:
-        raise MetricError("No metric is named.", remedy=f"Choose from {', '.join(METRICS)}.")
+        raise MetricError("No metric is named.", remedy=f"Choose from {', '.join(metrics)}.")
     return list(dict.fromkeys(by_name[name.lower()] for name in names))
 
 
@@ -79,8 +94,8 @@ def score_captions(
         predictions: caption by image key.
         references: the captions that people wrote, by image key; keys that were not predicted are
             ignored.
-        metrics: names in `METRICS`, in any case of letters. One that cannot run here is left out,
-            and a note says what is missing.
+        metrics: names in `caption_metrics`, in any case of letters. One that cannot run here is
+            left out, and a note says what is missing.
         images: the images, for metrics that need them.
 
     Raises:

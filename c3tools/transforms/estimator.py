@@ -32,7 +32,7 @@ class EmbeddingTransformer(*_BASES):  # type: ignore[misc]
     ``check_estimators_dtypes`` fits on rows of zeros, which have no direction and are refused.
 
     Args:
-        preset: name of a preset.
+        preset: name of a preset, or a JSON or YAML file with steps.
         modality: what the rows are.
         target: the other modality, which presets that map into it need; its rows are the ``y`` of
             ``fit``.

@@ -33,6 +33,7 @@ from ..io.files import json_text, read_limited, write_atomically, write_text_ato
 from ..io.hub import Card, HubRepository, local_folder
 from ..io.locations import location, read_all
 from ..moments import Moments
+from ..plugins import load_plugin, plugins
 from ..seeds import keyed_normal
 from . import operations as ops
 from . import steps
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 JSON_NAME = "transform.json"
 TENSORS_NAME = "transform.safetensors"
+FORMAT = 1  # of transform.json; a file without one has format 1
+_STEPS_GROUP = "c3tools.steps"
 # rows whose mean tells that they were centred, and the norm of a mean that may not be subtracted
 # twice: below it, that of 100 rows is noise
 _ROWS_THAT_TELL, _LEAST_CENTRE = 100, 0.3
@@ -509,7 +512,8 @@ class Pipeline(HubRepository):
         gives the same bits. The json is written last: a folder without it contains no pipeline.
 
         Raises:
-            TransformError: if the pipeline is not fitted.
+            TransformError: if the pipeline is not fitted, or has a step that could not be loaded
+                again.
         """
         directory = location(directory)
         payload = self._tensors()
@@ -523,13 +527,20 @@ class Pipeline(HubRepository):
         """Load a saved pipeline, from a folder or ``hf-hub:ORG/NAME``; it is the same, bit for bit.
 
         Raises:
-            TransformError: if a file is missing, damaged, or changed by hand.
+            TransformError: if a file is missing, damaged, changed by hand, or of a later format.
         """
         folder = local_folder(directory)
         folder = folder.parent if folder.name == JSON_NAME else folder
         path = folder / JSON_NAME
         try:
             content = read_limited(path)
+            file_format = msgspec.json.decode(content, type=_Format).format
+            if file_format > FORMAT:
+                raise TransformError(
+                    f"{path} has the format {file_format}; this version of c3tools reads formats "
+                    f"up to {FORMAT}.",
+                    remedy="Update c3tools: pip install -U c3tools",
+                )
             record = msgspec.json.decode(content, type=_Saved)
             if record.checksum != _checksum(json.loads(content)):
                 raise ValueError("its checksum does not match its content")
@@ -537,7 +548,7 @@ class Pipeline(HubRepository):
             payload = read_all(path)
             if hashlib.sha256(payload).hexdigest() != record.tensors:
                 raise ValueError("its checksum does not match the one in the recipe")
-            pipeline = cls(_make_steps(record.steps, str(path)), name=record.name)
+            pipeline = cls(_make_steps(record.steps, str(folder / JSON_NAME)), name=record.name)
             for key, value in load_tensors(payload).items():
                 position, _, name = key.partition("/")
                 pipeline.steps[int(position)].state[name] = value
@@ -546,6 +557,8 @@ class Pipeline(HubRepository):
                 f"There is no saved pipeline at {folder} ({path.name} is missing).",
                 remedy="Save one with Pipeline.save(folder), or with `c3 export`.",
             ) from error
+        except TransformError:
+            raise
         except (
             OSError,
             ValueError,
@@ -597,10 +610,20 @@ class Pipeline(HubRepository):
         tensors and of itself.
 
         Raises:
-            TransformError: if the pipeline is not fitted.
+            TransformError: if the pipeline is not fitted, or has a step that could not be loaded
+                again.
         """
+        for step in self.steps:
+            if _find_step(step.kind) is not type(step):
+                raise TransformError(
+                    f"The pipeline {self.name!r} has the step {type(step).__name__}, which is not "
+                    f"c3tools' own, so that it could not be loaded again.",
+                    remedy=f"Let its package name it {step.kind!r}, its kind, among the entry "
+                    f"points {_STEPS_GROUP} (c3tools.plugins), or save the pipeline without it.",
+                )
         digest = hashlib.sha256(self._tensors()).hexdigest()
         content = {
+            "format": FORMAT,
             **self.config(),
             "dim": self.dim,
             "provenance": self.provenance,
@@ -694,6 +717,12 @@ class _Recipe(msgspec.Struct, forbid_unknown_fields=True):
     name: str = "custom"
 
 
+class _Format(msgspec.Struct):
+    """The part of transform.json that is read before the rest."""
+
+    format: int = 1
+
+
 class _Saved(_Recipe, kw_only=True, forbid_unknown_fields=False):
     """The content of transform.json; ``tensors`` is the SHA-256 of the other file."""
 
@@ -712,19 +741,34 @@ def step_kinds() -> dict[str, type[Step]]:
     }
 
 
+def _find_step(kind: str) -> type[Step] | None:
+    """Return the class of a kind of step, of c3tools or of another package; None if there is none.
+
+    Raises:
+        C3Error: if that of another package cannot be loaded.
+    """
+    own_step = step_kinds().get(kind)
+    if own_step is not None:
+        return own_step
+    plugin = plugins(_STEPS_GROUP).get(kind)
+    return load_plugin(plugin, Step) if plugin else None
+
+
 def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
     """Make the unfitted steps of a description, each a kind, or ``{"step": kind, ...settings}``."""
-    kinds = step_kinds()
     made: list[Step] = []
     for entry in entries:
         settings: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"step": entry}
         name = settings.pop("step", None)
-        if not isinstance(name, str) or name not in kinds:
+        step_type = _find_step(name) if isinstance(name, str) else None
+        if step_type is None:
             # Shortened: a few lines of YAML can stand for billions of entries
             shown = reprlib.repr(entry)
-            names = ", ".join(kinds)
-            raise TransformError(f"{place} has an unknown step {shown}.", remedy=f"Steps: {names}.")
-        step_type = kinds[name]
+            names = ", ".join([*step_kinds(), *plugins(_STEPS_GROUP)])
+            raise TransformError(
+                f"{place} has an unknown step {shown}.",
+                remedy=f"Steps: {names}. Install the package of any other.",
+            )
         try:
             step_type(**settings)  # refuses unknown settings, which msgspec ignores
             made.append(msgspec.convert(settings, step_type))

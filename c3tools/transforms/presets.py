@@ -179,7 +179,8 @@ def preset(
     """Return an unfitted pipeline by name.
 
     Args:
-        name: a key of `PRESETS`.
+        name: a key of `PRESETS`, or a JSON or YAML file with steps (`Pipeline.from_config`), which
+            have their own sigma and modalities.
         sigma: standard deviation of Gaussian noise per dimension, if the method has noise; ``auto``
             to compute it from captions when the pipeline is fitted, ``pairs`` to compute it from a
             few images with captions; None for the published sqrt(0.016).
@@ -187,8 +188,8 @@ def preset(
         infer_on: modality of the inference inputs.
 
     Raises:
-        TransformError: if the name is unknown, sigma is negative or not finite, or it is ``pairs``
-            and the training inputs are not texts.
+        TransformError: if the name is unknown, sigma is negative or not finite, given for a file,
+            or ``pairs`` though the training inputs are not texts.
 
     Example:
         >>> pipeline = c3tools.preset("c3", sigma="auto")
@@ -197,9 +198,13 @@ def preset(
         >>> pipeline.fitted
         False
     """
+    if is_recipe_file(name):
+        _refuse_sigma(sigma, name)
+        return Pipeline.from_config(name)
     if name not in PRESETS:
         raise TransformError(
-            f"There is no preset {name!r}.", remedy=f"Presets: {', '.join(PRESETS)}."
+            f"There is no preset {name!r}.",
+            remedy=f"Presets: {', '.join(PRESETS)}; or a file such as steps.json.",
         )
     strength = PUBLISHED_SIGMA if sigma is None else parse_sigma(sigma)
     if strength == PAIRS and train_on != "text":
@@ -298,6 +303,9 @@ class TrainingPipeline:
                 )
             return cls(preset=pipeline.name, sigma=pipeline.sigma or 0.0, given=pipeline)
         name = name or "c3"
+        if is_recipe_file(name):
+            recipe = preset(name, sigma=sigma)
+            return cls(preset=recipe.name, sigma=recipe.sigma or 0.0, given=recipe)
         if preset(name).sigma is not None:
             return cls(preset=name, sigma=default if sigma is None else sigma)
         # Sigma 0 asks for no noise, and this preset has none
@@ -370,6 +378,19 @@ def _check_choice_for_export(
     )
 
 
+def is_recipe_file(name: str) -> bool:
+    """Return whether a preset is named by a file with its steps."""
+    return name.lower().endswith((".json", ".yaml", ".yml"))
+
+
+def _refuse_sigma(sigma: float | str | None, pipeline: object) -> None:
+    """Refuse a sigma for a pipeline that has its own."""
+    if sigma is not None:
+        raise TransformError(
+            "sigma can only be set for a preset.", remedy=f"Set sigma in {pipeline}."
+        )
+
+
 def open_pipeline(
     pipeline: Pipeline | str | Path | None = None,
     preset_name: str = "c3",
@@ -395,10 +416,7 @@ def open_pipeline(
     if pipeline is None:
         infer_on = "image" if train_on == "text" else "text"
         return preset(preset_name, sigma=sigma, train_on=train_on, infer_on=infer_on)
-    if sigma is not None:
-        raise TransformError(
-            "sigma can only be set for a preset.", remedy=f"Set sigma in {pipeline}."
-        )
+    _refuse_sigma(sigma, pipeline)
     if isinstance(pipeline, Pipeline):
         return pipeline
     path = local_folder(pipeline)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import c3tools.plugins
 from c3tools.devices import Compute
-from c3tools.encoders import load_encoder, plugins
+from c3tools.encoders import load_encoder
+from c3tools.encoders.plugins import ModelKind, model_kinds
 from c3tools.errors import EncoderError
 from tests.stores import unit
 
@@ -35,7 +37,9 @@ class Sizes:
 @pytest.fixture(autouse=True)
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        plugins, "entry_points", lambda group: [EntryPoint("sizes", f"{__name__}:Sizes", group)]
+        c3tools.plugins,
+        "entry_points",
+        lambda group: [EntryPoint("sizes", f"{__name__}:Sizes", group)],
     )
 
 
@@ -70,7 +74,7 @@ def test_a_model_needs_no_more_than_two_methods() -> None:
         assert [
             len(rows) for rows, _ in encoder.token_batches(encoder.tokenise(many), None)
         ] == sizes
-    assert plugins.ModelKind("sizes:…", "") in plugins.model_kinds()
+    assert ModelKind("sizes:…", "") in model_kinds()
 
 
 def test_what_a_model_must_not_return_or_does_not_take_is_an_error() -> None:

@@ -4,6 +4,7 @@ mistakes named."""
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from hashlib import sha256
@@ -22,6 +23,7 @@ from c3tools.errors import MissingExtraError, TransformError
 from c3tools.moments import Moments
 from c3tools.seeds import keyed_normal, stable_hashes
 from c3tools.transforms import Pipeline, preset
+from c3tools.transforms.pipeline import FORMAT
 from c3tools.transforms.steps import (
     AdaptiveNoise,
     Collapse,
@@ -484,3 +486,27 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         (tmp_path / "p.yaml").write_text(text, "latin-1")
         with pytest.raises(TransformError, match=words):
             Pipeline.from_config(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT + 1))
+def test_a_recipe_of_every_format_is_read(version: int) -> None:
+    """``C3_RECORD=1`` writes the recipe of a format that has none, and never one that is there."""
+    folder = Path(__file__).parent / "golden" / f"format-{version}"
+    names = P.items[:40]
+    if os.environ.get("C3_RECORD") and not folder.exists():
+        arrays = {"image": X[:40], "text": Y[:40]}
+        preset("c3-retrieval", sigma=0.1).fit(arrays, items={"text": names}).save(folder)
+    pipeline = Pipeline.load(folder)
+    inference = pipeline.transform(X[:2], modality="image")
+    training = pipeline.transform(
+        Y[:2], modality="text", training=True, keys=names[:2], items=names[:2]
+    )
+    rows = {"inference": inference.tolist(), "training": training.tolist()}
+    recorded(folder / "rows.json", rows)
+
+
+def test_a_later_format_is_refused_before_anything_else_is_read(saved: Path) -> None:
+    (saved / "transform.json").write_text(json.dumps({"format": FORMAT + 1, "steps": 3}), "utf-8")
+    words = rf"transform.json has the format {FORMAT + 1}.*up to {FORMAT}\.\nUpdate c3tools"
+    with pytest.raises(TransformError, match=words):
+        Pipeline.load(saved)

@@ -153,3 +153,16 @@ def test_sigma_is_the_published_value_or_a_possible_one() -> None:
     assert preset("c3", sigma="0.1").sigma == 0.1
     with pytest.raises(TransformError, match="'auto' or 'pairs'"):
         preset("c3", sigma=10**400)
+
+
+def test_a_preset_is_also_a_file_with_steps(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"name": "mine", "steps": ["normalize", "collapse", "normalize"]}')
+    mine = preset(str(path))
+    assert (mine.name, mine.config()) == ("mine", {**preset("gr-clip").config(), "name": "mine"})
+    with pytest.raises(TransformError, match=r"sigma can only be set for a preset.*\n.*mine.json"):
+        preset(str(path), sigma=0.1)
+    with pytest.raises(TransformError, match=r"no preset 'mine'.*\n.*or a file such as"):
+        preset("mine")
+    with pytest.raises(TransformError, match=r"mine.yaml cannot be read"):
+        preset("mine.yaml")
