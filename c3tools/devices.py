@@ -85,7 +85,8 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
         if kind == "cuda":
             import torch
 
-            has_fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            is_ampere = torch.cuda.get_device_capability(name) >= (8, 0)
+            has_fast_bf16 = is_ampere or torch.version.hip is not None
         precision = "bf16" if has_fast_bf16 else "fp32"
     return Compute(name, precision)
 

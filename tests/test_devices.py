@@ -35,7 +35,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for place, name, value in (
             (torch.cuda, "is_available", lambda: system != "Darwin"),
             (torch.cuda, "device_count", lambda: gpus),
-            (torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation),
+            (
+                torch.cuda,
+                "get_device_capability",
+                lambda name: (8, 0) if name != "cuda:1" else (7, 5),
+            ),
             (torch.backends.mps, "is_available", lambda: True),
             (platform, "system", lambda: system),
             (platform, "machine", lambda: kind),
@@ -56,6 +60,8 @@ def test_devices_and_precisions(machine: Callable[..., None]) -> None:
         Compute("cpu", "int8"),
     )
     assert (pick(), pick("cuda:2", "fp16")) == (Compute("cuda", "bf16"), Compute("cuda:2", "fp16"))
+    # each GPU its own; one before Ampere computes in bf16, but slowly
+    assert [pick(f"cuda:{number}").precision for number in range(3)] == ["bf16", "fp32", "bf16"]
     assert (pick("cuda:2").device_type, pick("cuda:2", "fp16").dtype) == ("cuda", torch.float16)
     for device, precision, said in (
         ("cpu", "fp16", "CPUs do not compute in fp16"),

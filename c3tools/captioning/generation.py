@@ -164,7 +164,7 @@ def _write_step_by_step(
             token.
     """
     captions: list[list[int]] = [[] for _ in range(len(batch))]
-    unfinished_rows = torch.arange(len(batch), device=batch.device)
+    unfinished_rows = list(range(len(batch)))
     logits, _, cache = model.prefill(batch)
     limit = model.config.max_tokens
     for step in range(limit):
@@ -172,19 +172,22 @@ def _write_step_by_step(
         if draws is None:
             tokens = scores.argmax(-1)  # (B,)
         else:
-            tokens = _sample_from_nucleus(scores, config, draws[unfinished_rows, step])  # (B,)
+            tokens = _sample_from_nucleus(scores, config, draws[:, step])  # (B,)
+
+        # The only place where the host waits for a GPU
+        new_tokens = tokens.tolist()
+        continued = [place for place, token in enumerate(new_tokens) if token != model.end_id]
+        for place in continued:
+            captions[unfinished_rows[place]].append(new_tokens[place])
 
         # Drop the captions that end here
-        is_word = tokens != model.end_id
-        if not is_word.all():
-            continued = is_word.nonzero()[:, 0]
-            unfinished_rows = unfinished_rows[continued]
-            tokens = tokens[continued]
-            cache.batch_select_indices(continued)
-
-        for row, token in zip(unfinished_rows.tolist(), tokens.tolist(), strict=True):
-            captions[row].append(token)
-        if step + 1 == limit or not len(unfinished_rows):
+        if len(continued) < len(unfinished_rows):
+            unfinished_rows = [unfinished_rows[place] for place in continued]
+            places = torch.tensor(continued, dtype=torch.int64, device=batch.device)
+            tokens = tokens[places]
+            draws = None if draws is None else draws[places]
+            cache.batch_select_indices(places)
+        if step + 1 == limit or not unfinished_rows:
             break
         logits, _ = model.decode_step(tokens, cache)
     return captions
@@ -232,15 +235,15 @@ def _search_with_beams(model: Decoder, batch: Tensor, config: GenerationConfig) 
         # K of the best 2K candidates are no ends, because each beam has one end
         all_scores = (log_p + totals[:, :, None]).flatten(1)  # (B, K * V)
         scores, candidates = all_scores.topk(min(2 * K, width * V), dim=-1)  # (B, 2K)
+        best_scores = scores.tolist()
+        best_candidates = candidates.tolist()
 
         next_beams: dict[int, list[_Beam]] = {}
         cache_rows: list[int] = []  # the beams that those of the next step continue
         for place, (row, beams) in enumerate(open_beams.items()):
             continued: list[_Beam] = []
             parents: list[int] = []
-            for score, candidate in zip(
-                scores[place].tolist(), candidates[place].tolist(), strict=True
-            ):
+            for score, candidate in zip(best_scores[place], best_candidates[place], strict=True):
                 # an end counts only while it is among the K best
                 if score == -np.inf or len(continued) == K:
                     break

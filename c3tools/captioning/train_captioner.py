@@ -559,6 +559,7 @@ class DecoderTask(CaptioningTask):
             epoch=epoch,
         )
         tokens = torch.from_numpy(self.train_tokens.batch(rows, pad))  # (B, T)
+        count = int((tokens != pad).sum())
         seen = tokens
         if config.word_dropout:
             hidden = torch.from_numpy(rng.random(tokens.shape) < config.word_dropout)
@@ -568,13 +569,11 @@ class DecoderTask(CaptioningTask):
             logits, states = self.model(
                 torch.from_numpy(inputs).to(device), tokens, seen.to(device)
             )
-        is_word = tokens != pad
         loss = self._loss(logits, tokens, label_smoothing=config.label_smoothing)
         if config.contrastive_margin:
-            update(loss + _contrastive_loss(states, is_word, config.contrastive_margin))
-        else:
-            update(loss)
-        return float(loss.detach()), int(is_word.sum())
+            update(loss + _contrastive_loss(states, tokens != pad, config.contrastive_margin))
+            return float(loss.detach()), count
+        return update(loss), count
 
     def validate(self) -> tuple[float, dict[str, Any]]:
         """Return the mean loss per token over the validation captions, without noise or dropout."""
@@ -584,12 +583,13 @@ class DecoderTask(CaptioningTask):
         order = np.argsort(self.val_tokens.lengths, kind="stable")
         for start in range(0, len(order), _VALIDATION_BATCH):
             rows = order[start : start + _VALIDATION_BATCH]
-            tokens = torch.from_numpy(self.val_tokens.batch(rows, pad)).to(self.compute.device)
+            tokens = torch.from_numpy(self.val_tokens.batch(rows, pad))
+            count += int((tokens != pad).sum())
+            tokens = tokens.to(self.compute.device)
             inputs = torch.from_numpy(self._val_inputs[rows]).to(self.compute.device)
             with self.compute.autocast():
                 logits, _ = self.model(inputs, tokens)
             total += float(self._loss(logits, tokens, reduction="sum"))
-            count += int((tokens != pad).sum())
         return total / count, {}
 
     def _loss(self, logits: Tensor, tokens: Tensor, **options: Any) -> Tensor:

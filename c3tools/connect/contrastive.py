@@ -231,8 +231,11 @@ class TwoTowers(nn.Module):
         chunks = [slice(start, start + chunk_size) for start in range(0, pair_count, chunk_size)]
         is_whole = len(chunks) == 1
 
+        # Without its name, the states of all GPUs of the machine would be read
+        gpus = [self.compute.device] if self.compute.device_type == "cuda" else []
+
         def embed(side: int, number: int) -> Tensor:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=gpus):
                 torch.manual_seed(torch_seed(scope[0], "step", *scope[1:], 0, side, number))
                 return self.embed(inputs[side][chunks[number]], side)
 

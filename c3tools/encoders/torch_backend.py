@@ -42,7 +42,9 @@ class TorchBackend(EncoderBackend):
         from .towers import ImageTower, TextTower
 
         self.compute = compute
-        self.ahead = 0 if compute.device_type == "cpu" else 1
+        # While the host waits for a batch, a GPU has the next one; on CUDA two, so that it goes on
+        # while the host prepares another
+        self.ahead = {"cpu": 0, "cuda": 2}.get(compute.device_type, 1)
         model = model.to(compute.device, compute.dtype)
         if compute.device_type in ("cpu", "cuda"):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -83,11 +85,21 @@ class TorchBackend(EncoderBackend):
         """
         import torch
 
-        tensor = torch.as_tensor(batch)
-        if self.compute.device_type == "cuda" and not tensor.is_cuda:
-            tensor = tensor.pin_memory()  # the copy to the GPU then runs in the background
-        features = self._features(modality, tensor)
-        return lambda: features.cpu().numpy()
+        features = self._features(modality, torch.as_tensor(batch))
+        if not features.is_cuda:
+            return lambda: features.cpu().numpy()
+
+        # The copy is issued before the next batch: a copy waits for all that was issued before it
+        on_host = torch.empty_like(features, device="cpu", pin_memory=True)
+        on_host.copy_(features, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(features.device))
+
+        def wait_for_rows() -> Matrix:
+            copied.synchronize()
+            return on_host.numpy().copy()  # pinned memory is scarce
+
+        return wait_for_rows
 
     def _features(self, modality: Modality, batch: Tensor) -> Tensor:
         """Return unit vectors, float32 (n, d), on the device.
@@ -100,6 +112,8 @@ class TorchBackend(EncoderBackend):
         if len(batch) > limit:
             return torch.cat([self._features(modality, part) for part in torch.split(batch, limit)])
         try:
+            if self.compute.device_type == "cuda" and not (batch.is_cuda or batch.is_pinned()):
+                batch = batch.pin_memory()  # the copy to the GPU then runs in the background
             with torch.inference_mode():
                 rows = self._forward[modality](batch.to(self.compute.device, non_blocking=True))
                 return torch.nn.functional.normalize(rows.float(), dim=-1)

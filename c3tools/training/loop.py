@@ -521,16 +521,22 @@ class _Loop:
         return ", ".join(parts)
 
     def update(self, loss: Tensor | float) -> float:
-        """Move the weights by a loss, or by the gradients that are there; return its value."""
-        value = float(loss.detach()) if isinstance(loss, Tensor) else loss
-        if not math.isfinite(value):
-            raise FloatingPointError(value)
+        """Move the weights by a loss, or by the gradients that are there; return its value.
+
+        The value is read last, because the host waits for a GPU there.
+
+        Raises:
+            FloatingPointError: if it is not finite. The weights are lost then.
+        """
         if isinstance(loss, Tensor):
             loss.backward()
         if self.plan.clip_norm:
             nn.utils.clip_grad_norm_(self.weights.values(), self.plan.clip_norm)
         self.task.optimizer.step()
         self.task.optimizer.zero_grad()
+        value = float(loss.detach()) if isinstance(loss, Tensor) else loss
+        if not math.isfinite(value):
+            raise FloatingPointError(value)
         return value
 
     @torch.no_grad()
