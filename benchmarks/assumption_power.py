@@ -4,6 +4,7 @@ its assumptions.
     python benchmarks/assumption_power.py                 # the table of docs/results/geometry.md
     python benchmarks/assumption_power.py --draws 100     # more precise
     python benchmarks/assumption_power.py --shapes        # stores that are hard to judge
+    python benchmarks/assumption_power.py --clusters      # the answers on clusters of both kinds
 
 The model is `e_x - e_y = c + eps` (Zhang et al., ICLR 2024): content in a third of the dimensions,
 a constant gap c orthogonal to it, and isotropic Gaussian noise on the texts. Rows are scaled to
@@ -29,9 +30,11 @@ import numpy.typing as npt
 from measuring import print_table
 
 from c3tools.geometry.assumptions import answer_questions
-from c3tools.geometry.collect import collect
+from c3tools.geometry.collect import Sample, collect
 from c3tools.geometry.measures import residuals
+from c3tools.geometry.mixed_clusters import measure_mixed_clusters
 from c3tools.geometry.report import gap_report
+from c3tools.geometry.verdict import judge_clusters
 from c3tools.identity import ModelIdentity
 from c3tools.moments import unit_rows
 from c3tools.seeds import generator
@@ -251,6 +254,46 @@ SHAPES = [
     Shape("flat noise of a decaying variance", (200, 1_000), flat_noise),
     Shape("a gap along both means", (60, 200, 1_000), gap_along_means),
 ]
+
+
+def random_pairs(model: Model) -> None:
+    """Give each text the content of another image."""
+    others = model.rng.permutation(model.content)
+    model.noise += (others - model.content)[model.owner]
+
+
+def weak_alignment(model: Model) -> None:
+    """Let images and texts share a fifth of the variance of their content."""
+    other = model.rng.standard_normal(model.content.shape) * model.sizes
+    model.noise += (np.sqrt(0.2) * model.content + np.sqrt(0.8) * other - model.content)[
+        model.owner
+    ]
+
+
+def one_text_for_twenty(model: Model, *, related: bool = True) -> None:
+    """Give twenty images of one topic the same text, of their topic or of another."""
+    topic = np.arange(len(model.content)) // 20
+    topics = model.rng.standard_normal((topic[-1] + 1, DIM)) * model.sizes
+    texts = topics if related else model.rng.permutation(topics)
+    model.content = topics[topic] + model.content / 2
+    model.noise = texts[topic] - model.content
+
+
+def unrelated_text_for_twenty(model: Model) -> None:
+    """Give twenty images of one topic the same text, of another topic."""
+    one_text_for_twenty(model, related=False)
+
+
+OF_CLUSTERS = [
+    Shape("the model", (49, 50, 100, 500, 2_000), set_gap(GAP, NOISE)),
+    Shape("twice the noise", (50, 100, 500, 2_000), set_gap(GAP, 2 * NOISE)),
+    Shape("a random encoder", (50, 100, 500, 2_000), random_encoder),
+    Shape("random pairs", (50, 100, 500, 2_000), random_pairs),
+    Shape("weak alignment", (50, 100, 500, 2_000), weak_alignment),
+    Shape("one text for twenty images", (100, 500, 2_000), one_text_for_twenty),
+    Shape("an unrelated text for twenty like images", (100, 500, 2_000), unrelated_text_for_twenty),
+    Shape("two domains, each with a gap of its own", (100, 500, 2_000), halves_shuffled),
+]
 QUESTIONS = ("gap", *BREAKS, "unusual")
 FEW_ROWS = "embed more rows"
 """What the report says is unusual of any store that is small."""
@@ -325,11 +368,41 @@ def main() -> None:
     parser.add_argument(
         "--shapes", action="store_true", help="print the table of stores that are hard to judge"
     )
+    parser.add_argument(
+        "--clusters", action="store_true", help="print the answers on clusters of both modalities"
+    )
     arguments = parser.parse_args()
-    if arguments.shapes:
+    if arguments.clusters:
+        print_clusters(arguments.draws)
+    elif arguments.shapes:
         print_shapes(arguments.draws)
     else:
         print_breaks(arguments.draws, arguments.sizes)
+
+
+def print_clusters(draws: int) -> None:
+    """Print counts of the answers on clusters of both modalities, with medians of what decides."""
+    rows = []
+    for shape in OF_CLUSTERS:
+        for items in shape.sizes:
+            found = []
+            lows = []
+            shares = []
+            for draw in range(draws):
+                model = Model(items, 1, generator(draw, "clusters", shape.what, items))
+                shape.change(model)
+                image, text = model.rows()
+                sample = Sample(image, text, np.arange(items), complete=True)
+                mixed = measure_mixed_clusters(sample, seed=draw)
+                answer = judge_clusters(mixed, ["image", "text"])
+                found.append({"clusters": str(answer.answer)})
+                if mixed is not None:
+                    lows.append((mixed.kappa["cross"].interval or (0, 1))[0])
+                    shares.append(mixed.one_kind["cross"])
+            medians = [f"{np.median(values):.2f}" if values else "" for values in (lows, shares)]
+            name = f"{shape.what}, {items:,} items"
+            rows.append([name, _counts(found, "clusters"), *medians])
+    print_table(["store", "yes / partly / no / unknown", "lower end of κ", "U"], rows)
 
 
 def print_shapes(draws: int) -> None:

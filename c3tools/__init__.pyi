@@ -8,6 +8,8 @@ from .captioning.caption import caption_images as caption_images
 from .captioning.captioner import Captioner as Captioner
 from .captioning.evaluate_captions import evaluate_captions as evaluate_captions
 from .captioning.train_captioner import train_captioner as train_captioner
+from .clusters.cluster import Clusters as Clusters
+from .clusters.cluster import cluster as cluster
 from .connect.heads import ConnectedHeads as ConnectedHeads
 from .connect.heads import apply_heads as apply_heads
 from .connect.heads import connect_heads as connect_heads

@@ -43,6 +43,7 @@ COMMANDS = {
     "index": CommandSource("search", ("build_index",)),
     "search": CommandSource("search", ("Index.search",)),
     "serve": CommandSource("search", ("serve_index",)),
+    "clusters": CommandSource("geometry", ("cluster",)),
     "verify": CommandSource("stores", ("verify_store",)),
     "merge": CommandSource("stores", ("merge_stores",)),
     "split": CommandSource("stores", ("split_store",)),

@@ -42,6 +42,7 @@ _EXPERT_PANEL = "Options for experts and clusters"
 _PAGES = {
     "ablate": "{output}/table.html",
     "ablate-images": "{output}/table.html",
+    "clusters": "{output}/clusters.html",
     "demo": "{out}/demo.html",
 }
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)

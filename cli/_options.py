@@ -270,6 +270,11 @@ _SETTINGS: dict[str, OptionSettings] = {
     # Reports, simulations, search, splits
     "gap-report modalities": _NAMES,
     "pairs modalities": OptionSettings(parse=_names, metavar="A,B"),
+    "clusters k": OptionSettings(flags=("-k",), not_with=("assign",)),
+    "clusters split": OptionSettings(not_with=("assign",)),
+    "clusters modalities": OptionSettings(parse=_names, metavar="A,B", not_with=("assign",)),
+    "clusters seed": OptionSettings(not_with=("assign",)),
+    "clusters overwrite": OptionSettings(not_with=("assign",)),
     "drop": OptionSettings(metavar="FRACTION"),
     "least": OptionSettings(metavar="Z"),
     "nprobe": _EXPERT,

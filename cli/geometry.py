@@ -1,4 +1,4 @@
-"""`c3 gap-report` and `simulate`: the geometry of a store, and simulations of its theory.
+"""`c3 gap-report`, `clusters` and `simulate`: geometry, clusters, and simulations of the theory.
 
 For ``**options`` and what is returned, see __init__.py.
 """
@@ -60,6 +60,20 @@ def gap_report(
     ]:
         message(f"Wrote {file}")
     return report.to_dict()
+
+
+def clusters(**options: Any) -> Any:
+    """Cluster images and texts together, or the rows of one modality.
+
+    Prints whether the clusters can be relied on and what sets the largest apart, and writes a table
+    of the cluster of every row, a page, and the centroids to a folder.
+    """
+    clustered = c3tools.cluster(**options, reporter=reporter())
+    for paragraph in clustered.explanation():
+        out.print(paragraph)
+    print_table(clustered.table())
+    message(f"{clustered.folder} has clusters.parquet, clusters.html and the centroids.")
+    return clustered.to_dict()
 
 
 def simulate(

@@ -36,6 +36,7 @@ from .measures import (
     orthogonality,
     residuals,
 )
+from .mixed_clusters import MixedClusters, measure_mixed_clusters
 from .one_list import measure_one_list
 from .rounding import rounded
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, measure_space
@@ -109,6 +110,7 @@ class GapReport(Measured):
             "retrieval_intervals": recall_intervals,
             "spaces": {name: space.to_dict() for name, space in self.spaces.items()},
             "one_list": {name: each.to_dict() for name, each in self.one_list.items()},
+            "clusters": None if self.mixed_clusters is None else self.mixed_clusters.to_dict(),
             "assumptions": _answers_to_dict(self.assumptions),
             "noise": None if self.noise is None else self.noise.to_dict(),
             "sigma": sigma,
@@ -312,6 +314,7 @@ def gap_report(
         pairs=pairs,
         spaces=spaces,
         one_list=measure_one_list(data, seed=seed) if working.paired else {},
+        mixed_clusters=measure_mixed_clusters(working, seed=seed) if working.paired else None,
         assumptions=answer_questions(data, noise, has_gap=has_gap, seed=seed),
         noise=noise,
         sigmas=sigmas,
@@ -461,6 +464,9 @@ def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Sec
     ]
     if report.one_list:
         sections.append(Section("One list of both modalities", tables=[_one_list_table(report)]))
+    if report.mixed_clusters is not None:
+        title = f"{report.mixed_clusters.clusters} clusters of both modalities"
+        sections.append(Section(title, tables=[_clusters_table(report.mixed_clusters)]))
 
     # How much noise to add: what each rule gives, and which one is recommended
     assert report.recommended is not None
@@ -641,6 +647,19 @@ def _one_list_table(report: GapReport) -> Table:
         "Calibrated: docs/results/fair-search.md."
     )
     return Table(columns, rows, "One list", note=note)
+
+
+def _clusters_table(mixed: MixedClusters) -> Table:
+    """Return a table of three ways to cluster both modalities."""
+    titles = ("k-means", "k-means after Collapse", "cross-centroids after Collapse")
+    rows = []
+    for title, (name, kappa) in zip(titles, mixed.kappa.items(), strict=True):
+        rows.append([title, *_cells(kappa, 1, 100), number(100 * mixed.one_kind[name], 1)])
+    note = (
+        "κ: share of pairs in one cluster, beyond chance. U: what a cluster says of the modality "
+        "of its rows, 0 % where clusters mix both as shuffling does, 100 % where each has one."
+    )
+    return Table(["clusters", "κ, %", "95 %", "U, %"], rows, note=note)
 
 
 def _before_and_after_table(report: GapReport) -> Table:

@@ -1,13 +1,13 @@
-"""The measurements of a gap report, and the verdict on them in five sentences.
+"""The measurements of a gap report, and the verdict on them in six sentences.
 
 They answer: is there a gap, will Collapse help, will Corrupt help, can images and texts be searched
-in one list, is anything unusual. Each follows from numbers of the report by the thresholds below;
-docs/reference/geometry.md has them as a table.
+in one list, can they be clustered together, is anything unusual. Each follows from numbers of the
+report by the thresholds below; docs/reference/geometry.md has them as a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import inf
@@ -18,9 +18,10 @@ from markupsafe import Markup
 from ..arrays import Array, Floats
 from ..reporter import counted
 from ..transforms.sigma import AUTO, PAIRS, SigmaRule
-from .assumptions import Answer
+from .assumptions import Answer, Word
 from .collect import Collected
 from .measures import GapMeasures, ModalityMeasures, PairMeasures, Residuals
+from .mixed_clusters import LEAST_ITEMS, MixedClusters
 from .one_list import OneList
 from .spaces import COLLAPSE, RAW, SpaceMeasures
 
@@ -61,6 +62,12 @@ FAIR = 0.15
 """Distance of that share from `NO_BIAS`, in the calibrated list, up to which one list is fair."""
 UNFAIR = 0.3
 """That distance, beyond which it is not."""
+TOGETHER = 0.3
+"""Lower end of the interval of kappa, from which pairs come into one cluster."""
+HARDLY_TOGETHER = 0.05
+"""That end, below which they do not."""
+APART = 0.1
+"""What a cluster may say of the modality of its rows (U)."""
 UNSURE_DEGREES = 5.0
 """Standard error of the direction of a mean, beyond which there are too few rows."""
 
@@ -79,6 +86,7 @@ class Measured:
         spaces: preset → measures of the space that it makes.
         assumptions: question → answer.
         one_list: modality of the queries → what they find in a mixed corpus; empty with few pairs.
+        mixed_clusters: where pairs come to in clusters of both modalities; None with few pairs.
         noise: the alignment noise; None without pairs.
         sigmas: what each rule gives for sigma.
         recommended: one of these rules, and why.
@@ -96,6 +104,7 @@ class Measured:
     spaces: dict[str, SpaceMeasures] = field(default_factory=dict)
     assumptions: dict[str, Answer] = field(default_factory=dict)
     one_list: dict[str, OneList] = field(default_factory=dict)
+    mixed_clusters: MixedClusters | None = None
     noise: Residuals | None = None
     sigmas: list[SigmaRule] = field(default_factory=list)
     recommended: tuple[SigmaRule, str] | None = None
@@ -118,6 +127,8 @@ class Measured:
             answers["corrupt"] = _judge_corrupt(self)
         if self.one_list:
             answers["one_list"] = _judge_one_list(self)
+        if self.gap is not None:
+            answers["clusters"] = judge_clusters(self.mixed_clusters, list(self.modalities))
         answers["unusual"] = _judge_unusual(self)
         return answers
 
@@ -300,6 +311,33 @@ def _finds_by_chance(one_list: OneList) -> bool:
     recall = one_list.recall["calibrated"]
     low = recall.value if recall.interval is None else recall.interval[0]
     return low <= one_list.chance
+
+
+def judge_clusters(mixed: MixedClusters | None, modalities: Sequence[str]) -> Answer:
+    """Judge whether cross-centroids bring pairs into one cluster, and mix the modalities.
+
+    That they mix does not suffice: unrelated images and texts do so too.
+    benchmarks/assumption_power.py counts the answers.
+    """
+    names = " and ".join(f"{name}s" for name in modalities)
+    answer = partial(Answer, f"Can {names} be clustered together?")
+    if mixed is None:
+        return answer("unknown", f"It takes {LEAST_ITEMS} items with pairs to tell.")
+    kappa = mixed.kappa["cross"]
+    low, high = kappa.interval or (0.0, 1.0)
+    one_kind = mixed.one_kind["cross"]
+    because = (
+        f"With {mixed.clusters} cross-centroids, {100 * kappa.value:.0f} % "
+        f"({100 * low:.0f} to {100 * high:.0f} %) of the pairs come into one cluster, beyond "
+        f"chance; with k-means {100 * mixed.kappa['raw'].value:.0f} %, and after Collapse "
+        f"{100 * mixed.kappa['collapsed'].value:.0f} %. A cluster says "
+        f"{100 * max(one_kind, 0.0):.0f} % of the modality of its rows."
+    )
+    measures = mixed.to_dict()
+    if low >= TOGETHER and one_kind <= APART:
+        return answer("yes", because, kappa.value, measures)
+    word: Word = "partly" if low >= HARDLY_TOGETHER else "no"
+    return answer(word, because, kappa.value, measures)
 
 
 def _judge_unusual(report: Measured) -> Answer:

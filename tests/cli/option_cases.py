@@ -261,6 +261,8 @@ CASES = {
     "split file": Case("splits.jsonl"),
     "split key_column": Case("name", "split -o new --file two-splits.jsonl"),
     "split split_column": Case("fold", "split -o new --file two-splits.jsonl"),
+    "clusters k": Case("4"),
+    "clusters modalities": Case("text"),
     "pairs split": Case("train"),
     "pairs modalities": Case("image,audio", "pairs --store three"),
     "pairs drop": Case("0.1"),
@@ -452,6 +454,10 @@ TESTED_BY = {
     "merge keep": (
         "tests/store/test_merge_split.py"
         "::test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_differ"
+    ),
+    "clusters assign": (
+        "tests/clusters/test_clusters.py"
+        "::test_new_rows_are_assigned_to_the_centroids_that_are_there"
     ),
     "connect lit train_split": (
         "tests/connect/test_training_pairs.py::test_without_a_val_split_a_tenth_of_the_items_is_held_out"

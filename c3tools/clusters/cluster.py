@@ -1,0 +1,371 @@
+"""`c3 clusters`: cluster the rows of one modality, or of two together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
+
+from ..arrays import Indices, Matrix
+from ..choices import PositiveInt, checked
+from ..corpus.splits import ALL
+from ..errors import StoreError
+from ..geometry.collect import Sample
+from ..geometry.cross_centroids import cross_centroids, nearest, spherical_kmeans
+from ..geometry.mixed_clusters import measure_mixed_clusters
+from ..geometry.verdict import judge_clusters
+from ..io.artifact import ArtifactType, digest_of, reading, reserve_output, writing
+from ..io.files import write_text_atomically
+from ..lists import as_list
+from ..moments import unit_rows
+from ..reporter import SILENT, Reporter, counted
+from ..result_table import Table
+from ..seeds import generator
+from ..store import Store
+from ..store.rows import ITEM_COLUMNS
+from ..transforms import Pipeline
+from .page import clusters_page
+from .source import Source
+from .summary import ClusteredRows, match_pairs, summarise, table_of
+
+RECORD_FILE = "clusters.json"
+TABLE_FILE = "clusters.parquet"
+PAGE_FILE = "clusters.html"
+_CENTROIDS_FILE = "centroids.safetensors"
+CLUSTERS = ArtifactType("clustering", RECORD_FILE, StoreError, "c3 clusters", "", (TABLE_FILE,))
+_COLUMNS = ("key", "caption", "path", *ITEM_COLUMNS)
+_TRAINING_ROWS = 64  # of each modality, per cluster
+_VERDICT_ITEMS = 5_000
+_SHOWN_CLUSTERS = 20
+
+
+@dataclass(frozen=True, repr=False)
+class Clusters:
+    """Clusters of the rows of one modality or two, as they are in a folder.
+
+    Attributes:
+        folder: with clusters.parquet, clusters.html, the centroids and the pipeline.
+        record: the content of clusters.json.
+        centroids: by modality, float32 (k, d), of its rows after the pipeline.
+        pipeline: the fitted pipeline that rows go through first.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    centroids: dict[str, Matrix]
+    pipeline: Pipeline
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Clusters:
+        """Open the clusters in a folder.
+
+        Raises:
+            StoreError: if there are none, or a file of them is missing or damaged.
+        """
+        with reading(folder, CLUSTERS) as (path, content):
+            centroids = load_file(path / _CENTROIDS_FILE)
+            return cls(path, content["record"], centroids, Pipeline.load(path))
+
+    def __repr__(self) -> str:
+        rows = counted(sum(self.record["rows"].values()), "row")
+        return f"Clusters({str(self.folder)!r}: {rows} in {counted(len(self), 'cluster')})"
+
+    def __len__(self) -> int:
+        """Return the number of clusters."""
+        return len(self.record["clusters"])
+
+    def assign(self, embeddings: npt.ArrayLike, modality: str) -> Indices:
+        """Return the cluster of embeddings (n, d) as the encoder gives them: int64 (n,).
+
+        Raises:
+            StoreError: if the clusters have no such modality.
+        """
+        if modality not in self.centroids:
+            raise StoreError(
+                f"{self.folder} has no clusters of {modality} rows.",
+                remedy=f"It has those of {' and '.join(self.centroids)}.",
+            )
+        rows = self.pipeline.transform(np.asarray(embeddings, np.float32), modality=modality)
+        return nearest(unit_rows(rows), deciding_centroids(self.centroids, modality))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `c3 clusters --json` prints."""
+        shown = {name: value for name, value in self.record.items() if name != "made_from"}
+        return {"output": str(self.folder), **shown}
+
+    def table(self) -> Table:
+        """Return the largest clusters."""
+        names = list(self.record["rows"])
+        clusters = sorted(self.record["clusters"], key=lambda each: -sum(each["rows"].values()))
+        columns = ["cluster", *(f"{name}s" for name in names)]
+        if len(names) > 1:
+            columns.append("pairs together")
+        left = ("words", "most central text") if "text" in names else ()
+        rows = []
+        for cluster in clusters[:_SHOWN_CLUSTERS]:
+            row = [str(cluster["cluster"]), *(f"{cluster['rows'][name]:,}" for name in names)]
+            if len(names) > 1:
+                row.append(f"{cluster['pairs_together']:,}")
+            if left:
+                row += [", ".join(cluster["words"]), cluster["central_text"] or ""]
+            rows.append(row)
+        shown = "" if len(clusters) == len(rows) else f"The {len(rows)} largest of "
+        title = f"{shown}{counted(len(clusters), 'cluster')} of {' and '.join(names)} rows"
+        return Table([*columns, *left], rows, title, left=left)
+
+    def explanation(self) -> list[str]:
+        """Return the verdict, and what to do, in sentences."""
+        verdict = self.record["verdict"]
+        if verdict is None:
+            return []
+        one_kind = self.record["one_kind"]
+        first, second = self.record["rows"]
+        sentences = [
+            f"{verdict['question']} {verdict['answer'].capitalize()}. {verdict['because']}",
+            f"Of one kind: {one_kind['clusters']:,} of {counted(len(self), 'cluster')}, with "
+            f"{one_kind['rows']:,} of {counted(sum(self.record['rows'].values()), 'row')}.",
+        ]
+        if verdict["answer"] in ("no", "partly"):
+            sentences.append(
+                f"Do not rely on these clusters: cluster each kind by itself, with --modalities "
+                f"{first} and with --modalities {second}."
+            )
+        if verdict["answer"] == "unknown":
+            sentences.append(
+                "Look at the page before you rely on these clusters, or cluster each kind by "
+                f"itself, with --modalities {first} and with --modalities {second}."
+            )
+        return sentences
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+@checked
+def cluster(
+    store: Store | str | Path = "c3-store",
+    *,
+    output: str | Path = "c3-clusters",
+    k: PositiveInt | None = None,
+    split: str | None = None,
+    modalities: Sequence[str] | None = None,
+    seed: int = 0,
+    assign: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
+) -> Clusters:
+    """Cluster the rows of one modality by spherical k-means, or of two together by cross-centroids.
+
+    Writes a table of the cluster of each row, a page, and the centroids to a folder. The rows of a
+    store are collapsed first; those of an export or an index are taken as they are.
+
+    Args:
+        store: A store, an export or an index: a folder, or a URL (s3://, gs://).
+        output: The folder to write to.
+        k: Number of clusters. By default the rounded square root of the number of rows, of the
+            modality that has fewer; labels support no more.
+        split: See `gap_report`.
+        modalities: One modality, or the two to cluster together; by default image and text, or the
+            first two, or the only one.
+        seed: See `gap_report`.
+        assign: Assign the rows of the store, new ones too, to the clusters in ``output``, whose
+            centroids stay as they are.
+        overwrite: Replace clusters in ``output`` that have other settings or data. They are kept as
+            OUTPUT.previous.
+        reporter: Shows the progress.
+
+    Raises:
+        StoreError: if there is no store, a modality is missing, there are fewer rows than clusters,
+            or too few to be collapsed.
+        OutputError: if ``output`` contains other clusters or other files, or another run is writing
+            to it.
+
+    Example:
+        >>> clusters = c3tools.cluster("c3-store", output="c3-clusters")
+        >>> clusters
+        Clusters('c3-clusters': 744 rows in 11 clusters)
+        >>> clusters.record["verdict"]["answer"]
+        'yes'
+        >>> store = c3tools.Store.open("c3-store")
+        >>> clusters.assign(store.load("text").embeddings, "text").shape
+        (620,)
+    """
+    store = Store.open(store, codes=True, reporter=reporter)
+    former = None
+    settings: dict[str, Any] = {"k": k, "split": split or ALL, "seed": seed}
+    if assign:
+        former = Clusters.load(output)
+        settings = former.record["made_from"]["settings"]
+        names = settings["modalities"]
+        for name in names:
+            store.require(name)
+    else:
+        chosen = store.choose_modalities(as_list(modalities), "A clustering", least=1)
+        names = [name for name in store.modalities if name in chosen]
+        settings["modalities"] = names
+    split = settings["split"]
+    source = Source.open(store, names, split, former.pipeline if former else None)
+
+    # The same settings, rows and centroids give the same clusters
+    shards = [[store.shard_digest(name, part) for part in store.parts(name)] for name in names]
+    data = digest_of(shards, source.pipeline.record()["checksum"])
+    trained_on = former.record["trained_on"] if former else data
+    digest = digest_of(settings, data, trained_on)
+    with reserve_output(
+        Path(output), CLUSTERS, settings, overwrite=overwrite or assign, reporter=reporter
+    ) as target:
+        finished = target.finished(digest, Clusters.load)
+        if finished is not None:
+            return finished
+        tables = {name: source.table(name, _COLUMNS) for name in names}
+        fewest = min(len(table) for table in tables.values())
+        count = len(former) if former else settings["k"] or round(fewest**0.5)
+        if count > fewest and former is None:
+            raise StoreError(
+                f"{counted(fewest, 'row')} cannot be divided into {counted(count, 'cluster')}.",
+                remedy=f"Choose at most {fewest} with -k.",
+            )
+        pairs = match_pairs(tables)
+        training, sampled_pairs = _read_samples(
+            source, tables, pairs, count, settings["seed"], reporter
+        )
+        verdict = None
+        if len(names) > 1:
+            mixed = measure_mixed_clusters(
+                sampled_pairs, collapses=not source.is_transformed, seed=settings["seed"]
+            )
+            verdict = judge_clusters(mixed, names)
+
+        centroids = (
+            former.centroids
+            if former
+            else train_centroids(training, count, seed=settings["seed"], reporter=reporter)
+        )
+        clustered = assign_rows(source, tables, centroids, reporter)
+        summary = summarise(clustered, pairs, count)
+        rows_of_one_kind = [
+            sum(each["rows"].values()) for each in summary if min(each["rows"].values()) == 0
+        ]
+        record = {
+            "made_from": target.made_from(digest),
+            "trained_on": trained_on,
+            "store": str(store.path),
+            "rows": {name: len(table) for name, table in tables.items()},
+            "verdict": verdict and asdict(verdict),
+            "one_kind": {"clusters": len(rows_of_one_kind), "rows": sum(rows_of_one_kind)},
+            "clusters": summary,
+        }
+
+        def save(folder: Path) -> None:
+            with writing(folder, CLUSTERS, {"record": record}) as new:
+                source.pipeline.save(new)
+                save_file(centroids, new / _CENTROIDS_FILE)
+                pq.write_table(table_of(clustered), new / TABLE_FILE)
+                clusters = Clusters(folder, record, centroids, source.pipeline)
+                labels = {
+                    name: nearest(rows, deciding_centroids(centroids, name))
+                    for name, rows in training.items()
+                }
+                page = clusters_page(
+                    clusters.explanation(), summary, clustered, training, labels, beside=store.path
+                )
+                write_text_atomically(new / PAGE_FILE, page)
+
+        target.write(save)
+        return Clusters.load(target.folder)
+
+
+def deciding_centroids(centroids: Mapping[str, Matrix], modality: str) -> Matrix:
+    """Return the centroids that rows of a modality are compared with: those of the other modality,
+    if there are two.
+    """
+    others = [name for name in centroids if name != modality]
+    return centroids[others[0] if others else modality]
+
+
+def train_centroids(
+    training: Mapping[str, Matrix], count: int, *, seed: int, reporter: Reporter = SILENT
+) -> dict[str, Matrix]:
+    """Return the centroids of one modality or two, float32 (k, d), from unit rows (n, d) after the
+    pipeline.
+
+    Those of two start from spherical k-means of the texts, if there are texts.
+    """
+    rng = generator(seed, "clusters")
+    if len(training) == 1:
+        ((name, rows),) = training.items()
+        return {name: spherical_kmeans(rows, count, rng, reporter)}
+    first, second = sorted(training, key=lambda name: name == "text")
+    trained = cross_centroids(training[first], training[second], count, rng, reporter)
+    return dict(zip((first, second), trained, strict=True))
+
+
+def assign_rows(
+    source: Source,
+    tables: Mapping[str, pa.Table],
+    centroids: Mapping[str, Matrix],
+    reporter: Reporter = SILENT,
+) -> dict[str, ClusteredRows]:
+    """Return the cluster of every row, by modality."""
+    clustered = {}
+    total = sum(len(table) for table in tables.values())
+    with reporter.progress("Assigning rows", total) as progress:
+        for name, table in tables.items():
+            deciding = deciding_centroids(centroids, name)
+            labels = []
+            cosines = []
+            for raw in source.batches(name):
+                rows = source.transform(raw, name)
+                labels.append(nearest(rows, deciding))
+                # Not a product of matrices, whose last bits depend on the number of threads
+                cosines.append(np.einsum("nd,nd->n", rows, deciding[labels[-1]]))
+                progress.advance(len(rows))
+            clustered[name] = ClusteredRows(table, np.concatenate(labels), np.concatenate(cosines))
+    return clustered
+
+
+def _read_samples(
+    source: Source,
+    tables: Mapping[str, pa.Table],
+    pairs: Mapping[str, Indices],
+    count: int,
+    seed: int,
+    reporter: Reporter,
+) -> tuple[dict[str, Matrix], Sample]:
+    """Read the rows to train on, by modality, and those of the pairs that the verdict is on.
+
+    Both are drawn; the pairs are not transformed.
+    """
+    no_rows = np.empty(0, np.int64)
+    pair_rows = [no_rows, no_rows]
+    if pairs:
+        items, of_item = pairs.values()
+        order = generator(seed, "items of the verdict").permutation(np.unique(items))
+        is_drawn = np.isin(items, order[:_VERDICT_ITEMS])
+        pair_rows = [items[is_drawn], of_item[is_drawn]]
+    rows_of_pairs = dict(zip(pairs or tables, pair_rows, strict=False))
+    training = {}
+    paired = {}
+    total = sum(len(table) for table in tables.values())
+    with reporter.progress("Reading a sample", total) as progress:
+        for name, table in tables.items():
+            order = generator(seed, "training rows", name).permutation(len(table))
+            trained_on = np.sort(order[: _TRAINING_ROWS * count])
+            in_pairs = np.unique(rows_of_pairs[name])
+            numbers = np.union1d(trained_on, in_pairs)
+            rows = source.sample(name, numbers, progress)
+            paired[name] = rows[np.searchsorted(numbers, in_pairs)]
+            training[name] = source.transform(rows[np.searchsorted(numbers, trained_on)], name)
+    if not pairs:
+        empty = next(iter(paired.values()))
+        return training, Sample(empty, empty, no_rows, complete=False)
+    first, second = pairs
+    item_index = np.searchsorted(np.unique(pair_rows[0]), pair_rows[0])
+    return training, Sample(paired[first], paired[second], item_index, complete=False)

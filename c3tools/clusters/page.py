@@ -1,0 +1,118 @@
+"""The page of clusters: a map, and the photos and texts nearest to each centroid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from ..arrays import Indices, Matrix
+from ..curation.pictures import NO_PATH, pictures_of
+from ..pages import close_up, figure_svg, new_figure, palette, render_page, styled
+from ..reporter import counted
+from .summary import ClusteredRows
+
+_SHOWN_CLUSTERS = 60
+_SHOWN_PHOTOS = 4
+_SHOWN_TEXTS = 3
+_DOTS = 1_500  # of a modality
+_TEMPLATE = Path(__file__).parent / "templates" / "clusters.html"
+_COLOURS = [to_hex(colour) for colour in colormaps["tab20"].colors]  # type: ignore[attr-defined]
+
+
+def clusters_page(
+    explanation: Sequence[str],
+    summary: Sequence[Mapping[str, Any]],
+    clustered: Mapping[str, ClusteredRows],
+    sample: Mapping[str, Matrix],
+    sample_labels: Mapping[str, Indices],
+    *,
+    beside: Path,
+) -> str:
+    """Return the page as HTML.
+
+    Args:
+        explanation: the verdict, in sentences.
+        summary: of each cluster; see `summarise`.
+        clustered: by modality, all rows.
+        sample: by modality, rows of the map, after the pipeline: float32 (n, d).
+        sample_labels: their clusters, int64 (n,).
+        beside: the store, beside which photos are looked for.
+    """
+    largest = sorted(summary, key=lambda each: -sum(each["rows"].values()))[:_SHOWN_CLUSTERS]
+
+    # The rows that are nearest to each centroid, of each modality
+    nearest: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    paths: list[str | None] = []
+    for name, rows in clustered.items():
+        by_cluster = np.lexsort((-rows.cosines, rows.labels))
+        starts = np.searchsorted(rows.labels[by_cluster], np.arange(len(summary) + 1))
+        most = _SHOWN_TEXTS if name == "text" else _SHOWN_PHOTOS
+        nearest[name] = {}
+        for cluster in (each["cluster"] for each in largest):
+            numbers = by_cluster[starts[cluster] : starts[cluster + 1]][:most]
+            nearest[name][cluster] = rows.table.take(numbers).to_pylist()
+            if name != "text":
+                paths += [row.get("path") for row in nearest[name][cluster]]
+    pictures = pictures_of(paths, beside)
+    shown = []
+    for each in largest:
+        photos = []
+        texts = []
+        for name, of_clusters in nearest.items():
+            for row in of_clusters[each["cluster"]]:
+                if name == "text":
+                    texts.append(row.get("caption") or row["key"])
+                else:
+                    picture = pictures.get(row.get("path") or "", NO_PATH)
+                    photos.append({**vars(picture), "key": row["key"]})
+        sizes = [counted(count, name) for name, count in each["rows"].items()]
+        if len(sizes) > 1:
+            together = counted(each["pairs_together"], "pair together", "pairs together")
+            sizes.append(together)
+        colour = _COLOURS[each["cluster"] % len(_COLOURS)]
+        shown.append(
+            {**each, "photos": photos, "texts": texts, "sizes": ", ".join(sizes), "colour": colour}
+        )
+    names = " and ".join(clustered)
+    return render_page(
+        _TEMPLATE,
+        title=f"{counted(len(summary), 'cluster')} of {names} rows",
+        explanation=explanation,
+        map=_draw_map(sample, sample_labels, [each["cluster"] for each in largest[:20]]),
+        clusters=shown,
+        more=len(summary) - len(shown),
+    )
+
+
+@styled
+def _draw_map(
+    sample: Mapping[str, Matrix], labels: Mapping[str, Indices], numbered: Sequence[int]
+) -> Markup:
+    """Draw the rows in the plane in which the means of the clusters differ most."""
+    drawn = {name: rows[:_DOTS] for name, rows in sample.items()}
+    rows = np.concatenate(list(drawn.values())).astype(np.float64)
+    row_labels = np.concatenate([labels[name][: len(each)] for name, each in drawn.items()])
+    means = np.stack([rows[row_labels == each].mean(axis=0) for each in np.unique(row_labels)])
+    middle = means.mean(axis=0)
+    plane = np.linalg.svd(means - middle, full_matrices=False)[2][:2]
+    figure, axes = new_figure(width=9.4, height=5.2)
+    for name, marker in zip(drawn, "o+", strict=False):
+        x, y = plane @ (drawn[name] - middle).T
+        colours = [_COLOURS[label % len(_COLOURS)] for label in labels[name][: len(x)]]
+        axes.scatter(x, y, s=14, c=colours, marker=marker, linewidths=0.8, label=name)
+    for cluster in numbered:
+        of_cluster = rows[row_labels == cluster]
+        if len(of_cluster):
+            x, y = plane @ (of_cluster.mean(axis=0) - middle)
+            axes.text(x, y, str(cluster), color=palette.INK, weight="bold", ha="center")
+    close_up(axes, ticks=False)
+    legend = axes.legend(loc="upper right")
+    for handle in legend.legend_handles:
+        handle.set_color(palette.MUTED)
+    return figure_svg(figure, name="map", label="Map of the rows, coloured by cluster")

@@ -1,0 +1,117 @@
+"""The contents of clusters: sizes, pairs, words, and the cluster of each row."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..arrays import Indices, Matrix
+from ..store.rows import item_keys, match_items, one_array
+
+_WORDS = 5
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+
+@dataclass(frozen=True)
+class ClusteredRows:
+    """The rows of one modality, in the order of the store.
+
+    Attributes:
+        table: key, caption, path and item of each row.
+        labels: int64 (n,), the cluster of each row.
+        cosines: float32 (n,), of each row with the centroid that it was assigned by.
+    """
+
+    table: pa.Table
+    labels: Indices
+    cosines: Matrix
+
+
+def match_pairs(tables: Mapping[str, pa.Table]) -> dict[str, Indices]:
+    """Return the row numbers of all pairs, by modality: int64 (pairs,) each.
+
+    The first modality of the result has one row per item, if there is one that has.
+    """
+    if len(tables) == 1:
+        return {}
+    items = {name: one_array(item_keys(table)) for name, table in tables.items()}
+    first, second = items
+    repeats = {name: len(keys.unique()) < len(keys) for name, keys in items.items()}
+    if repeats[first] and not repeats[second]:
+        first, second = second, first
+    rows_of_first = match_items(items[first], items[second])
+    rows = np.flatnonzero(rows_of_first >= 0)
+    return {first: rows_of_first[rows], second: rows}
+
+
+def summarise(
+    clustered: Mapping[str, ClusteredRows], pairs: Mapping[str, Indices], count: int
+) -> list[dict[str, Any]]:
+    """Return what clusters.json says of each cluster.
+
+    The words are those that set the texts of the cluster apart by most: p log (p / q), with the
+    share p of its texts that have a word, and the share q of the other texts.
+    """
+    rows = {name: np.bincount(each.labels, minlength=count) for name, each in clustered.items()}
+    together = np.zeros(count, np.int64)
+    if pairs:
+        first, second = (clustered[name].labels[numbers] for name, numbers in pairs.items())
+        together = np.bincount(first[first == second], minlength=count)
+
+    # Count the texts of each cluster that have a word
+    counts = [Counter[str]() for _ in range(count)]
+    central: list[str | None] = [None] * count
+    texts = clustered.get("text")
+    if texts is not None:
+        captions = texts.table.column("caption").to_pylist()
+        for label, caption in zip(texts.labels.tolist(), captions, strict=True):
+            counts[label].update({*_WORD.findall((caption or "").lower())})
+        keys = texts.table.column("key")
+        for row in np.argsort(-texts.cosines, kind="stable").tolist():
+            label = int(texts.labels[row])
+            if central[label] is None:
+                central[label] = captions[row] or keys[row].as_py()
+    of_all = sum(counts, Counter[str]())
+    texts_in_all = int(rows["text"].sum()) if texts is not None else 0
+
+    summary = []
+    for number in range(count):
+        inside = int(rows["text"][number]) if texts is not None else 0
+        outside = texts_in_all - inside
+        apart = {}
+        for word, times in counts[number].items():
+            share = times / inside
+            share_outside = (of_all[word] - times + 1) / (outside + 1)
+            apart[word] = share * math.log(share / share_outside)
+        words = sorted(apart, key=lambda word: (-apart[word], word))[:_WORDS]
+        summary.append(
+            {
+                "cluster": number,
+                "rows": {name: int(each[number]) for name, each in rows.items()},
+                "pairs_together": int(together[number]),
+                "words": [word for word in words if apart[word] > 0],
+                "central_text": central[number],
+            }
+        )
+    return summary
+
+
+def table_of(clustered: Mapping[str, ClusteredRows]) -> pa.Table:
+    """Return modality, key, cluster and cosine to the centroid of each row."""
+    tables = []
+    for name, rows in clustered.items():
+        columns = {
+            "modality": pa.array([name] * len(rows.labels), pa.string()),
+            "key": rows.table.column("key").cast(pa.string()),
+            "cluster": pa.array(rows.labels, pa.int32()),
+            "cosine": pa.array(rows.cosines, pa.float32()),
+        }
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)

@@ -1,0 +1,174 @@
+"""Clusters in a folder: what they count, and that they are continued, assigned and refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import c3tools
+from c3tools.clusters import cluster as module
+from c3tools.clusters.summary import ClusteredRows, summarise
+from c3tools.errors import OutputError, StoreError
+from c3tools.geometry.cross_centroids import spherical_kmeans
+from c3tools.seeds import generator
+from c3tools.store import Store, StoreWriter
+from tests.conftest import C3, Messages, add_shard, as_json, contents, done
+from tests.stores import gap_store
+
+
+@pytest.fixture(scope="module")
+def clusters(store: Store, tmp_path_factory: pytest.TempPathFactory) -> c3tools.Clusters:
+    return c3tools.cluster(store, output=tmp_path_factory.mktemp("made") / "clusters")
+
+
+def labels_in(folder: Path, modality: str) -> np.ndarray:
+    rows = pq.read_table(folder / "clusters.parquet").to_pylist()
+    return np.array([row["cluster"] for row in rows if row["modality"] == modality])
+
+
+def test_the_table_has_every_row_once_and_the_record_counts_it(
+    store: Store, clusters: c3tools.Clusters
+) -> None:
+    table = pq.read_table(clusters.folder / "clusters.parquet")
+    assert table.column_names == ["modality", "key", "cluster", "cosine"]
+    assert table.column("key").to_pylist() == [*store.load("image").keys, *store.load("text").keys]
+    images, texts = (labels_in(clusters.folder, name) for name in ("image", "text"))
+    assert len(clusters) == round(90**0.5) == len(clusters.centroids["image"])
+    pairs = store.pairs()
+    together = texts[images[pairs.item_index] == texts]
+    for each in clusters.record["clusters"]:
+        number = each["cluster"]
+        assert each["rows"] == {"image": sum(images == number), "text": sum(texts == number)}
+        assert each["pairs_together"] == sum(together == number)
+    one_kind = [each for each in clusters.record["clusters"] if 0 in each["rows"].values()]
+    assert clusters.record["one_kind"]["clusters"] == len(one_kind)
+
+
+def test_a_row_is_nearest_to_the_centroid_of_the_other_modality(
+    store: Store, clusters: c3tools.Clusters
+) -> None:
+    rows = clusters.pipeline.transform(store.load("image").embeddings, modality="image")
+    cosines = rows @ clusters.centroids["text"].T
+    assert np.array_equal(cosines.argmax(axis=1), labels_in(clusters.folder, "image"))
+    table = pq.read_table(clusters.folder / "clusters.parquet")
+    assert table.column("cosine").to_numpy()[: len(rows)] == pytest.approx(
+        cosines.max(axis=1), abs=1e-6
+    )
+    embeddings = store.load("text").embeddings
+    assert np.array_equal(clusters.assign(embeddings, "text"), labels_in(clusters.folder, "text"))
+    with pytest.raises(StoreError, match="no clusters of audio rows"):
+        clusters.assign(embeddings, "audio")
+
+
+def test_words_set_a_cluster_apart(tmp_path: Path) -> None:
+    captions = ["a dog in snow", "the dog runs", "a red bus", "a blue bus", "a bus"]
+    table = pa.table({"key": list("abcde"), "caption": captions})
+    cosines = np.array([0.1, 0.2, 0.3, 0.9, 0.4], np.float32)
+    found = summarise({"text": ClusteredRows(table, np.array([0, 0, 1, 1, 1]), cosines)}, {}, 3)
+    assert found[0]["words"][0] == "dog" and found[1]["words"][0] == "bus"
+    assert [each["central_text"] for each in found] == ["the dog runs", "a blue bus", None]
+
+
+@pytest.mark.parametrize("kind", ["export", "index"])
+def test_exports_and_indexes_give_the_clusters_of_their_store(tmp_path: Path, kind: str) -> None:
+    store = gap_store(tmp_path / "store", dtype="float32")
+    expected = c3tools.cluster(store, output=tmp_path / "of-store")
+    if kind == "export":
+        c3tools.export_store(store, output=tmp_path / kind, preset="c2-collapse", dtype="float32")
+    else:
+        c3tools.build_index(store, output=tmp_path / kind, factory="Flat")
+    found = c3tools.cluster(tmp_path / kind, output=tmp_path / "of-other")
+    for name in ("image", "text"):
+        assert np.array_equal(labels_in(found.folder, name), labels_in(expected.folder, name))
+    assert found.record["clusters"] == expected.record["clusters"]
+
+
+def test_rows_of_an_export_before_its_noise_are_refused(tmp_path: Path, store: Store) -> None:
+    c3tools.export_store(store, output=tmp_path / "export", before_noise=True)
+    with pytest.raises(StoreError, match="have not gone through its whole pipeline"):
+        c3tools.cluster(tmp_path / "export", output=tmp_path / "clusters")
+
+
+def test_one_modality_is_spherical_k_means(store: Store, tmp_path: Path) -> None:
+    found = c3tools.cluster(store, modalities=["text"], k=5, output=tmp_path / "clusters")
+    rows = found.pipeline.transform(store.load("text").embeddings, modality="text")
+    expected = spherical_kmeans(rows, 5, generator(0, "clusters"))
+    assert found.centroids["text"] == pytest.approx(expected, abs=1e-5)
+    assert found.record["verdict"] is None and found.explanation() == []
+
+
+def test_new_rows_are_assigned_to_the_centroids_that_are_there(tmp_path: Path) -> None:
+    store = gap_store(tmp_path / "store")
+    output = tmp_path / "clusters"
+    before = c3tools.cluster(store, output=output)
+    rows = store.load("image").embeddings[:3]
+    keys = {"key": ["new0", "new1", "new2"]}
+    add_shard(store.path, store.info, "image", 9, rows, keys)
+    StoreWriter(store.path).finish()
+    with pytest.raises(OutputError, match="same settings, but from other data"):
+        c3tools.cluster(store.path, output=output)
+    after = c3tools.cluster(store.path, output=output, assign=True)
+    for name in ("image", "text"):
+        assert np.array_equal(after.centroids[name], before.centroids[name])
+    assert after.record["rows"]["image"] == 93
+    assert np.array_equal(labels_in(output, "image")[-3:], labels_in(output, "image")[:3])
+    messages = Messages()
+    c3tools.cluster(store.path, output=output, assign=True, reporter=messages)
+    assert "nothing to do" in messages.texts[-1]
+
+
+def test_a_run_that_was_killed_leaves_nothing_and_gives_the_same_bytes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = c3tools.cluster(store, output=tmp_path / "expected")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "clusters_page", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            c3tools.cluster(store, output=tmp_path / "clusters")
+    with pytest.raises(StoreError, match="There is no finished clustering"):
+        c3tools.Clusters.load(tmp_path / "clusters")
+    found = c3tools.cluster(store, output=tmp_path / "clusters")
+    assert contents(found.folder) == contents(expected.folder)
+
+
+def test_threads_do_not_change_the_bytes(tmp_path: Path) -> None:
+    store = gap_store(tmp_path / "store", 400)
+    command = "import sys, c3tools; c3tools.cluster(sys.argv[1], output=sys.argv[2], k=60)"
+    for threads in ("1", "2"):
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+        subprocess.run(
+            [sys.executable, "-c", command, str(store.path), str(tmp_path / threads)],
+            env={**os.environ, **variables},
+            check=True,
+        )
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_what_is_damaged_or_too_small_is_refused(store: Store, tmp_path: Path) -> None:
+    output = tmp_path / "clusters"
+    c3tools.cluster(store, output=output)
+    (output / "centroids.safetensors").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"centroids\.safetensors is missing, damaged"):
+        c3tools.cluster(store, output=output, assign=True)
+    with pytest.raises(StoreError, match="90 rows cannot be divided into 91 clusters"):
+        c3tools.cluster(store, output=tmp_path / "many", k=91)
+    few = gap_store(tmp_path / "few", 12, parts=1)
+    with pytest.raises(StoreError, match="too few train rows to know the mean"):
+        c3tools.cluster(few, output=tmp_path / "few-clusters")
+
+
+def test_clusters_that_are_not_to_be_relied_on_are_said_to_be(c3: C3, tmp_path: Path) -> None:
+    store = gap_store(tmp_path / "store", text_noise=30.0)
+    found = as_json(c3("clusters", "--store", store.path, "-o", "c", "--json", "-"))
+    assert found["verdict"]["answer"] == "no"
+    printed = done(c3("clusters", "--store", store.path, "-o", "c")).stdout
+    assert "cluster each kind by itself" in " ".join(printed.split())
+    refused = c3("clusters", "--assign", "-k", 3, "-o", "c")
+    assert refused.exit_code == 2 and "-k has no effect" in refused.stderr
