@@ -92,6 +92,10 @@ def main(wheel: Path) -> None:
         run(python, "-c", FIT)
         small = _install([wheel.resolve()], folder / "small", PIPELINE_PACKAGES)
         assert run(small, "-c", APPLY) == run(python, "-c", APPLY)
+        refused = subprocess.run(
+            [small.with_name("c3")], cwd=work, check=False, text=True, stderr=subprocess.PIPE
+        )
+        assert refused.stderr.startswith("Error: The command c3 needs the package "), refused
         print(
             f"{wheel.name} ({wheel.stat().st_size / 1e6:.1f} MB) works: {captions[0]['caption']!r}"
         )

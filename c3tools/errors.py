@@ -15,7 +15,8 @@
     │   └── RefusedError       a file that may not be read
     ├── InvalidOptionError     an option has a value that is not allowed; also a ValueError
     ├── UnusedOptionError      an option has no effect with the others; exit code 2 of `c3`
-    └── MissingExtraError      an optional dependency is not installed
+    ├── MissingExtraError      an optional dependency is not installed
+    └── MissingRequirementError    c3tools was installed without what it requires; an ImportError
 
 Each message says what is wrong, where, and what to do.
 """
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import importlib.metadata
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,6 +136,39 @@ class MissingExtraError(C3Error):
             f"{purpose} needs the package {package}, which is not installed.",
             remedy=f'Install it with: pip install "c3tools[{extra}]"',
         )
+
+
+class MissingRequirementError(C3Error, ImportError):
+    """A package that c3tools requires is not installed, as after ``pip install --no-deps``."""
+
+
+_PACKAGE_OF = {"PIL": "pillow"}  # where the name that is imported is not how the package's begins
+
+
+@contextmanager
+def explain_missing(purpose: str) -> Iterator[None]:
+    """Turn a failed import of a required package into an error that says what to install.
+
+    Args:
+        purpose: what needs it, at the beginning of a sentence.
+
+    Raises:
+        MissingRequirementError: with the requirement.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in ("", "c3tools"):
+            raise
+        package = _PACKAGE_OF.get(module, module)
+        required = importlib.metadata.requires("c3tools") or []
+        requirement = next((name for name in required if name.startswith(package)), package)
+        raise MissingRequirementError(
+            f"{purpose} needs the package {package}, which is not installed.",
+            remedy=f'Install it with: pip install "{requirement}". An installation of c3tools '
+            "without --no-deps has all that is needed.",
+        ) from error
 
 
 def optional_module(name: str, package: str, *, extra: str, purpose: str) -> Any:

@@ -9,6 +9,14 @@ The public functions import their rooms when they are called, so that `c3 --help
 
 from __future__ import annotations
 
-from ._app import app, main
+import sys
+
+from c3tools.errors import MissingRequirementError, explain_missing
+
+try:
+    with explain_missing("The command c3"):
+        from ._app import app, main
+except MissingRequirementError as error:
+    sys.exit(f"Error: {error}")
 
 __all__ = ["app", "main"]

@@ -115,6 +115,45 @@ def test_modules_that_windows_lacks_are_not_needed(
     assert embedded["modalities"]["image"]["failed"] == 0
 
 
+LIGHT = """
+import sys
+for name in ("pyarrow", "PIL", "torch", "typer", "filelock", "huggingface_hub"):
+    sys.modules[name] = None
+import c3tools
+for use in (
+    lambda: c3tools.Store,
+    lambda: c3tools.Index,
+    lambda: c3tools.load_encoder,
+    lambda: c3tools.TransformModule,
+    lambda: c3tools.preset("c3").fit("c3-store"),
+    lambda: c3tools.Pipeline.load("hf-hub:org/name"),
+):
+    try:
+        use()
+    except c3tools.C3Error as error:
+        assert isinstance(error, ImportError)
+        print(error)
+import c3tools.cli
+"""
+
+
+def test_without_a_requirement_the_error_says_what_to_install() -> None:
+    command = [sys.executable, "-c", LIGHT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    messages = done.stdout.splitlines()[::2]
+    assert [message.partition(" needs the package ")[0] for message in messages] == [
+        "c3tools.Store",
+        "c3tools.Index",
+        "c3tools.load_encoder",
+        "c3tools.TransformModule",
+        "A pipeline that is fitted on a store",
+        "The Hugging Face hub",
+    ], done.stderr
+    assert 'Install it with: pip install "pyarrow>=15".' in done.stdout
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: The command c3 needs the package typer")
+
+
 FOLDER = ROOT / "benchmarks"
 OF_DEVELOPERS = {"measuring", "mutants", "same_results", "same_speed"}
 

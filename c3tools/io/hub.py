@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from ..errors import C3Error, UnreachableError
+from ..errors import C3Error, UnreachableError, explain_missing
 from .files import MALFORMED, read_json, write_json_atomically, write_text_atomically
 
 HUB = "hf-hub:"
@@ -291,7 +291,8 @@ def _explained(repo_id: str) -> Iterator[bool]:
             f"{repo_id} is {kinds} the name of a repository.",
             remedy="Repositories of the Hugging Face hub are named ORG/NAME.",
         )
-    from huggingface_hub import constants
+    with explain_missing("The Hugging Face hub"):
+        from huggingface_hub import constants
 
     is_online = is_reachable(constants.ENDPOINT)
     try:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..arrays import Array
 from ..corpus.splits import ALL
-from ..errors import TransformError
+from ..errors import TransformError, explain_missing
 from ..io.hub import local_folder
 from ..io.locations import is_url, kind_of, location
 from ..moments import Moments, load_moments, moments_content, unit_rows
@@ -100,7 +100,8 @@ class Calibration:
         elif isinstance(source, str | Path) and _is_moments_file(source):
             statistics = load_moments(location(source))[0]
         else:
-            from ..store import Store
+            with explain_missing("A calibration of a store"):
+                from ..store import Store
 
             store = Store.open(source)
             if store.info.exported and (pipeline is None or pipeline.steps):

@@ -27,7 +27,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..arrays import Matrix
-from ..errors import TransformError, optional_module, reason_of
+from ..errors import TransformError, explain_missing, optional_module, reason_of
 from ..identity import ModelIdentity
 from ..io.files import json_text, read_limited, write_atomically, write_text_atomically
 from ..io.hub import Card, HubRepository, local_folder
@@ -177,7 +177,8 @@ class Pipeline(HubRepository):
             arrays = {name: x for name, x in by_modality.items() if name not in moments}
             fit_data = FitData(moments, {**(rows or {}), **arrays}, items or {}, unit=needs_data)
         else:
-            from ..store import Store
+            with explain_missing("A pipeline that is fitted on a store"):
+                from ..store import Store
 
             if not isinstance(data, Store | str | Path):
                 raise TransformError(
@@ -270,7 +271,8 @@ class Pipeline(HubRepository):
             >>> c3tools.Pipeline.for_rows("noiseless")
             Pipeline('c3': gaussian-noise > normalize)
         """
-        from ..store import Store, StoreInfo
+        with explain_missing("Pipeline.for_rows"):
+            from ..store import Store, StoreInfo
 
         if isinstance(export, Store):
             folder = export.path
