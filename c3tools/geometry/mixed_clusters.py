@@ -1,4 +1,4 @@
-"""Measures of clusters of two modalities: how many pairs come into one, for three ways to cluster."""
+"""Measures of clusters of two modalities: how many pairs come into one cluster."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PERMUTATIONS = 20
 
 @dataclass
 class MixedClusters:
-    """How two modalities mix in k = sqrt(n) clusters, of n rows of the rarer one.
+    """The mixture of two modalities in k = sqrt(n) clusters, of n rows of the rarer one.
 
     Attributes:
         kappa: clustering → share of pairs in one cluster beyond chance; see `kappa_of_pairs`.
