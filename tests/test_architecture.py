@@ -82,6 +82,20 @@ def test_the_packages_of_the_distribution_are_those_of_the_tree() -> None:
     assert listed == sorted(["c3tools.cli", *(".".join(folder.parts) for folder in there)])
 
 
+def test_the_licence_of_the_distribution_names_those_of_what_it_holds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    texts = {name: (ROOT / name).read_text("utf-8") for name in project["license-files"]}
+    photos = texts["c3tools/assets/coco-cc/ATTRIBUTION.md"]
+    named = set(re.findall(r"CC BY(?:-SA)? \d\.\d", photos))
+    expected = {name.replace(" ", "-") for name in named}
+    expected |= {"MIT", "Apache-2.0", "LicenseRef-Research-Only-Weights"}
+    assert set(project["license"].split(" AND ")) == expected
+    for folder in ("c3-mini", "c3-mini-captioner"):
+        assert "Apache-2.0" in texts["c3tools/assets/c3-mini/README.md"]
+        card = texts[f"c3tools/assets/{folder}/README.md"]
+        assert "LicenseRef-Research-Only-Weights" in card
+
+
 WITHOUT = """
 import os, sys
 for name in ("fcntl", "resource", "termios", "pwd"):
