@@ -75,7 +75,17 @@ class ClipTokenizer:
     @cached_property
     def _bpe(self) -> BPE:
         """The byte-pair encoding: single letters, letters that end a word, then merged ones."""
-        lines = gzip.decompress(_vocabulary_file().read_bytes()).decode("utf-8").split("\n")
+        # The merges are in the package open_clip, which is not imported for them
+        package = importlib.util.find_spec("open_clip")
+        folders = package.submodule_search_locations if package else None
+        files = [Path(folder) / _VOCABULARY for folder in folders or ()]
+        files = [path for path in files if path.is_file()]
+        if not files:
+            raise EncoderError(
+                f"The file {_VOCABULARY} of open_clip is missing.",
+                remedy="Install open_clip_torch again.",
+            )
+        lines = gzip.decompress(files[0].read_bytes()).decode("utf-8").split("\n")
         merges = []
         for line in lines[1 : _MERGES + 1]:  # the first line is a comment
             left, right = line.split()
@@ -86,21 +96,3 @@ class ClipTokenizer:
         words += [left + right for left, right in merges]
         vocabulary = {word: number for number, word in enumerate([*words, *_SPECIALS])}
         return BPE(vocabulary, merges, end_of_word_suffix="</w>")
-
-
-def _vocabulary_file() -> Path:
-    """Return the file of merges in the package open_clip, which is not imported for it.
-
-    Raises:
-        EncoderError: if it is missing.
-    """
-    package = importlib.util.find_spec("open_clip")
-    folders = package.submodule_search_locations if package else None
-    for folder in folders or ():
-        path = Path(folder) / _VOCABULARY
-        if path.is_file():
-            return path
-    raise EncoderError(
-        f"The file {_VOCABULARY} of open_clip is missing.",
-        remedy="Install open_clip_torch again.",
-    )

@@ -206,9 +206,19 @@ class Encoder:
         cut_rows = np.flatnonzero(self.truncated(texts, self.tokenise(texts)))
         divided_rows = [row for row in cut_rows.tolist() if len(texts[row].strip()) > 1]
         if divided_rows:
-            halves = [_halves(texts[row]) for row in divided_rows]
-            first_parts = self.chunks([first for first, _ in halves])
-            second_parts = self.chunks([second for _, second in halves])
+            first_halves: list[str] = []
+            second_halves: list[str] = []
+            for row in divided_rows:
+                words = texts[row].split()
+                between = " "
+                if len(words) == 1:
+                    words = list(words[0])  # its characters
+                    between = ""
+                middle = len(words) // 2
+                first_halves.append(between.join(words[:middle]))
+                second_halves.append(between.join(words[middle:]))
+            first_parts = self.chunks(first_halves)
+            second_parts = self.chunks(second_halves)
             for row, first, second in zip(divided_rows, first_parts, second_parts, strict=True):
                 parts[row] = [*first, *second]
         return parts
@@ -237,7 +247,13 @@ class Encoder:
         self, modality: Modality, texts: Sequence[str], batch_size: int | None = None
     ) -> Matrix:
         texts = as_list(texts)
-        _require_texts(texts)
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise EncoderError(
+                    f"A list of texts is needed, but item {position} is of type "
+                    f"{type(text).__name__}.",
+                    remedy="Leave it out, or write it as a string.",
+                )
         out = np.zeros((len(texts), self.dim), np.float32)
         if texts:
             batches = self.token_batches(self.tokenise(texts), batch_size)
@@ -337,28 +353,3 @@ class Encoder:
                 yield finished_label, wait_for_result()
         for finished_label, wait_for_result in running:
             yield finished_label, wait_for_result()
-
-
-def _halves(text: str) -> tuple[str, str]:
-    """Return the halves of a text by words, or by characters if it is one word."""
-    words = text.split()
-    if len(words) > 1:
-        middle = len(words) // 2
-        return " ".join(words[:middle]), " ".join(words[middle:])
-    word = text.strip()
-    middle = len(word) // 2
-    return word[:middle], word[middle:]
-
-
-def _require_texts(texts: Sequence[str]) -> None:
-    """Refuse anything but texts.
-
-    Raises:
-        EncoderError: with the type of the value.
-    """
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise EncoderError(
-                f"A list of texts is needed, but item {position} is of type {type(text).__name__}.",
-                remedy="Leave it out, or write it as a string.",
-            )

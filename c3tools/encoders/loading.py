@@ -14,12 +14,12 @@ from PIL import Image
 
 from ..assets.paths import C3_MINI
 from ..choices import EncoderPrecision, PositiveInt, checked
-from ..devices import Compute, pick
+from ..devices import pick
 from ..errors import EncoderError
 from ..identity import UNKNOWN_MODEL
 from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
-from .backend import AUTO, EncoderBackend
+from .backend import AUTO
 from .backends import fitting_backends
 from .clip_tokenizer import ClipTokenizer
 from .encoder import Encoder, Modality, ModelFacts
@@ -106,9 +106,12 @@ def load_encoder(
     compute = pick(device, precision, encoder=True)
     backends = fitting_backends(backend, compute, precision)
     if model == DEFAULT_MODEL and random_init is None and backends[0].reads_graphs:
-        bundled = _load_bundled(backends[0], compute, precision)
-        if bundled is not None:
-            return bundled
+        # Without open_clip and torch, which take seconds to import
+        facts = read_bundled()
+        if facts is not None:
+            return Encoder(
+                backends[0].from_graphs(_BUNDLED_GRAPHS, facts, compute, precision), facts
+            )
     network = load_network(model, random_init=random_init)
     facts = network.describe()
     for candidate, following in pairwise(backends):
@@ -125,20 +128,6 @@ def _unknown_option(model: str) -> EncoderError:
         remedy="Use --random-init and --backend with open_clip, --truncate-dim and "
         "--query-prompt with st:.",
     )
-
-
-def _load_bundled(
-    backend: type[EncoderBackend], compute: Compute, precision: str
-) -> Encoder | None:
-    """Load the bundled model without open_clip and torch, which take seconds to import.
-
-    Returns:
-        None if its description is not that of the weights.
-    """
-    facts = read_bundled()
-    if facts is None:
-        return None
-    return Encoder(backend.from_graphs(_BUNDLED_GRAPHS, facts, compute, precision), facts)
 
 
 def read_bundled(folder: Path = C3_MINI) -> ModelFacts | None:

@@ -242,79 +242,42 @@ def _require_known(model: str, *, weights: bool) -> None:
     architecture, pretrained = _parse_name(model)
     if architecture.startswith(_LOCAL):
         return
+    from huggingface_hub import constants
+
     source: Mapping[str, Any]
     if architecture.startswith(HUB):
         repository = architecture.removeprefix(HUB).partition("@")[0]
         source = {"hf_hub": f"{repository}/"}
     else:
-        _require_architecture(model, architecture)
+        import open_clip  # takes seconds
+
+        architectures: list[str] = [*open_clip.list_models(), DEFAULT_MODEL]
+        if architecture not in architectures:
+            close_names = difflib.get_close_matches(architecture, architectures, n=3)
+            hint = f"Did you mean {' or '.join(close_names)}? " if close_names else ""
+            raise EncoderError(f"There is no model {model!r}.", remedy=hint + _NAMES)
         if not weights:
             return
-        listed = _listed_weights(model, architecture, pretrained)
-        if listed is None:
-            return  # a file on this machine
-        source = listed
-    if weights:
-        _require_reachable(model, source)
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if pretrained not in tags:
+            if Path(pretrained or "").is_file():
+                return
+            close_tags = difflib.get_close_matches(
+                pretrained or "", tags, n=_TAGS_SHOWN, cutoff=0.4
+            )
+            shown = list(dict.fromkeys([*close_tags, *tags]))[:_TAGS_SHOWN]
+            lines = ["Add pretrained weights, or use random weights with --random-init SEED:"]
+            lines += [f"  {architecture}/{tag}" for tag in shown]
+            lines.append(f"All are listed by: c3 models {architecture}/")
+            raise EncoderError(
+                f"{model!r} names no pretrained weights of {architecture}, and no such file.",
+                remedy="\n".join(lines),
+            )
+        source = open_clip.get_pretrained_cfg(architecture, pretrained)
 
-
-def _require_architecture(model: str, architecture: str) -> None:
-    """Refuse an architecture that open_clip does not have.
-
-    Raises:
-        EncoderError: with the names that are close.
-    """
-    import open_clip  # takes seconds
-
-    architectures: list[str] = [*open_clip.list_models(), DEFAULT_MODEL]
-    if architecture in architectures:
-        return
-    close_names = difflib.get_close_matches(architecture, architectures, n=3)
-    hint = f"Did you mean {' or '.join(close_names)}? " if close_names else ""
-    raise EncoderError(f"There is no model {model!r}.", remedy=hint + _NAMES)
-
-
-def _listed_weights(
-    model: str, architecture: str, pretrained: str | None
-) -> Mapping[str, Any] | None:
-    """Return how open_clip describes pretrained weights; None if they are a file.
-
-    Raises:
-        EncoderError: if it does not list them and there is no such file.
-    """
-    import open_clip  # takes seconds
-
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if pretrained in tags:
-        weights: Mapping[str, Any] = open_clip.get_pretrained_cfg(architecture, pretrained)
-        return weights
-    if Path(pretrained or "").is_file():
-        return None
-    close_tags = difflib.get_close_matches(pretrained or "", tags, n=_TAGS_SHOWN, cutoff=0.4)
-    shown = list(dict.fromkeys([*close_tags, *tags]))[:_TAGS_SHOWN]
-    lines = ["Add pretrained weights, or use random weights with --random-init SEED:"]
-    lines += [f"  {architecture}/{tag}" for tag in shown]
-    lines.append(f"All are listed by: c3 models {architecture}/")
-    raise EncoderError(
-        f"{model!r} names no pretrained weights of {architecture}, and no such file.",
-        remedy="\n".join(lines),
-    )
-
-
-def _require_reachable(model: str, weights: Mapping[str, Any]) -> None:
-    """Refuse weights that are not on this machine if their server does not answer.
-
-    Args:
-        model: for the error.
-        weights: as open_clip describes them (``url``, ``hf_hub``).
-
-    Raises:
-        EncoderError: with the server.
-    """
-    from huggingface_hub import constants
-
-    server = str(constants.ENDPOINT if weights.get("hf_hub") else weights.get("url"))
-    if not _is_local(weights) and not is_reachable(server):
+    # Weights that are not on this machine are downloaded, if their server answers
+    server = str(constants.ENDPOINT if source.get("hf_hub") else source.get("url"))
+    if weights and not _is_local(source) and not is_reachable(server):
         raise EncoderError(
             f"The weights of {model} are not on this machine, and they cannot be downloaded: "
             f"{server} does not answer.",

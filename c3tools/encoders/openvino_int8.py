@@ -61,17 +61,29 @@ def quantise(
     Raises:
         EncoderError: if a tower cannot be converted.
     """
+    os.environ.setdefault("NNCF_CI", "1")  # or NNCF sends messages to its makers
+    quantised = {}
     try:
-        return {
-            modality: _quantise_tower(towers[modality], inputs)
-            for modality, inputs in batches.items()
-        }
+        with contextlib.redirect_stdout(io.StringIO()):  # NNCF prints its progress, and its log
+            import nncf
+
+            nncf.set_log_level(logging.ERROR)
+            for modality, inputs in batches.items():
+                quantised[modality] = nncf.quantize(
+                    towers[modality],
+                    nncf.Dataset(inputs),
+                    subset_size=len(inputs),
+                    preset=nncf.QuantizationPreset.MIXED,
+                    model_type=nncf.ModelType.TRANSFORMER,  # more exact for convolutions, too
+                    ignored_scope=nncf.IgnoredScope(types=list(_IN_FLOAT), validate=False),
+                )
     except Exception as error:  # NNCF raises errors of many kinds
         raise EncoderError(
             f"{model_name} cannot be converted to int8 ({type(error).__name__}: "
             f"{reason_of(error)}).",
             remedy="Use --precision auto.",
         ) from error
+    return quantised
 
 
 def require_agreement(
@@ -98,20 +110,3 @@ def _embed(backend: Backend, modality: Modality, batches: list[Any]) -> Matrix:
     """Return the embeddings of batches, which are computed side by side."""
     running = [backend.submit(modality, batch) for batch in batches]
     return np.concatenate([wait_for_result() for wait_for_result in running])
-
-
-def _quantise_tower(tower: Any, batches: list[Any]) -> Any:
-    """Return a tower in 8 bits where NNCF knows how; its activations are scaled for the inputs."""
-    os.environ.setdefault("NNCF_CI", "1")  # or NNCF sends messages to its makers
-    with contextlib.redirect_stdout(io.StringIO()):  # NNCF prints its progress, and its log
-        import nncf
-
-        nncf.set_log_level(logging.ERROR)
-        return nncf.quantize(
-            tower,
-            nncf.Dataset(batches),
-            subset_size=len(batches),
-            preset=nncf.QuantizationPreset.MIXED,
-            model_type=nncf.ModelType.TRANSFORMER,  # more exact for convolutions, too
-            ignored_scope=nncf.IgnoredScope(types=list(_IN_FLOAT), validate=False),
-        )

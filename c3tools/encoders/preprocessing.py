@@ -192,7 +192,14 @@ class ImagePreprocessor:
 
     def __call__(self, image: Image.Image) -> Pixels:
         """Return pixels (height, width, 3), uint8, of an RGB image of any size."""
-        image = _crop_extreme(image)
+        # Of an image whose sides differ by more than `MAX_ASPECT_RATIO`, the middle
+        most = MAX_ASPECT_RATIO * min(image.size)
+        width = min(image.width, most)
+        height = min(image.height, most)
+        if (width, height) != image.size:
+            left = (image.width - width) // 2
+            top = (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
         for step in self.geometry:
             image = step(image)
         return np.array(image, dtype=np.uint8)
@@ -231,15 +238,3 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, Array]]:
     for top in range(0, image.height, _ROWS_AT_A_TIME):
         bottom = min(top + _ROWS_AT_A_TIME, image.height)
         yield top, np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64)
-
-
-def _crop_extreme(image: Image.Image) -> Image.Image:
-    """Return the middle of an image whose sides differ by more than `MAX_ASPECT_RATIO`."""
-    most = MAX_ASPECT_RATIO * min(image.size)
-    width = min(image.width, most)
-    height = min(image.height, most)
-    if (width, height) == image.size:
-        return image
-    left = (image.width - width) // 2
-    top = (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))

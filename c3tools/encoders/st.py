@@ -63,71 +63,75 @@ class SentenceTransformersModel:
         from huggingface_hub import constants
         from transformers.utils import logging
 
+        # Load the weights: of a folder, of the cache if the hub does not answer, else of the hub
         logging.disable_progress_bar()
         folder = Path(name).expanduser()
-        offline = not folder.is_dir() and not is_reachable(constants.ENDPOINT)
+        is_folder = folder.is_dir()
+        is_offline = not is_folder and not is_reachable(constants.ENDPOINT)
         try:
-            self._model: Any = SentenceTransformer(
-                str(folder) if folder.is_dir() else name,
+            model: Any = SentenceTransformer(
+                str(folder) if is_folder else name,
                 device=device,
-                local_files_only=folder.is_dir() or offline,
+                local_files_only=is_folder or is_offline,
             )
         except Exception as error:
-            if not offline:
+            if not is_offline:
                 raise
             raise EncoderError(
                 f"The model st:{name} is not on this machine, and it cannot be downloaded: "
-                f"{constants.ENDPOINT} does "
-                "not answer.",
+                f"{constants.ENDPOINT} does not answer.",
                 remedy=OFFLINE_REMEDY,
             ) from error
-        self._model.eval()
-        dim = self._model.get_embedding_dimension()
+        model.eval()
+        self._model = model
+        self._infer = infer_modality
+        self._lock = threading.Lock()
+
+        # What it takes, and what it returns
+        dim = model.get_embedding_dimension()
         if truncate_dim is not None and not 1 <= truncate_dim <= dim:
             raise EncoderError(
                 f"The model st:{name} has embeddings of {dim:,} dimensions, so {truncate_dim:,} "
                 f"cannot be kept.",
                 remedy=f"Use --truncate-dim with 1 to {dim:,}, or leave it out.",
             )
+        self.dim = truncate_dim or dim
+        self.normalised = model.similarity_fn_name == "cosine"
+        self.modalities = [kind for kind in ("image", "text", "audio") if model.supports(kind)]
+        feature_extractor = getattr(model.processor, "feature_extractor", model.processor)
+        self.sampling_rate = getattr(feature_extractor, "sampling_rate", 0)
+
         # What precedes documents and queries
-        prompts = self._model.prompts
-        default_prompt = prompts.get(self._model.default_prompt_name)
-        document_prompts = [prompts[kind] for kind in _DOCUMENTS if prompts.get(kind)]
-        self._document = next(iter(document_prompts), default_prompt)
+        default_prompt = model.prompts.get(model.default_prompt_name)
+        document_prompts = [model.prompts.get(kind) for kind in _DOCUMENTS]
+        self._document = next(filter(None, document_prompts), default_prompt)
         self._query = query_prompt
         if query_prompt is None:
-            self._query = prompts.get("query") or default_prompt
+            self._query = model.prompts.get("query") or default_prompt
 
-        self._infer = infer_modality
-        self._longest = self._model.max_seq_length
+        # How long texts may be
+        self._longest = model.max_seq_length
         self._options: dict[str, Any] = {}
-        self._lock = threading.Lock()
-        if str(getattr(self._model.config, "model_type", "")).startswith("siglip"):
-            # it was trained with texts padded to full length; padded to the longest of a batch they
+        if str(getattr(model.config, "model_type", "")).startswith("siglip"):
+            # It was trained with texts padded to full length; padded to the longest of a batch they
             # depend on the batch
-            self._longest = self._model.config.text_config.max_position_embeddings
+            self._longest = model.config.text_config.max_position_embeddings
             self._options["processing_kwargs"] = {"text": {"padding": "max_length"}}
+
+        # The weights as they are in the files, before they are rounded to another precision
         self.identity = {
-            "weights_sha256": weights_sha256(self._model),
+            "weights_sha256": weights_sha256(model),
             "truncate_dim": truncate_dim,
             "query_prompt": self._query,
             "document_prompt": self._document,
-            "similarity": self._model.similarity_fn_name,
+            "similarity": model.similarity_fn_name,
             "max_length": self._longest,
         }
         if precision != "auto":
-            self._model.to(Compute(device, precision).dtype)
+            model.to(Compute(device, precision).dtype)
         self.device = device
-        self.precision = _PRECISIONS[str(self._model.dtype).removeprefix("torch.")]
+        self.precision = _PRECISIONS[str(model.dtype).removeprefix("torch.")]
         self.parallel = threads() if device == "cpu" else 1
-        self.dim = truncate_dim or dim
-        self.normalised = self._model.similarity_fn_name == "cosine"
-        processor = self._model.processor
-        feature_extractor = getattr(processor, "feature_extractor", processor)
-        self.sampling_rate = getattr(feature_extractor, "sampling_rate", 0)
-        self.modalities = [
-            kind for kind in ("image", "text", "audio") if self._model.supports(kind)
-        ]
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
         """Return embeddings (n, d) of RGB images."""
@@ -172,16 +176,13 @@ class SentenceTransformersModel:
                 rows_to_count.append(row)
                 texts_to_count.append(prompted)
         if texts_to_count:
-            lengths = self._lengths(texts_to_count)
-            for row, length in zip(rows_to_count, lengths, strict=True):
-                is_longer[row] = length > most
+            if self._uncut is None:
+                tokens = self._model.tokenizer(texts_to_count, verbose=False)["input_ids"]
+            else:
+                tokens = self._uncut.encode_batch_fast(texts_to_count)
+            for row, tokens_of_row in zip(rows_to_count, tokens, strict=True):
+                is_longer[row] = len(tokens_of_row) > most
         return is_longer
-
-    def _lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text has before it is cut."""
-        if self._uncut is None:
-            return [len(ids) for ids in self._model.tokenizer(texts, verbose=False)["input_ids"]]
-        return [len(tokens) for tokens in self._uncut.encode_batch_fast(texts)]
 
     @cached_property
     def _uncut(self) -> Any:

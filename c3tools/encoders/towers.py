@@ -83,11 +83,13 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
 
     Tracing torch's own would fix the sizes of the example.
     """
-    replaced = [
-        part
-        for part in model.modules()
-        if isinstance(part, nn.MultiheadAttention) and _is_plain(part)
-    ]
+    replaced = []
+    for part in model.modules():
+        if not isinstance(part, nn.MultiheadAttention):
+            continue
+        # `_plain_attention` computes the same
+        if part.batch_first and part.in_proj_weight is not None and part.bias_k is None:
+            replaced.append(part)
     for attention in replaced:
         attention.forward = partial(_plain_attention, attention)  # type: ignore[method-assign]
     try:
@@ -95,13 +97,6 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
     finally:
         for attention in replaced:
             del attention.forward  # the method of the class is used again
-
-
-def _is_plain(attention: nn.MultiheadAttention) -> bool:
-    """Return whether `_plain_attention` computes the same."""
-    return (
-        attention.batch_first and attention.in_proj_weight is not None and attention.bias_k is None
-    )
 
 
 def trimmed_forward(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -152,19 +147,6 @@ def can_trim(model: nn.Module, tokenizer: Any) -> bool:
     of the tower is checked first; then features of a probe are compared.
     """
     tower = _tower(model)
-    if not _has_parts_to_trim(tower):
-        return False
-    device = next(tower.parameters()).device
-    tokens = tokenizer(list(_PROBE)).to(device)
-    with torch.inference_mode():
-        whole = nn.functional.normalize(model.encode_text(tokens).float(), dim=-1)  # type: ignore[operator]
-        cut = tokens[:, : int(end_positions(model, tokens).max()) + 1]
-        trimmed = nn.functional.normalize(trimmed_forward(model, cut).float(), dim=-1)
-    return bool((whole - trimmed).abs().max() < _TOLERANCE)
-
-
-def _has_parts_to_trim(tower: Any) -> bool:
-    """Return whether `trimmed_forward` knows how a text tower is built."""
     required_parts = (
         "transformer",
         "token_embedding",
@@ -173,12 +155,21 @@ def _has_parts_to_trim(tower: Any) -> bool:
         "text_projection",
         "attn_mask",
     )
-    return (
+    knows_tower = (
         all(getattr(tower, part, None) is not None for part in required_parts)
         and getattr(tower, "cls_emb", None) is None
         and not getattr(tower, "use_pad_mask", False)
         and _pool_type(tower) in ("argmax", "eos")
     )
+    if not knows_tower:
+        return False
+    device = next(tower.parameters()).device
+    tokens = tokenizer(list(_PROBE)).to(device)
+    with torch.inference_mode():
+        whole = nn.functional.normalize(model.encode_text(tokens).float(), dim=-1)  # type: ignore[operator]
+        cut = tokens[:, : int(end_positions(model, tokens).max()) + 1]
+        trimmed = nn.functional.normalize(trimmed_forward(model, cut).float(), dim=-1)
+    return bool((whole - trimmed).abs().max() < _TOLERANCE)
 
 
 def _tower(model: nn.Module) -> Any:
