@@ -289,7 +289,16 @@ def write_modalities(
         writer = StoreWriter(path, reporter=reporter)
         writer.adopt(digest)
         store = Store.open(path, incomplete=True)
-        _require_no_other_rows(store, [rows.modality for rows in modalities], digest)
+        occupied = set()
+        for modality, part in store.shards:
+            made_from = read_header(store.file(modality, part)).made_from
+            if modality in {rows.modality for rows in modalities} and made_from != digest:
+                occupied.add(modality)
+        if occupied:
+            raise StoreError(
+                f"The store {store.path} already has {' and '.join(sorted(occupied))} rows.",
+                remedy="Import into another store with --store NAME.",
+            )
         if store.shards:
             modalities = share_column(modalities, "split", pa.string(), store.item_splits())
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
@@ -301,25 +310,6 @@ def write_modalities(
     return report
 
 
-def _require_no_other_rows(store: Store, modalities: Sequence[str], digest: str) -> None:
-    """Refuse a store with rows of these modalities that were not made by the import with this
-    digest.
-
-    Raises:
-        StoreError: names the modalities.
-    """
-    occupied = set()
-    for modality, part in store.shards:
-        made_from = read_header(store.file(modality, part)).made_from
-        if modality in modalities and made_from != digest:
-            occupied.add(modality)
-    if occupied:
-        raise StoreError(
-            f"The store {store.path} already has {' and '.join(sorted(occupied))} rows.",
-            remedy="Import into another store with --store NAME.",
-        )
-
-
 def _write_shards(
     store: Store, info: StoreInfo, rows: Rows, report: ImportReport, progress: Progress
 ) -> None:
@@ -327,14 +317,41 @@ def _write_shards(
     written = 0
     with_other_norm = 0
     for part in range(math.ceil(len(rows) / SHARD_ROWS)):
-        shard = _make_shard(info, rows, part)
+        # Only the vectors of this shard are read
+        start = part * SHARD_ROWS
+        vectors = np.array(rows.embeddings[start : start + SHARD_ROWS], dtype=np.float32)
+        table = rows.table.slice(start, SHARD_ROWS)
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+            fits = info.normalised or np.isfinite(vectors.astype(info.dtype)).all(axis=1)
+
+        # List the rows that cannot be stored
+        is_usable = np.isfinite(norms) & (norms > 0) & fits
+        reasons = np.select(
+            [norms == 0, ~np.isfinite(norms)],
+            ["the vector is zero", "the vector contains NaN or infinity"],
+            f"a component is too large for {info.dtype}; use --dtype float32",
+        )
+        failures = []
+        for row in np.flatnonzero(~is_usable).tolist():
+            key = table.column("key")[row].as_py()
+            place = f"row {start + row}"
+            failures.append(Failure(key, place, "import", "BadVector", str(reasons[row])))
+
+        # Write the others
+        vectors = vectors[is_usable]
+        norms = norms[is_usable]
+        if info.normalised:
+            vectors /= norms[:, None]
         if (rows.modality, part) not in store.shards:
+            columns = table.filter(pa.array(is_usable)).to_pydict()
+            shard = shard_table(info, rows.modality, vectors, columns)
             path = store.path / part_name(rows.modality, part)
-            write_rows(path, info, rows.modality, shard.table, shard.failures)
-        written += len(shard.table)
-        with_other_norm += shard.with_other_norm
-        report.failures += shard.failures
-        progress.advance(len(shard.table) + len(shard.failures))
+            write_rows(path, info, rows.modality, shard, failures)
+        written += len(vectors)
+        with_other_norm += int((np.abs(norms - 1) > _UNIT_TOLERANCE).sum())
+        report.failures += failures
+        progress.advance(len(is_usable))
     report.rows[rows.modality] = written
     if with_other_norm:
         treatment = "divided by their norms" if info.normalised else "kept as they are"
@@ -342,53 +359,6 @@ def _write_shards(
             f"{with_other_norm:,} of {len(rows):,} {rows.modality} rows did not have norm 1; they "
             f"were {treatment}."
         )
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """A shard to write.
-
-    Attributes:
-        table: the rows as they are stored.
-        failures: rows that cannot be stored.
-        with_other_norm: the number of rows whose vectors did not have norm 1.
-    """
-
-    table: pa.Table
-    failures: list[Failure]
-    with_other_norm: int
-
-
-def _make_shard(info: StoreInfo, rows: Rows, part: int) -> _Shard:
-    """Return a shard of the rows. Only the vectors of these rows are read."""
-    start = part * SHARD_ROWS
-    vectors = np.array(rows.embeddings[start : start + SHARD_ROWS], dtype=np.float32)
-    table = rows.table.slice(start, SHARD_ROWS)
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        fits = info.normalised or np.isfinite(vectors.astype(info.dtype)).all(axis=1)
-    is_usable = np.isfinite(norms) & (norms > 0) & fits
-    reasons = np.select(
-        [norms == 0, ~np.isfinite(norms)],
-        ["the vector is zero", "the vector contains NaN or infinity"],
-        f"a component is too large for {info.dtype}; use --dtype float32",
-    )
-    failures = []
-    for row in np.flatnonzero(~is_usable).tolist():
-        key = table.column("key")[row].as_py()
-        place = f"row {start + row}"
-        failures.append(Failure(key, place, "import", "BadVector", str(reasons[row])))
-
-    usable_vectors = vectors[is_usable]
-    usable_norms = norms[is_usable]
-    if info.normalised:
-        usable_vectors /= usable_norms[:, None]
-    columns = table.filter(pa.array(is_usable)).to_pydict()
-    return _Shard(
-        table=shard_table(info, rows.modality, usable_vectors, columns),
-        failures=failures,
-        with_other_norm=int((np.abs(usable_norms - 1) > _UNIT_TOLERANCE).sum()),
-    )
 
 
 def _count_pairs(store: Store, imported: Sequence[str]) -> int:

@@ -156,16 +156,16 @@ class Manifest:
         present_shards = shards_among(present)
         lost = sorted(self.shards.keys() - present_shards)
         missing_files = self.files.keys() - present
+        unlisted_files = []  # of exports
+        for name in sorted(present - self.files.keys()):
+            if part_named(name) is not None and shard_named(name) is None:
+                unlisted_files.append(name)
         return Differences(
             missing=[*(part_name(*shard) for shard in lost), *sorted(missing_files)],
             lost=lost,
             unlisted_shards=sorted(present_shards - self.shards.keys()),
-            unlisted_files=sorted(filter(_is_exported_file, present - self.files.keys())),
+            unlisted_files=unlisted_files,
         )
-
-
-def _is_exported_file(name: str) -> bool:
-    return part_named(name) is not None and shard_named(name) is None
 
 
 def require_store_or_empty(path: Path) -> None:
@@ -386,7 +386,10 @@ class StoreWriter:
         # If all old records are kept, the new shards come last, and the same rows are left out,
         # the stored moments can be continued; else all shards are folded again
         keeps_all_records = len(records) == len(previous.shards) and not leaves_out_others
-        is_appended = keeps_all_records and _come_last(new_shards, previous.shards)
+        last_numbers = dict(sorted(previous.shards))
+        is_appended = keeps_all_records and all(
+            number > last_numbers.get(modality, -1) for modality, number in new_shards
+        )
         moments, new_records = self._moments_and_records(
             shards_on_disk, records, left_out, previous if is_appended else None
         )
@@ -522,12 +525,6 @@ def _remove_leftovers(folder: Path) -> None:
     for name in names_in(folder)[0]:
         if not name.startswith("."):
             _remove_leftovers(folder / name)
-
-
-def _come_last(new: Iterable[ShardName], listed: Iterable[ShardName]) -> bool:
-    """Return whether all new shards have higher numbers than the listed ones of their modality."""
-    last_numbers = dict(sorted(listed))
-    return all(number > last_numbers.get(modality, -1) for modality, number in new)
 
 
 def record_files(store: Path, names: Collection[str]) -> None:

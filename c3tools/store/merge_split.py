@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -213,7 +214,11 @@ class _Merge:
             StoreError: if a key is that of an earlier store, and these are not to be left out.
         """
         for name in {"key", *ITEM_COLUMNS}.intersection(table.column_names):
-            table = with_column(table, name, self._prefixed(store, table.column(name)))
+            keys: Any = table.column(name)
+            prefixed = pc.binary_join_element_wise(self._prefixes[store], keys, "")
+            # Empty keys, of no item, stay empty
+            keys = pc.if_else(pc.equal(keys, pa.scalar("")), keys, prefixed)
+            table = with_column(table, name, keys)
 
         splits = []
         items = own_items(table).to_pylist()
@@ -236,11 +241,6 @@ class _Merge:
             )
         self._report.dropped += dropped
         return table.filter(pa.array(is_new, pa.bool_()))
-
-    def _prefixed(self, store: Store, keys: Any) -> Any:
-        """Return keys with the prefix of their store; empty ones, of no item, stay empty."""
-        prefixed = pc.binary_join_element_wise(self._prefixes[store], keys, "")
-        return pc.if_else(pc.equal(keys, pa.scalar("")), keys, prefixed)
 
     def left_out(self, store: Store) -> dict[RowName, str]:
         """Return which rows of a store are left out of the new one, of those that were copied."""
@@ -297,10 +297,19 @@ def split_store(
         "splits": None,
     }
     if file is None:
-        splits_by_hash_of = _by_hash(fractions, seed)
+        shares = np.array(list(HASH_FRACTIONS.values()) if fractions is None else fractions, float)
+        is_whole = math.isclose(shares.sum(), 1)
+        if len(shares) != len(HASH_FRACTIONS) or shares.min() < 0 or not is_whole:
+            raise StoreError(
+                f"The fractions of {', '.join(HASH_FRACTIONS)} must be at least 0 and add up to "
+                f"1, not {', '.join(f'{share:g}' for share in shares)}.",
+                remedy="For example: --fractions 0.8,0.1,0.1",
+            )
+        salt = f"{SALT} {seed}" if seed else SALT
 
         def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
-            splits = splits_by_hash_of(own_items(table).to_pylist())
+            items = own_items(table).to_pylist()
+            splits = splits_by_hash(items, shares / shares.sum(), salt)
             return with_column(table, "split", pa.array(list(splits), pa.string()))
 
         return _make_copy(output, report, [source], settings, change, reporter=reporter)
@@ -417,11 +426,21 @@ def _make_copy(
     Returns:
         the report, or that of the run that made the store.
     """
-    made_from = digest_of(settings, [_content_of(store) for store in sources])
-    finished = _finished_copy(report.store, made_from)
-    if finished is not None:
+    contents = []
+    for source in sources:
+        shards = [[*shard, source.shard_digest(*shard)] for shard in source.shards]
+        failures = [asdict(failure) for failure in source.recorded_failures()]
+        reasons = [[*row, reason] for row, reason in source.left_out.reasons.items()]
+        contents.append(digest_of(asdict(source.info), shards, failures, reasons))
+    made_from = digest_of(settings, contents)
+    copied: Mapping[str, Any] = {}
+    with suppress(StoreError):
+        store = Store.open(report.store)
+        copied = store.copied
+    if copied.get("made_from") == made_from:
         reporter.message(f"{report.store} already contains this store; there is nothing to do.")
-        return finished
+        rows = {name: dict(sorted(store.split_counts(name).items())) for name in store.modalities}
+        return CopyReport(report.store, rows, **copied["report"])
 
     def record(folder: Path) -> None:
         counts = asdict(report)
@@ -440,43 +459,3 @@ def _make_copy(
         reporter=reporter,
     )
     return report
-
-
-def _content_of(store: Store) -> str:
-    """Return a digest of the rows, the failures and the rows that are left out of a store."""
-    shards = [[*shard, store.shard_digest(*shard)] for shard in store.shards]
-    failures = [asdict(failure) for failure in store.recorded_failures()]
-    left_out = [[*row, reason] for row, reason in store.left_out.reasons.items()]
-    return digest_of(asdict(store.info), shards, failures, left_out)
-
-
-def _finished_copy(folder: Path, made_from: str) -> CopyReport | None:
-    """Return the report of the store in a folder; None if it was made from something else."""
-    try:
-        store = Store.open(folder)
-        record = store.copied
-    except StoreError:
-        return None
-    if record.get("made_from") != made_from:
-        return None
-    rows = {name: dict(sorted(store.split_counts(name).items())) for name in store.modalities}
-    return CopyReport(folder, rows, **record["report"])
-
-
-def _by_hash(
-    fractions: Sequence[float] | None, seed: int
-) -> Callable[[list[str]], Iterable[str | None]]:
-    """Return the function that splits items by a hash of their keys.
-
-    Raises:
-        StoreError: if the fractions are not three that add up to 1.
-    """
-    shares = np.array(list(HASH_FRACTIONS.values()) if fractions is None else fractions, float)
-    if len(shares) != len(HASH_FRACTIONS) or shares.min() < 0 or not math.isclose(shares.sum(), 1):
-        raise StoreError(
-            f"The fractions of {', '.join(HASH_FRACTIONS)} must be at least 0 and add up to 1, not "
-            f"{', '.join(f'{share:g}' for share in shares)}.",
-            remedy="For example: --fractions 0.8,0.1,0.1",
-        )
-    salt = f"{SALT} {seed}" if seed else SALT
-    return lambda items: splits_by_hash(items, shares / shares.sum(), salt)

@@ -92,7 +92,15 @@ def read_files(
         vector_files |= read_pickle(Path(source))
     has_image_file = files.get("image") is not None
     descriptions = _read_descriptions(tables, has_image_file, vector_files, wanted_columns, keep)
-    _require_columns(vector_files, descriptions, wanted_columns)
+    present: set[str] = set()
+    for columns in (*descriptions.values(), *(file.columns for file in vector_files.values())):
+        present.update(columns)
+    for name in wanted_columns.values():
+        if name and name not in present:
+            raise StoreError(
+                f"There is no column {name!r}. The columns are "
+                f"{', '.join(map(repr, sorted(present))) or 'none'}."
+            )
     notes: list[str] = []
     if source is not None and "text" not in vector_files:
         notes.append("The captions in the file have no vectors, so only the images were imported.")
@@ -119,7 +127,13 @@ def read_files(
         if modality == "text" and is_first_of_several:
             # Without images, a text that names no item is one itself, to pair others with
             current.items = current.own_items
-        _require_unique_keys(current)
+        for key, n in Counter(current.keys).items():
+            if not key or n > 1:
+                raise StoreError(
+                    f"Keys of {current.name} rows must be unique, but "
+                    + (f"{key!r} occurs {n} times." if key else "one is empty."),
+                    remedy="Choose another column with --key-column.",
+                )
         paired.append(current)
     rows = [current.rows(wanted_columns, keep) for current in paired]
     if is_val_alone(chain.from_iterable(of_modality.column("split") for of_modality in rows)):
@@ -187,7 +201,11 @@ class _Modality:
         self.columns = columns
         self.key_column = pick(columns, *_key_roles(name), wanted=wanted_columns.get("key"))
         self.keys = [row_id or "" for row_id in ids_in(columns, self.key_column)]
-        self.item_columns = _item_columns(columns, wanted_columns.get("image_key"))
+        # The column that is wanted for the items of the rows alone, else all usual ones
+        wanted_item = wanted_columns.get("image_key")
+        self.item_columns = pick_all(columns, *ITEM)
+        if wanted_item in columns:
+            self.item_columns = [str(wanted_item)]
         self.has_ids = bool(self.key_column or self.item_columns)
         self.items: Ids = [None] * len(vectors)
 
@@ -314,13 +332,6 @@ def _key_roles(modality: str) -> Sequence[Role]:
     return TEXT_KEY if modality == "text" else ROW_KEY
 
 
-def _item_columns(columns: TextColumns, wanted: str | None) -> list[str]:
-    """Return the columns that name the item of a row: the one wanted alone, else all usual ones."""
-    if wanted in columns:
-        return [str(wanted)]
-    return pick_all(columns, *ITEM)
-
-
 def _read_descriptions(
     tables: _Tables,
     has_image_file: bool,
@@ -379,38 +390,6 @@ def _listed_texts(
             if isinstance(texts, list) and place < len(texts):
                 captions[row] = texts[place]
     return {"image_key": image_keys, "caption": captions}
-
-
-def _require_columns(
-    vector_files: Mapping[str, VectorFile],
-    descriptions: Mapping[str, TextColumns],
-    wanted_columns: _Names,
-) -> None:
-    """Refuse names of columns that no file has.
-
-    Raises:
-        StoreError: with the columns that there are.
-    """
-    present: set[str] = set()
-    for columns in (*descriptions.values(), *(file.columns for file in vector_files.values())):
-        present.update(columns)
-    for name in wanted_columns.values():
-        if name and name not in present:
-            raise StoreError(
-                f"There is no column {name!r}. The columns are "
-                f"{', '.join(map(repr, sorted(present))) or 'none'}."
-            )
-
-
-def _require_unique_keys(side: _Modality) -> None:
-    times = Counter(side.keys)
-    for key, n in times.items():
-        if not key or n > 1:
-            raise StoreError(
-                f"Keys of {side.name} rows must be unique, but "
-                + (f"{key!r} occurs {n} times." if key else "one is empty."),
-                remedy="Choose another column with --key-column.",
-            )
 
 
 def _describe(

@@ -547,12 +547,30 @@ def open_shard(
         block = None if reads_vectors else SMALL_BLOCK
         with _open_once(path, block, download=checks_digest) as source:
             if record is not None:
-                _require_recorded(path, source, record, checks_digest=checks_digest)
+                size = source.seek(0, os.SEEK_END)
+                source.seek(0)
+                if size != record.size:
+                    raise _wrong(path, f"it has {size:,} bytes instead of {record.size:,}")
+                digest = record.sha256
+                if checks_digest:
+                    digest = hashlib.file_digest(source, "sha256").hexdigest()
+                if digest != record.sha256:
+                    raise _wrong(path, "its SHA-256 is different")
             if version is not None and verified is not None:
                 verified[path] = version
             # The checksums of pages would say again what the SHA-256 has said
             with pq.ParquetFile(source, page_checksum_verification=not checks_digest) as shard:
-                _require_rows(path, shard, modality, record)
+                rows = shard.metadata.num_rows
+                if record is not None and rows != record.rows:
+                    raise _wrong(path, f"it has {rows:,} rows instead of {record.rows:,}")
+                metadata = shard.schema_arrow.metadata or {}
+                written_as = metadata.get(MODALITY_KEY, modality.encode()).decode()
+                if written_as != modality:
+                    raise WrongShardError(
+                        f"{path} contains {written_as} rows, but lies in the folder of {modality} "
+                        f"rows.",
+                        remedy=_MAKE_AGAIN,
+                    )
                 yield shard
 
 
@@ -568,31 +586,6 @@ def _open_once(path: Path, block: int | None, *, download: bool) -> Iterator[Any
         pa.OSFile(os.fsencode(local), "rb") as native,  # type: ignore[arg-type]
     ):
         yield native
-
-
-def _require_recorded(path: Path, source: Any, record: ShardRecord, *, checks_digest: bool) -> None:
-    """Compare the size of an open file, and its SHA-256 if asked to, with its record."""
-    size = source.seek(0, os.SEEK_END)
-    source.seek(0)
-    if size != record.size:
-        raise _wrong(path, f"it has {size:,} bytes instead of {record.size:,}")
-    if checks_digest and hashlib.file_digest(source, "sha256").hexdigest() != record.sha256:
-        raise _wrong(path, "its SHA-256 is different")
-
-
-def _require_rows(
-    path: Path, shard: pq.ParquetFile, modality: str, record: ShardRecord | None
-) -> None:
-    """Compare what the footer of a shard says with its record and its folder."""
-    rows = shard.metadata.num_rows
-    if record is not None and rows != record.rows:
-        raise _wrong(path, f"it has {rows:,} rows instead of {record.rows:,}")
-    written_as = (shard.schema_arrow.metadata or {}).get(MODALITY_KEY, modality.encode()).decode()
-    if written_as != modality:
-        raise WrongShardError(
-            f"{path} contains {written_as} rows, but lies in the folder of {modality} rows.",
-            remedy=_MAKE_AGAIN,
-        )
 
 
 def _wrong(path: Path, difference: str) -> WrongShardError:

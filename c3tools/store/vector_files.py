@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,23 @@ def read_vector_file(
     """
     if isinstance(source, str | Path):
         paths = part_files(source)
-        file = _joined(paths, [_read_file(path, name, keep) for path in paths])
+        parts = [_read_file(path, name, keep) for path in paths]
+        file = parts[0]
+        for path, part in zip(paths, parts, strict=True):
+            if part.vectors.shape[1:] != file.vectors.shape[1:]:
+                raise StoreError(
+                    f"{path} has vectors of the shape {part.vectors.shape[1:]}, {paths[0]} of "
+                    f"{file.vectors.shape[1:]}.",
+                    remedy="Import vectors of one model, or those of each into another store.",
+                )
+        if len(parts) > 1:
+            # The rows of all as those of one; None where a file lacks a column
+            columns: TextColumns = {}
+            for column in dict.fromkeys(column for part in parts for column in part.columns):
+                columns[column] = []
+                for part in parts:
+                    columns[column] += part.columns.get(column, [None] * len(part.vectors))
+            file = VectorFile(np.concatenate([part.vectors for part in parts]), columns)
     else:
         try:
             file = VectorFile(np.asarray(source), {})
@@ -131,29 +147,6 @@ def part_files(source: str | Path) -> list[Path]:
             remedy=f"Supported formats: {', '.join(FORMATS)}.",
         )
     return files
-
-
-def _joined(paths: Sequence[Path], parts: Sequence[VectorFile]) -> VectorFile:
-    """Return the rows of several files as those of one; None where a file lacks a column.
-
-    Raises:
-        StoreError: if their vectors differ in dimension.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    for path, part in zip(paths, parts, strict=True):
-        if part.vectors.shape[1:] != parts[0].vectors.shape[1:]:
-            raise StoreError(
-                f"{path} has vectors of the shape {part.vectors.shape[1:]}, {paths[0]} of "
-                f"{parts[0].vectors.shape[1:]}.",
-                remedy="Import vectors of one model, or those of each into another store.",
-            )
-    columns: TextColumns = {}
-    for name in dict.fromkeys(name for part in parts for name in part.columns):
-        columns[name] = []
-        for part in parts:
-            columns[name] += part.columns.get(name, [None] * len(part.vectors))
-    return VectorFile(np.concatenate([part.vectors for part in parts]), columns)
 
 
 def _read_file(path: Path, name: str | None, keep: Collection[str] = ()) -> VectorFile:
@@ -226,7 +219,8 @@ def _read_table(path: Path, name: str | None, keep: Collection[str]) -> VectorFi
     ]
     numbered = [column for column in number_columns if NUMBERED_COLUMN.fullmatch(column)]
     if numbered and not list_columns:
-        numbered.sort(key=_number_of_column)
+        # By the number in the name, then the name
+        numbered.sort(key=lambda column: (int(re.sub(r"\D", "", column)), column))
         vectors = np.stack([table.column(column).to_numpy() for column in numbered], axis=1)
         return VectorFile(vectors, text_columns(table.drop_columns(numbered), keep))
     if not list_columns and len(table):
@@ -336,7 +330,15 @@ def _vectors_of_column(path: Path, name: str, column: Any) -> npt.NDArray[Any]:
     try:
         lists: Any = one_array(column)
         if not hasattr(lists.type, "value_type"):
-            lists = _parse_lists(path, name, lists.to_pylist())
+            cells = lists.to_pylist()
+            if any(_PRINTED_BY_NUMPY.match(cell) for cell in cells):
+                raise StoreError(
+                    f"The column {name!r} of {path} has vectors as numpy prints them, rounded and "
+                    "perhaps shortened.",
+                    remedy=f"In pandas, write lists of numbers: df[{name!r}] = "
+                    f"df[{name!r}].map(lambda vector: numpy.asarray(vector).tolist())",
+                )
+            lists = pa.array([json.loads(cell) for cell in cells], pa.list_(pa.float32()))
         lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
         if len(lengths) == 1 and lengths[0]:
             return np.reshape(lists.flatten().to_numpy(zero_copy_only=False), (len(lists), -1))
@@ -350,28 +352,5 @@ def _vectors_of_column(path: Path, name: str, column: Any) -> npt.NDArray[Any]:
     )
 
 
-def _parse_lists(path: Path, name: str, cells: list[str]) -> Any:
-    """Return cells with JSON lists of numbers as an Arrow array of lists.
-
-    Raises:
-        StoreError: if numpy printed them.
-    """
-    if any(_PRINTED_BY_NUMPY.match(cell) for cell in cells):
-        raise StoreError(
-            f"The column {name!r} of {path} has vectors as numpy prints them, rounded and perhaps "
-            "shortened.",
-            remedy="In pandas, write lists of numbers: "
-            f"df[{name!r}] = df[{name!r}].map(lambda vector: numpy.asarray(vector).tolist())",
-        )
-    return pa.array([json.loads(cell) for cell in cells], pa.list_(pa.float32()))
-
-
 def _is_number(kind: pa.DataType | None) -> bool:
     return kind is not None and (pa.types.is_floating(kind) or pa.types.is_integer(kind))
-
-
-def _number_of_column(name: str) -> tuple[int, str]:
-    """Return the number in the name of a numbered column, then the name, to sort by."""
-    match = NUMBERED_COLUMN.fullmatch(name)
-    assert match is not None
-    return int(match[1]), name

@@ -464,7 +464,22 @@ def _check_files(
         elif sha256_of(path / name) != digest:
             result.add_defect("checksum", name, _OTHER, remedy)
         elif name == MOMENTS_FILE and moments is not None:
-            _check_moments(result, moments, remedy)
+            stored = load_moments(path / MOMENTS_FILE)[0]
+            none = Moments.empty(1)
+            wrong = []
+            for group in sorted({**stored, **moments}):
+                of_file = stored.get(group, none)
+                of_rows = moments.get(group, none)
+                values_of_file = np.vstack([of_file.mean, of_file.scatter])
+                values_of_rows = np.vstack([of_rows.mean, of_rows.scatter])
+                atol = _MOMENTS_TOLERANCE * max(1.0, np.abs(values_of_rows).max())
+                if of_file.n != of_rows.n or not np.allclose(
+                    values_of_file, values_of_rows, rtol=0, atol=atol
+                ):
+                    wrong.append(group)
+            if wrong:
+                problem = f"they do not match the rows of {', '.join(wrong)}"
+                result.add_defect("moments", name, problem, remedy)
 
 
 def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:
@@ -481,43 +496,42 @@ def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:
     return f"{copy_again} `{info.command} {fit_anew}` makes everything again."
 
 
-def _check_moments(result: Verification, moments: Mapping[str, Moments], remedy: str) -> None:
-    """Require the moments that a store keeps to be those of its rows."""
-    stored = load_moments(result.store / MOMENTS_FILE)[0]
-    none = Moments.empty(1)
-    wrong = []
-    for group in sorted({**stored, **moments}):
-        if not _agree(stored.get(group, none), moments.get(group, none)):
-            wrong.append(group)
-    if wrong:
-        problem = f"they do not match the rows of {', '.join(wrong)}"
-        result.add_defect("moments", MOMENTS_FILE, problem, remedy)
-
-
-def _agree(first: Moments, second: Moments) -> bool:
-    kept, own = (np.vstack([moments.mean, moments.scatter]) for moments in (first, second))
-    atol = _MOMENTS_TOLERANCE * max(1.0, np.abs(own).max())
-    return first.n == second.n and np.allclose(kept, own, rtol=0, atol=atol)
-
-
 def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
-    """Repair what the findings name, under the lock of the store, and say so in ``result``."""
+    """Repair what the findings name, under the lock of the store, and say so in ``result``.
+
+    With ``repair`` damaged shards are removed, and damaged files beside them are written again from
+    the shards. With ``forget`` the manifest no longer lists shards that are missing.
+    """
     path = result.store
-    check_of = {finding.file: finding.check for finding in reversed(result.defects)}
-    rewritten = [name for name in _REWRITABLE if name in check_of]
-    removed = []
-    for name, check in check_of.items():
-        if check in _OF_ROWS and part_named(name) is not None:
-            removed.append(name)
+    removed: list[str] = []
+    rewritten: list[str] = []
     if repair:
+        # Remove what is damaged: shards, and files that are written again below
+        first_check = {finding.file: finding.check for finding in reversed(result.defects)}
+        for name, check in first_check.items():
+            if check in _OF_ROWS and part_named(name) is not None:
+                removed.append(name)
+        rewritten = [name for name in _REWRITABLE if name in first_check]
         for name in (*removed, *rewritten):
             if name != INFO_FILE:
                 remove(path / name)
-        if INFO_FILE in check_of:
-            _restore_info(path)
         result.repaired += [f"{name} was removed and has to be made again" for name in removed]
+
+        # Write store.json from its copy in a shard: the one that the manifest lists, else the first
+        copies = []
+        if INFO_FILE in first_check:
+            copies = [json_text(copy.to_dict()) for copy in _copies(path)]
+        if copies:
+            manifest = Manifest.load(path)
+            listed = manifest.files.get(INFO_FILE) if manifest else None
+            digests = [sha256(copy.encode()).hexdigest() for copy in copies]
+            restored = copies[digests.index(listed)] if listed in digests else copies[0]
+            write_text_atomically(path / INFO_FILE, restored)
+            record_files(path, [INFO_FILE])
+
+    # Write the manifest and the files that follow from the shards
     writer = StoreWriter(path)
-    if writer.before is None and removed and repair:
+    if writer.before is None and removed:
         result.repaired.append(
             f"{MANIFEST_FILE} was not written, because the removed shards have to be made again "
             f"first"
@@ -529,21 +543,4 @@ def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
     for shard, record in lost.items():
         rows = counted(record.rows, "row")
         result.repaired.append(f"{part_name(*shard)} was given up; its {rows} are lost")
-    if repair:
-        result.repaired += [f"{name} was written again" for name in rewritten]
-
-
-def _restore_info(path: Path) -> None:
-    """Write store.json again from the shards: the copy that the manifest lists, else the first."""
-    copies = [json_text(copy.to_dict()) for copy in _copies(path)]
-    if not copies:
-        return
-    manifest = Manifest.load(path)
-    listed = manifest.files.get(INFO_FILE) if manifest else None
-    restored = copies[0]
-    for copy in copies:
-        if sha256(copy.encode()).hexdigest() == listed:
-            restored = copy
-            break
-    write_text_atomically(path / INFO_FILE, restored)
-    record_files(path, [INFO_FILE])
+    result.repaired += [f"{name} was written again" for name in rewritten]
