@@ -123,7 +123,15 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array) -> SigmaRule
     by_item = np.argsort(item_index, kind="stable")
     by_item = by_item[item_index[by_item] >= 0]
     has_several = len(by_item) > len(np.unique(item_index[by_item]))
-    distinct = _distinct_texts(texts, item_index, by_item)
+    seen: set[tuple[int, int]] = set()
+    distinct_rows = []
+    for row in by_item:
+        # A hash, as copies of all texts would take as much memory again
+        text = (int(item_index[row]), hash(texts[row].tobytes()))
+        if text not in seen:
+            seen.add(text)
+            distinct_rows.append(row)
+    distinct = np.array(distinct_rows, np.int64)
 
     starts = np.append(np.flatnonzero(np.diff(item_index[distinct], prepend=-1)), len(distinct))
     cosines, norms = _sibling_cosines(texts, distinct, starts, mean)
@@ -149,19 +157,6 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array) -> SigmaRule
         )
         rule = replace(rule, sigma=None, missing=missing)
     return replace(rule, images=len(cosines))
-
-
-def _distinct_texts(texts: Floats, item_index: Indices, rows: Indices) -> Indices:
-    """Return the rows whose text differs from those of the same item before it."""
-    seen: set[tuple[int, int]] = set()
-    distinct = []
-    for row in rows:
-        # A hash, as copies of all texts would take as much memory again
-        text = (int(item_index[row]), hash(texts[row].tobytes()))
-        if text not in seen:
-            seen.add(text)
-            distinct.append(row)
-    return np.array(distinct, np.int64)
 
 
 def _sibling_cosines(
