@@ -163,7 +163,11 @@ def export_store(
     wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
     applied = len(wanted.steps)
     if before_noise:
-        applied = _steps_before_noise(wanted)
+        noisy_places = [place for place, step in enumerate(wanted.steps) if step.noisy]
+        if not noisy_places:
+            fault = f"{wanted.name} adds no noise."
+            raise TransformError(fault, remedy="Leave out --before-noise.")
+        applied = noisy_places[0]
         dtype = "float32"
     layout = FORMATS[format]
     if format == ClipRetrievalFormat.name:
@@ -254,18 +258,6 @@ def _with_texts(store: Store, modalities: Sequence[str], reporter: Reporter) -> 
     return ClipRetrievalFormat(
         digest_of([store.shard_digest("text", part) for part in store.parts("text")])
     )
-
-
-def _steps_before_noise(pipeline: Pipeline) -> int:
-    """Return how many steps come before the first that adds noise.
-
-    Raises:
-        TransformError: if none does.
-    """
-    for number, step in enumerate(pipeline.steps):
-        if step.noisy:
-            return number
-    raise TransformError(f"{pipeline.name} adds no noise.", remedy="Leave out --before-noise.")
 
 
 def open_export(

@@ -128,6 +128,7 @@ class Recipe:
     def rows_of(self, shard: ShardName, report: Report) -> pa.Table:
         """Return the transformed rows of a shard, with the columns that are written."""
         modality, number = shard
+        settings = self.settings
         columns = self.format.columns
         if columns is not None:
             schema = shard_schema(modality, self.store.info)
@@ -140,8 +141,41 @@ class Recipe:
                 *columns,
             }
             columns = tuple(name for name in schema.names if name in wanted)
-        batches = self.store.batches(modality, columns, split=self.settings.split, parts=[number])
-        tables = [self._transformed(modality, batch, report) for batch in batches]
+        tables = []
+        for batch in self.store.batches(modality, columns, split=settings.split, parts=[number]):
+            # Find the rows that are training inputs
+            splits = row_splits(batch)
+            is_training = np.full(len(batch), settings.role == "training")
+            if settings.role == "auto" and modality == settings.train_on:
+                is_training = np.array([split == "train" for split in splits], dtype=bool)
+
+            # Transform those of each role
+            embeddings = embedding_matrix(batch, self.store.info.dtype)
+            keys = keys_of(batch)
+            items = own_items(batch).to_pylist()
+            transformed = np.empty(embeddings.shape, settings.dtype)
+            for training in (True, False):
+                numbers = np.flatnonzero(is_training == training)
+                for start in range(0, len(numbers), _CACHED_ROWS):
+                    block = numbers[start : start + _CACHED_ROWS]
+                    transformed[block] = self.applied.transform(
+                        embeddings[block],
+                        modality=modality,
+                        training=training,
+                        seed=settings.seed,
+                        keys=[keys[row] for row in block],
+                        items=[items[row] for row in block],
+                    )
+
+            # Add their columns, with the splits and roles that they were transformed by
+            values: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
+            values["split"] = splits
+            table = shard_table(self.info, modality, self.format.encode(transformed), values)
+            if not settings.code_size:
+                roles = np.where(is_training, "training", "inference")
+                table = table.append_column("role", pa.array(roles, pa.string()))
+            tables.append(table)
+            report(len(batch), 0)
         return pa.concat_tables(tables or [shard_schema(modality, self.info).empty_table()])
 
     def with_texts(self, rows: pa.Table) -> pa.Table:
@@ -163,43 +197,6 @@ class Recipe:
         """The images that the texts of each shard belong to."""
         parts = self.store.parts("text")
         return {part: self.store.items_of("text", ALL, [part]) for part in parts}
-
-    def _transformed(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.Table:
-        """Return the rows of a batch as they are written: transformed, and encoded."""
-        # Find the rows that are training inputs
-        settings = self.settings
-        splits = row_splits(batch)
-        is_training = np.full(len(batch), settings.role == "training")
-        if settings.role == "auto" and modality == settings.train_on:
-            is_training = np.array([split == "train" for split in splits], dtype=bool)
-
-        # Transform those of each role
-        embeddings = embedding_matrix(batch, self.store.info.dtype)
-        keys = keys_of(batch)
-        items = own_items(batch).to_pylist()
-        transformed = np.empty(embeddings.shape, settings.dtype)
-        for training in (True, False):
-            numbers = np.flatnonzero(is_training == training)
-            for start in range(0, len(numbers), _CACHED_ROWS):
-                block = numbers[start : start + _CACHED_ROWS]
-                transformed[block] = self.applied.transform(
-                    embeddings[block],
-                    modality=modality,
-                    training=training,
-                    seed=settings.seed,
-                    keys=[keys[row] for row in block],
-                    items=[items[row] for row in block],
-                )
-
-        columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
-        columns["split"] = splits
-        vectors = self.format.encode(transformed)
-        table = shard_table(self.info, modality, vectors, columns)
-        report(len(batch), 0)
-        if settings.code_size:
-            return table
-        roles = np.where(is_training, "training", "inference")
-        return table.append_column("role", pa.array(roles, pa.string()))
 
 
 @dataclass(frozen=True)
