@@ -302,14 +302,20 @@ class PairTask(Task):
                 f"pairs; at least 2 of different items are needed of each.",
                 remedy="Add more pairs, and check that the keys of the two modalities match.",
             )
-        settings = replace(settings, batch_size=min(settings.batch_size, len(train_pairs)))
         self.train = train_pairs
         self.val = val_pairs
-        self.settings = settings
         self.names = names
+
+        # What is trained: the towers, and the scale of the loss
         self.towers = towers
         self.loss = ContrastiveLoss(settings.logit_scale, settings.close_gap)
-        self.module = nn.ModuleDict({"towers": towers, "loss": self.loss.to(towers.compute.device)})
+        self.loss.to(towers.compute.device)
+        self.module = nn.ModuleDict({"towers": towers, "loss": self.loss})
+        self.optimizer = adamw(self.module.parameters(), weight_decay=_WEIGHT_DECAY, betas=_BETAS)
+
+        # Each epoch has the full batches of its order, and a validation at its end
+        settings = replace(settings, batch_size=min(settings.batch_size, len(train_pairs)))
+        self.settings = settings
         self.steps_per_epoch = len(train_pairs) // settings.batch_size
         steps = settings.epochs * self.steps_per_epoch
         self.plan = Plan(
@@ -320,13 +326,16 @@ class PairTask(Task):
             patience=settings.patience,
             start="report",
         )
-        self.optimizer = adamw(self.module.parameters(), weight_decay=_WEIGHT_DECAY, betas=_BETAS)
-        parts: list[object] = [settings, towers.compute.precision, names, made_from]
+
+        # A run is continued with the same settings and pairs, told by some of their inputs
+        content: list[object] = [settings, towers.compute.precision, names, made_from]
         for pairs in (train_pairs, val_pairs):
             for rows, inputs in zip(pairs.rows, pairs.inputs, strict=True):
                 sampled_rows = rows[:: max(1, len(rows) // _SAMPLED_ROWS)]
-                parts += [rows, inputs.rows(sampled_rows).numpy()]
-        self.identity = digest_of(*parts)
+                content += [rows, inputs.rows(sampled_rows).numpy()]
+        self.identity = digest_of(*content)
+
+        # The inputs of the next step are read while one is taken, see `step`
         self._loader = ThreadPoolExecutor(1)
         self._loading: Future[tuple[tuple[Tensor, Tensor], Tensor]] | None = None
 

@@ -98,19 +98,24 @@ def open_parquet(path: Path) -> Iterator[_Reader]:
         OSError, ValueError, pyarrow.ArrowException: if it is not a Parquet file.
     """
     with name_or_file(path) as source, pq.ParquetFile(source) as file, open_binary(path) as content:
+        # Read what the footer says of the columns; the last bytes of the file are its length
         size = content.seek(0, 2)
         content.seek(size - _TAIL)
-        content.seek(size - _TAIL - int.from_bytes(content.read(4), "little"))
+        footer_size = int.from_bytes(content.read(4), "little")
+        content.seek(size - _TAIL - footer_size)
         chunks = _column_chunks(content.read())
-        with_dictionary: set[str] = set()
+
+        # Open the file a second time, to read dictionaries without the rows that repeat them
+        dictionary_columns: set[str] = set()
         for group in chunks:
-            with_dictionary.update(chunk.path for chunk in group if chunk.has_dictionary)
+            dictionary_columns.update(chunk.path for chunk in group if chunk.has_dictionary)
         schema = file.metadata.schema
-        unknown = with_dictionary - {schema.column(number).path for number in range(len(schema))}
-        if unknown:
-            raise pa.ArrowInvalid(f"its schema has no column {unknown.pop()!r}")
+        columns = {schema.column(number).path for number in range(len(schema))}
+        if not dictionary_columns <= columns:
+            unknown = min(dictionary_columns - columns)
+            raise pa.ArrowInvalid(f"its schema has no column {unknown!r}")
         with pq.ParquetFile(
-            source, metadata=file.metadata, read_dictionary=sorted(with_dictionary)
+            source, metadata=file.metadata, read_dictionary=sorted(dictionary_columns)
         ) as dictionaries:
             yield _Reader(file, dictionaries, chunks, size)
 
