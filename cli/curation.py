@@ -40,7 +40,8 @@ def pairs(
         out.print(paragraph, style="dim")
     print_table(check.worst())
     _write(check, page, table_file, counted(check.left_out, "pair is", "pairs are"))
-    return check.to_dict()
+    # A dictionary for each pair takes time and memory
+    return check.to_dict() if json else None
 
 
 def duplicates(

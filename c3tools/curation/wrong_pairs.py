@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..store.leave_out import shards_metadata
 from ..store.left_out import LEAVE_OUT_COLUMN
+from ..store.rows import row_splits
 from ..transforms.calibration import Calibration
 from .exports import require_no_export
 from .pictures import NO_PATH, pictures_of
@@ -281,7 +282,14 @@ def check_pairs(
     store = Store.open(store, reporter=reporter)
     require_no_export(store)
     first, second = store.choose_modalities(modalities, "A check of pairs")
-    pairs = store.pairs(first, second, split=split)
+    # Embeddings stay in the precision of the store, or they would take twice the memory
+    rows_of = {}
+    for name in (first, second):
+        rows = store.load(name, split)
+        rows_of[name] = replace(
+            rows, embeddings=rows.embeddings.astype(store.info.dtype, copy=False)
+        )
+    pairs = Pairs.match(rows_of[first], rows_of[second])
     if len(pairs) < _LEAST_PAIRS:
         raise StoreError(
             f"{store.path} has {counted(len(pairs), 'pair')} of {first} and {second} rows"
@@ -308,7 +316,7 @@ def check_pairs(
             remedy="Embed more, or load moments of the same model with `c3 means load FILE`.",
         )
     scored = score_pairs(pairs, calibration, seed, reporter)
-    splits = np.array(pairs.second.select(pairs.rows).splits, dtype=object)
+    splits = np.array(row_splits(pairs.second.table), dtype=object)[pairs.rows]
 
     # Mark train pairs alone
     is_train = splits == "train"
@@ -401,8 +409,8 @@ def score_pairs(
             y = _centred(calibration, pairs.second, pairs.rows[block])  # (b, d)
 
             # The cosine is that of the embeddings as they are
-            first_rows = unit_rows(pairs.first.embeddings[items[block]]).astype(np.float64)
-            second_rows = unit_rows(pairs.second.embeddings[pairs.rows[block]]).astype(np.float64)
+            first_rows = _unit(pairs.first, items[block]).astype(np.float64)
+            second_rows = _unit(pairs.second, pairs.rows[block]).astype(np.float64)
             cosine[block] = np.einsum("nd,nd->n", first_rows, second_rows)
 
             # Column 0 of (b, 1 + exchanges) has the pairs themselves
@@ -425,11 +433,16 @@ def score_pairs(
     return ScoredPairs(cosine, z, rank, better, np.concatenate(exchanged), size)
 
 
+def _unit(rows: Rows, numbers: Indices) -> Matrix:
+    """Return rows at unit length: float32 (n, d)."""
+    return unit_rows(rows.embeddings[numbers].astype(np.float32))
+
+
 def _are_equal(rows: Rows, numbers: Indices) -> bool:
     """Return whether rows are equal but for rounding."""
-    first = unit_rows(rows.embeddings[numbers[:1]])
+    first = _unit(rows, numbers[:1])
     for start in range(0, len(numbers), _ROWS_AT_A_TIME):
-        block = unit_rows(rows.embeddings[numbers[start : start + _ROWS_AT_A_TIME]])
+        block = _unit(rows, numbers[start : start + _ROWS_AT_A_TIME])
         if ((block - first) ** 2).sum(axis=1).max() > _EQUAL:
             return False
     return True
