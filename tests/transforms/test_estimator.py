@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,8 +46,14 @@ def test_fit_and_transform_rows_and_pairs() -> None:
 def test_refusals() -> None:
     with pytest.raises(NotFittedError, match="not fitted"):
         EmbeddingTransformer().transform(X)
-    with pytest.raises(TransformError, match=r"the rows of 'text'[\s\S]*takes them as y"):
+    with pytest.raises(TransformError, match=r"ridge is fitted on pairs[\s\S]*text row.*as y"):
         EmbeddingTransformer("ridge").fit(X, np.zeros(len(X)))
+    with pytest.raises(TransformError, match="target are both 'text'"):
+        EmbeddingTransformer(modality="text", target="text").fit(Y)
+    with pytest.raises(TransformError, match="no preset 'c4'"):
+        EmbeddingTransformer("c4").fit(X)
+    with pytest.raises(TransformError, match=r"\(0 text, 1 image\), but row 0 has 2"):
+        EmbeddingTransformer(modality=("text", "image")).fit(tagged(Y, 2))
 
 
 def test_labels_of_several_columns_are_no_rows() -> None:
@@ -94,3 +101,34 @@ def test_works_with_scikit_learn() -> None:
     labels = (Y[:, -1] > np.median(Y[:, -1])).astype(int)
     model = make_pipeline(EmbeddingTransformer(), LogisticRegression(C=100.0)).fit(Y, labels)
     assert model.score(Y, labels) > 0.9
+
+
+def tagged(rows: np.ndarray, number: int) -> np.ndarray:
+    return np.column_stack([rows, np.full(len(rows), number)])
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_model_is_trained_on_texts_and_used_on_images(tmp_path: Path, is_saved: bool) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+
+    recipe = preset("c2-collapse").fit(MOMENTS)
+    transformer = EmbeddingTransformer(
+        str(recipe.save(tmp_path / "r")) if is_saved else recipe, modality=("text", "image")
+    )
+    labels = (Y[:, -1] > np.median(Y[:, -1])).astype(int)
+    model = make_pipeline(transformer, LogisticRegression(C=100.0)).fit(tagged(Y, 0), labels)
+    by_hand = LogisticRegression(C=100.0).fit(recipe.transform(Y, modality="text"), labels)
+    expected = by_hand.predict(recipe.transform(X, modality="image"))
+    np.testing.assert_array_equal(model.predict(tagged(X, 1)), expected)
+    assert model[0].get_feature_names_out().shape == (24,)
+    both = np.concatenate([tagged(Y, 0), tagged(X, 1)])
+    scores = cross_val_score(model, both, np.tile(labels, 2), scoring="f1", cv=2)
+    assert np.isfinite(scores).all()
+
+
+def test_rows_of_both_modalities_are_fitted_by_their_column() -> None:
+    both = np.concatenate([tagged(Y, 0), tagged(X, 1)])
+    got = EmbeddingTransformer(modality=("text", "image")).fit_transform(both)
+    assert_close(got, np.concatenate([unit(Y - Y.mean(0)), unit(X - X.mean(0))]))
