@@ -204,10 +204,11 @@ def remedy_of(error: OSError) -> str:
 
 
 OUT_OF_MEMORY = "Out of memory. Finished work is kept."
-# as torch, OpenVINO, numpy and the loader of libraries say it; none has a class of its own for it
+# as torch, cuBLAS, cuDNN, OpenVINO, numpy and the loader of libraries say it; none has a class of
+# its own for it
 _SHORT_OF_MEMORY = re.compile(
     "out of memory|not enough memory|allocate memory|bad_alloc|failed to map segment"
-    "|can't start new thread",
+    "|can't start new thread|ALLOC_FAILED|ALLOCATION_FAILED",
     re.IGNORECASE,
 )
 

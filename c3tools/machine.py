@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -18,9 +19,9 @@ from .encoders.backends import BACKENDS
 from .metrics.caption_scores import caption_metrics
 from .result_table import Table
 
-_PACKAGES = (
-    "torch open_clip_torch openvino nncf numpy pyarrow safetensors faiss-cpu faiss-gpu".split()
-)
+_BUILDS_OF_FAISS = "faiss faiss-cpu faiss-gpu faiss-gpu-cu11 faiss-gpu-cu12 faiss-gpu-cuvs".split()
+_PACKAGES = "torch open_clip_torch openvino nncf numpy pyarrow safetensors".split()
+_PACKAGES += _BUILDS_OF_FAISS
 _EXTRA = re.compile(
     r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']"""
 )
@@ -34,6 +35,8 @@ def describe_machine() -> dict[str, Any]:
 
         - ``c3tools``, ``python``, ``platform``: versions
         - ``packages``: versions by name, None if not installed
+        - ``faiss``: ``version``, ``gpus`` (number) and ``options`` of the build of FAISS that is
+          imported, None if there is none
         - ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None if unknown),
           ``precisions`` and ``auto``, the precision that ``--precision auto`` chooses
         - ``backends``: for each ``name``, ``devices`` (with precisions, in words), ``installed``
@@ -50,6 +53,7 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
+        "faiss": _faiss(),
         "devices": [_device(name) for name in device_names],
         "backends": [_backend(backend) for backend in BACKENDS.values()],
         "extras": _missing_packages(),
@@ -60,10 +64,20 @@ def describe_machine() -> dict[str, Any]:
 def machine_report(description: Mapping[str, Any]) -> list[str | Table]:
     """Return a description of a machine, see `describe_machine`, as lines and tables to show."""
     versions = [f"{name} {version}" for name, version in description["packages"].items() if version]
+    faiss_lines = []
+    if description["faiss"]:
+        facts = description["faiss"]
+        faiss_lines.append(f"FAISS {facts['version']} ({facts['options']}), {facts['gpus']} GPUs")
+    builds = [name for name in _BUILDS_OF_FAISS if description["packages"].get(name)]
+    if len(builds) > 1:
+        faiss_lines.append(
+            f"{' and '.join(builds)} own the same files. Uninstall them, then install one."
+        )
     return [
         f"c3tools {description['c3tools']}, Python {description['python']}, "
         f"{description['platform']}",
         ", ".join(versions),
+        *faiss_lines,
         _device_table(description["devices"]),
         _backend_table(description["backends"]),
         _extra_table(description["extras"]),
@@ -121,6 +135,18 @@ def _backend(backend: type[EncoderBackend]) -> dict[str, Any]:
         "installed": backend.is_installed(),
         "extra": backend.extra,
     }
+
+
+def _faiss() -> dict[str, Any] | None:
+    """Return facts on the build of FAISS that is imported."""
+    try:
+        faiss: Any = importlib.import_module("faiss")
+    except ImportError:
+        return None
+    # A build for CPUs has no GPUs to count
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+    options = faiss.get_compile_options().strip()
+    return {"version": faiss.__version__, "gpus": gpus, "options": options}
 
 
 def _version(name: str) -> str | None:

@@ -146,7 +146,9 @@ def generate(
                 generator(config.seed, "nucleus", key).random(model.config.max_tokens)
                 for key in keys[part]
             ]
-            draws = torch.from_numpy(np.array(numbers)).to(model.device)  # (B, T)
+            # MPS has no float64, so the CPU samples in its place
+            draws_on = "cpu" if model.device.type == "mps" else model.device
+            draws = torch.from_numpy(np.array(numbers)).to(draws_on)  # (B, T)
         captions += _write_step_by_step(model, batch, config, draws)
     return captions
 
@@ -185,7 +187,7 @@ def _write_step_by_step(
             unfinished_rows = [unfinished_rows[place] for place in continued]
             places = torch.tensor(continued, dtype=torch.int64, device=batch.device)
             tokens = tokens[places]
-            draws = None if draws is None else draws[places]
+            draws = None if draws is None else draws[places.to(draws.device)]
             cache.batch_select_indices(places)
         if step + 1 == limit or not unfinished_rows:
             break
@@ -195,16 +197,16 @@ def _write_step_by_step(
 
 def _sample_from_nucleus(scores: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
     """Sample tokens (B,) from the nucleus (Holtzman et al., 2020), by inverse transform of numbers
-    in [0, 1), (B,).
+    in [0, 1), (B,). It is computed where these numbers are.
     """
-    unsorted = (scores.double() / config.temperature).softmax(-1)
+    unsorted = (scores.to(draws.device).double() / config.temperature).softmax(-1)
     probabilities, order = unsorted.sort(-1, descending=True)  # (B, V)
     cumulative = probabilities.cumsum(-1)  # (B, V)
     is_in_nucleus = cumulative - probabilities < config.top_p  # the first token always is
     target = draws * (probabilities * is_in_nucleus).sum(-1)  # (B,)
     rank = torch.searchsorted(cumulative, target[:, None], right=True)  # (B, 1)
     rank = torch.minimum(rank, is_in_nucleus.sum(-1, keepdim=True) - 1)
-    return order.gather(1, rank)[:, 0]
+    return order.gather(1, rank)[:, 0].to(scores.device)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..corpus.containers import PhotoFinder
 from ..corpus.splits import split_order
 from ..embedding.decoding import decode_photos
 from ..index.coder import choose_factory
-from ..index.codes import cell_count, load_faiss, set_nprobe
+from ..index.codes import cell_count, load_faiss, on_gpus, set_nprobe
 from ..moments import unit_rows
 from ..reporter import Reporter, counted
 from ..store import Rows, Store
@@ -23,7 +23,7 @@ from .agreement import SAME_SCENE, THUMBNAILS, Photo, compare
 from .groups import HELD_OUT, Copy, DuplicateGroup, Tier
 
 _NEAREST = 10  # rows of the same modality whose content is compared with that of a row at a time
-_EXACT_SEARCH = 50_000  # rows beyond which the nearest are looked for in some of the cells alone
+_EXACT_SEARCH = 50_000  # rows beyond which a CPU looks for the nearest in some of the cells alone
 _PROBES = 8  # cells
 _TRAINED_PER_CELL = 64  # rows
 _SEARCHED_AT_A_TIME = 1_024
@@ -427,8 +427,10 @@ class _NearestRows:
         faiss = load_faiss()
         count = len(numbers)
         dim = unit.shape[1]
-        if count <= _EXACT_SEARCH:
-            self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+        exact = faiss.IndexFlatIP(dim)
+        self._is_on_gpus = count > _EXACT_SEARCH and on_gpus(exact) is not exact
+        if count <= _EXACT_SEARCH or self._is_on_gpus:
+            self._index = faiss.IndexIDMap2(exact)
         else:
             factory = choose_factory(count, dim)
             self._index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
@@ -441,6 +443,14 @@ class _NearestRows:
         """Look from now on only among some of the rows: bool (n,)."""
         is_wanted = np.zeros(len(is_left), dtype=bool)
         is_wanted[self.numbers] = is_left[self.numbers]
+        if self._is_on_gpus:
+            # Rows cannot be removed there, so the index is made again
+            self._index_rows = np.flatnonzero(is_wanted)
+            exact = load_faiss().IndexFlatIP(self._unit.shape[1])
+            exact.add(self._unit[self._index_rows])
+            self._index = on_gpus(exact)
+            self._is_indexed = is_wanted
+            return
         removed = np.flatnonzero(self._is_indexed & ~is_wanted)
         if len(removed):
             self._index.remove_ids(removed)
@@ -461,6 +471,8 @@ class _NearestRows:
             for start in range(0, len(queries), _SEARCHED_AT_A_TIME):
                 block = queries[start : start + _SEARCHED_AT_A_TIME, None]
                 cosines, nearest = self._index.search(self._unit[block[:, 0]], nearest_of_each)
+                if self._is_on_gpus:
+                    nearest = np.where(nearest < 0, -1, self._index_rows[nearest])
                 is_pair = (nearest != block) & (nearest >= 0)
                 numbers = np.minimum(nearest, block) * count + np.maximum(nearest, block)
                 pair_numbers.append(numbers[is_pair])

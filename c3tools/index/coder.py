@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import StoreError
 from ..reporter import Reporter, counted
 from ..seeds import generator
-from .codes import CodeFormat, cell_count, has_codes, last_line, load_faiss
+from .codes import CodeFormat, cell_count, has_codes, last_line, load_faiss, on_gpus
 from .transformed_rows import TransformedRows
 
 _FLAT_ROWS = 20_000
@@ -58,6 +58,13 @@ def train_coder(
                 standard_error = os.dup(2)
                 os.dup2(written.fileno(), 2)
                 try:
+                    # GPUs look for the cells of rows, which is most of the work
+                    inverted = faiss.try_extract_index_ivf(index)
+                    if inverted:
+                        cells = faiss.IndexFlat(inverted.d, inverted.metric_type)
+                        cells_on_gpus = on_gpus(cells)
+                        if cells_on_gpus is not cells:
+                            inverted.clustering_index = cells_on_gpus
                     index.train(sample)
                 finally:
                     os.dup2(standard_error, 2)

@@ -20,6 +20,7 @@ import pyarrow as pa
 from ..arrays import Matrix
 from ..errors import StoreError, optional_module
 from ..export.formats import ParquetFormat
+from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..store.rows import one_array
 from ..store.shards import CODE_FORMAT
@@ -115,10 +116,33 @@ def cell_count(index: Any) -> int:
 
 
 def set_nprobe(index: Any, nprobe: int | None) -> None:
-    """Let a FAISS index visit so many inverted lists, if it has any."""
-    inverted = load_faiss().try_extract_index_ivf(index)
-    if inverted and nprobe:
-        inverted.nprobe = nprobe
+    """Let a FAISS index, on the CPU or on GPUs, visit so many inverted lists; None if it has
+    none.
+    """
+    if nprobe:
+        faiss = load_faiss()
+        parameters = getattr(faiss, "GpuParameterSpace", faiss.ParameterSpace)()
+        parameters.set_index_parameter(index, "nprobe", nprobe)
+
+
+def on_gpus(index: Any, reporter: Reporter = SILENT) -> Any:
+    """Return a FAISS index on all GPUs that FAISS sees.
+
+    The index itself is returned if there are none, or if its kind cannot be on a GPU, which is
+    reported.
+    """
+    faiss = load_faiss()
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        return index
+    options = faiss.GpuMultipleClonerOptions()
+    options.use_cuvs = False  # cuVS, which some builds have, lacks kinds that FAISS itself has
+    # In float32 the tables of 64 pieces do not fit into the shared memory of a GPU
+    options.useFloat16 = isinstance(_behind_rotations(index), faiss.IndexIVFPQ)
+    try:
+        return faiss.index_cpu_to_all_gpus(index, options)
+    except RuntimeError as error:
+        reporter.message(f"FAISS runs on the CPU, not on a GPU: {last_line(error)}")
+        return index
 
 
 def codes_of(batch: pa.RecordBatch) -> Codes:

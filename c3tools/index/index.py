@@ -50,13 +50,22 @@ from ..store.rows import keys_of, one_array
 from ..store.shards import INFO_FILE, ShardName, part_name, read_header, shard_schema
 from ..transforms import Pipeline
 from ..transforms.calibration import Calibration
-from .codes import HIT_COLUMNS, TRAINED_FILE, CodeFormat, load_faiss, open_codes, set_nprobe
+from .codes import (
+    HIT_COLUMNS,
+    TRAINED_FILE,
+    CodeFormat,
+    load_faiss,
+    on_gpus,
+    open_codes,
+    set_nprobe,
+)
 from .pair_scores import fit_on_pairs
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
 LONGEST_CAPTION = 200  # characters of a hit that are printed
+_MOST_ON_GPU = 2048  # rows that FAISS returns from a GPU
 _OWN = Path("c3-index")  # where c3 index writes to
 _ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("modality", *HIT_COLUMNS)])
 _PROVENANCE = ("model", "store")
@@ -156,6 +165,7 @@ class Index:
     coder: CodeFormat
     bias: dict[str, dict[str, float]] | None = None
     _encoders: dict[tuple[str | None, ...], Encoder] = field(default_factory=dict, init=False)
+    _on_gpus: dict[str, Any] = field(default_factory=dict, init=False)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -367,7 +377,8 @@ class Index:
             backend: See `embed`.
             encoder: Embeds the queries. By default the model of the index, which is loaded once
                 and stays loaded.
-            reporter: Gets the messages of the encoder, and a message if the index is out of date.
+            reporter: Gets the messages of the encoder, and a message if the index is out of date
+                or cannot be searched on a GPU.
 
         Raises:
             StoreError: if there is not exactly one kind of query, a text is empty, the index has no
@@ -388,6 +399,7 @@ class Index:
         """
         _check_one_query(text=text, image=image, audio=audio, vector=vector, key=key)
         self._warn_if_stale(reporter)
+        self._searched(reporter)
 
         def load() -> Encoder:
             """Return the model of the index, which is loaded the first time."""
@@ -552,8 +564,6 @@ class Index:
 
         If there are fewer than ``k`` rows in the split, the row number is -1 and the score -inf.
         """
-        index = self._searched[modality]
-        set_nprobe(index, nprobe)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         wanted: Any = None  # bool (n,), the rows in the split
         if split not in (None, ALL):
@@ -567,6 +577,9 @@ class Index:
             first_row += other.ntotal
         ask = k
         while True:
+            searched = self._searched() if ask <= _MOST_ON_GPU else self.indexes
+            index = searched[modality]
+            set_nprobe(index, nprobe)
             scores, found = index.search(queries, ask)
             rows = np.where(found < 0, -1, found + first_row)
             fits = rows >= 0
@@ -580,20 +593,12 @@ class Index:
         scores = np.where(fits, np.take_along_axis(scores, best, 1), -np.inf)
         return scores, np.where(fits, np.take_along_axis(rows, best, 1), -1)
 
-    @cached_property
-    def _searched(self) -> dict[str, Any]:
-        """Return the indexes on all GPUs that faiss sees; some kinds exist on CPUs only."""
-        faiss = load_faiss()
-        if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
-            return self.indexes
-        moved = {}
+    def _searched(self, reporter: Reporter = SILENT) -> dict[str, Any]:
+        """Return the FAISS index of each modality, on GPUs if there are any; see `on_gpus`."""
         for modality, index in self.indexes.items():
-            set_nprobe(index, self.record.get("nprobe"))
-            try:
-                moved[modality] = faiss.index_cpu_to_all_gpus(index)
-            except RuntimeError:
-                moved[modality] = index
-        return moved
+            if modality not in self._on_gpus:
+                self._on_gpus[modality] = on_gpus(index, reporter)
+        return self._on_gpus
 
     def _warn_if_stale(self, reporter: Reporter) -> None:
         """Say so if the store has changed since it was indexed; an index can be searched without

@@ -48,7 +48,10 @@ class _Unpickler(pickle.Unpickler):
             case "torch.storage", "_load_from_bytes":
                 import torch
 
-                return lambda payload: torch.load(io.BytesIO(payload), weights_only=True)
+                # also those of a GPU, which may not be there
+                return lambda payload: torch.load(
+                    io.BytesIO(payload), map_location="cpu", weights_only=True
+                )
             case "collections", "OrderedDict":
                 return OrderedDict
         raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")

@@ -8,6 +8,7 @@ import pickle
 import re
 from pathlib import Path
 
+import faiss
 import numpy as np
 import open_clip
 import pytest
@@ -107,6 +108,15 @@ def test_models_and_the_machine_are_described(c3: C3) -> None:
     described = as_json(c3("info", "--json"))
     assert described["packages"]["torch"] == importlib.metadata.version("torch")
     assert f"{described['devices'][0]['memory'] / 2**30:.1f} GiB" in done(c3("info")).stdout
+
+
+def test_two_builds_of_faiss_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = machine.describe_machine()
+    assert described["faiss"]["version"] == faiss.__version__
+    assert described["faiss"]["gpus"] == 0
+    described["packages"]["faiss-gpu-cuvs"] = faiss.__version__
+    said = [line for line in machine.machine_report(described) if "faiss" in str(line)]
+    assert any("faiss-cpu and faiss-gpu-cuvs own the same files" in str(line) for line in said)
 
 
 def test_an_extra_lists_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,15 @@ def test_captions_are_those_of_the_cpu(gpu: str, config: GenerationConfig) -> No
     assert generate(on_gpu, inputs, config, KEYS) == expected
 
 
+def test_a_nucleus_is_sampled_where_there_is_no_float64(shadow: FakeCuda) -> None:
+    captioner = trained_captioner()
+    inputs = inputs_of(captioner)
+    config = GenerationConfig("nucleus")
+    on_mps = copy.deepcopy(captioner.decoder).to("mps")
+    expected = generate(captioner.decoder, inputs, config, KEYS)
+    assert generate(on_mps, inputs, config, KEYS) == expected
+
+
 def test_one_read_a_word(shadow: FakeCuda) -> None:
     captioner = trained_captioner()
     inputs = inputs_of(captioner)

@@ -12,7 +12,6 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
@@ -260,21 +259,6 @@ def test_queries_by_number_and_by_key(store: Store, index: Index) -> None:
     for fixed in (one, hit):
         with pytest.raises(FrozenInstanceError):
             fixed.query = ""  # type: ignore[misc, union-attr]
-
-
-def test_an_index_is_searched_on_gpus(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What faiss-gpu offers, on the CPU; it refuses the second part."""
-    queries = index.indexes["image"].reconstruct_n(0, 3)
-    expected = index.rank(queries, "image")
-    move = Mock(wraps=faiss.clone_index, side_effect=[DEFAULT, RuntimeError("not this kind")])
-    for name, value in {
-        "StandardGpuResources": 0,
-        "get_num_gpus": lambda: 1,
-        "index_cpu_to_all_gpus": move,
-    }.items():
-        monkeypatch.setattr(faiss, name, value, raising=False)
-    assert Index.open(index.path).rank(queries, "image") == expected
-    assert move.call_count == 2
 
 
 def test_scores_of_other_pipelines_can_be_compared_too(store: Store, tmp_path: Path) -> None:

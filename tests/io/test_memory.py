@@ -81,6 +81,8 @@ def test_memory_that_is_not_free_is_not_the_fault_of_a_file(
     [
         (MemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("libopenvino.so: failed to map segment from shared object"), True),
         (ImportError("libtorch.so: failed to map segment from shared object"), True),
         (OSError(12, "Cannot allocate memory"), True),

@@ -338,6 +338,14 @@ def test_a_pickle_of_c3(protocol: int) -> None:
     np.testing.assert_allclose(text.embeddings, TEXTS, atol=1e-3)
 
 
+def test_a_pickle_of_tensors_on_a_gpu_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = c3_pickle()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        path = dump("train.pkl", content)
+    assert import_embeddings(path, "c3-store").rows == {"image": 3, "text": 6}
+
+
 @pytest.mark.parametrize("captions", [COCO, CONCEPTUAL])
 def test_a_pickle_of_clipcap_has_images_alone(captions: list[dict[str, Any]]) -> None:
     path = dump("cc.pkl", {"clip_embedding": in_halves(IMAGES), "captions": captions})
