@@ -174,21 +174,19 @@ def _root(
     pass
 
 
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt("Terminated.")
-
-
-def _leave_termination_to_the_system() -> None:
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+
+    def terminate(*_: object) -> None:
+        raise KeyboardInterrupt("Terminated.")
+
+    def end_without_message() -> None:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, terminate)
     if hasattr(os, "register_at_fork"):  # not on Windows
-        # workers end without a message
-        os.register_at_fork(after_in_child=_leave_termination_to_the_system)
+        os.register_at_fork(after_in_child=end_without_message)  # in workers
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a character that the terminal cannot show is no reason to stop

@@ -178,6 +178,7 @@ class _Command:
 
     def run(self, **values: Any) -> None:
         """Run the command with the values of its parameters, and write and show its result."""
+        # --json and --open, which the command's function may not have
         json = values["json"]
         if "json" not in self.parameters:
             del values["json"]
@@ -185,6 +186,8 @@ class _Command:
         if shows_page and "html" in values:
             values["html"] = values["html"] or output_file(f"{self.name}.html", ".html")
         out.quiet = json == "-"
+
+        # Values that the parser of the command line lets pass, or leaves in pieces
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise C3Error(f"{self.flags(name)[0]} must be a finite number, not {value}.")
@@ -193,12 +196,14 @@ class _Command:
             values["other"] = {file.name: file.path for file in files}
 
         _import_pyarrow()
+        # Call the command's function; that of a group is given the verb
         module = importlib.import_module(f".{self.source.module}", __package__)
         function = getattr(module, self.function.name)
         if self.is_shared:
             function = partial(function, getattr(c3tools, self.source.verbs[0]))
         result = function(**values)
 
+        # Show the result
         outcome = result if isinstance(result, Outcome) else Outcome(result, 0)
         if outcome.value is not None:
             write_json(outcome.value, json)
@@ -308,7 +313,12 @@ def _import_pyarrow() -> None:
     """Import pyarrow without pandas: it imports it with the first array, half a second that no
     command needs.
     """
-    finder: Any = SimpleNamespace(find_spec=_hide_pandas)
+
+    def hide_pandas(name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+    finder: Any = SimpleNamespace(find_spec=hide_pandas)
     sys.meta_path.insert(0, finder)
     try:
         import pyarrow
@@ -316,29 +326,6 @@ def _import_pyarrow() -> None:
         pyarrow.array([])
     finally:
         sys.meta_path.remove(finder)
-
-
-def _hide_pandas(name: str, *_: object) -> None:
-    if name == "pandas":
-        raise ModuleNotFoundError(name)
-
-
-def _with_flags(command: _Command, words: str) -> str:
-    """Return the words of an entry as the shell's help has them.
-
-    A parameter in double backquotes becomes its flag: ``sigma`` is --sigma. Of other code, the
-    backquotes are left out.
-    """
-    with_flags = re.sub(r"``(\w+)``", lambda reference: command.flags(reference[1])[0], words)
-    return with_flags.replace("``", "")
-
-
-def _shows_default(default: Any) -> bool:
-    """Return whether the help shows a default: not if there is none, a flag is off, it is empty, or
-    it is 0.
-    """
-    has_value = default is not None and default is not _REQUIRED
-    return has_value and default not in (False, "", [])  # 0 equals False
 
 
 def _annotate(command: _Command, name: str) -> Any:
@@ -351,18 +338,22 @@ def _annotate(command: _Command, name: str) -> Any:
     elif settings.parse and get_origin(kind) is list:
         # the whole list is typed as one text, which is then parsed
         kind = str
-    words = _with_flags(command, parameter.words)
+    # A parameter in double backquotes becomes its flag: ``sigma`` is --sigma; other code loses them
+    words = re.sub(r"``(\w+)``", lambda match: command.flags(match[1])[0], parameter.words)
+    words = words.replace("``", "")
     if get_origin(kind) is list and not parameter.is_argument:
         words += " May be repeated."
     metavar = settings.metavar
     if metavar is None and "Path" in parameter.annotation:  # the annotation is source text
         metavar = "PATH"
+    # No default, an empty one, a flag that is off and 0, which equals False, are not shown
+    has_default = parameter.default is not None and parameter.default is not _REQUIRED
     shared: dict[str, Any] = {
         "help": words,
         "metavar": metavar,
         "parser": settings.parse,
         "autocompletion": settings.complete,
-        "show_default": _shows_default(parameter.default),
+        "show_default": has_default and parameter.default not in (False, "", []),
     }
     if get_origin(kind) is Annotated:
         _, numbers = get_args(kind)
@@ -422,18 +413,13 @@ def _parameters(function: ast.FunctionDef) -> dict[str, _Parameter]:
         entry = words.get(argument.arg, "")
         if reference := _REFERENCE.fullmatch(entry):
             entry = _parameters(_verb(reference[1]))[argument.arg].words
+        value = _REQUIRED if default is None else ast.literal_eval(default)
+        if isinstance(value, tuple):
+            value = list(value)
         parameters[argument.arg] = _Parameter(
-            annotation, _default(default), entry, is_argument=argument in positional
+            annotation, value, entry, is_argument=argument in positional
         )
     return parameters
-
-
-def _default(node: ast.expr | None) -> Any:
-    """Return the value of a default in a signature; a tuple as a list."""
-    if node is None:
-        return _REQUIRED
-    value = ast.literal_eval(node)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _verb(name: str) -> ast.FunctionDef:

@@ -321,8 +321,9 @@ def _batches(
 def _image_batches(
     photos: Mapping[str, Path], pending: Sequence[str], encoder: Encoder, size: int
 ) -> Iterator[_Batch]:
-    """Yield the embeddings of the pending photos: ``size`` at a time, or, if that is more than
-    `_PHOTOS`, in whole batches of the encoder that have at least as many.
+    """Yield the embeddings of the pending photos: but for the last ones, at least ``size`` or
+    `_PHOTOS` at a time, whichever is fewer. Batches of the encoder stay whole, which on a GPU have
+    up to 256 photos.
     """
     images = [ImageItem(key, str(photos[key]), None, None) for key in pending]
     options = EmbedOptions(

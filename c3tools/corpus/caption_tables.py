@@ -141,23 +141,17 @@ def read_captions(
         raise CorpusError(f"{path} cannot be read ({reason_of(error)}).") from error
 
 
-def _read_json_lines(path: Path, pick_columns: _Pick) -> _Rows:
-    """Yield the rows; the columns are those of the first one."""
-    columns: _Columns | None = None
-    for record in read_records(path):
-        columns = columns or pick_columns(record.values)
-        yield record, columns
-
-
-def _read_csv(path: Path, pick_columns: _Pick) -> _Rows:
+def _read_table(path: Path, pick_columns: _Pick) -> _Rows:
+    """Yield the rows of JSON lines or CSV; the columns are those of the first one."""
+    is_csv = path.suffix.lower() != ".jsonl"
     columns: _Columns | None = None
     for record in read_records(path):
         # Spreadsheets may write rows of empty cells at the end
-        if not any(cell and cell.strip() for cell in record.values.values()):
+        if is_csv and not any(cell and cell.strip() for cell in record.values.values()):
             continue
         # The last column has no name if the lines end in a delimiter
         columns = columns or pick_columns(filter(None, record.values))
-        for name in columns.texts:
+        for name in columns.texts if is_csv else ():
             record.values[name] = _unlisted(record.values[name])
         yield record, columns
 
@@ -233,7 +227,9 @@ def _read_lines(path: Path, pick_columns: _Pick) -> _Rows:
             if line == 1:
                 names = [name.strip() for name in text.split(delimiter_of(text))]
                 if pick(names, "image", "url") and pick(names, "caption"):
-                    yield from _read_csv(path, pick_columns)  # captions.txt, of Flickr8k on Kaggle
+                    yield from _read_table(
+                        path, pick_columns
+                    )  # captions.txt, of Flickr8k on Kaggle
                     return
             match = _TOKENS.fullmatch(text.strip())
             image, caption = match.groups() if match else (None, text)
@@ -243,9 +239,9 @@ def _read_lines(path: Path, pick_columns: _Pick) -> _Rows:
 
 _READERS: dict[str, Callable[[Path, _Pick], _Rows]] = {
     ".json": _read_json,
-    ".jsonl": _read_json_lines,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
+    ".jsonl": _read_table,
+    ".csv": _read_table,
+    ".tsv": _read_table,
     ".parquet": _read_parquet,
     ".txt": _read_lines,
     ".token": _read_lines,

@@ -177,7 +177,23 @@ class PhotoFinder(ImageReader):
                 return self.find(str(folder.absolute() / path))
 
         if in_container:
-            return ImageItem(path, path, None, None, self._source_in(file, path))
+            try:
+                # The images of a tar or table are listed once
+                if file not in self._containers:
+                    container = location(file)
+                    unused = Corpus()  # is told what cannot be used
+                    if container.suffix.lower() == ".tar":
+                        rows = read_tar(container, self._options, unused)
+                        sources = {image.path: image.source for image, _, _ in rows}
+                    else:
+                        cells = image_rows(container, self._options, unused)
+                        sources = {f"{file}#{row.number}": row.cell for row in cells}
+                    self._containers[file] = sources
+                return ImageItem(path, path, None, None, self._containers[file][path])
+            except KeyError as error:
+                raise FileNotFoundError(0, f"{file}: the image is not in it") from error
+            except (*UNREADABLE, CorpusError) as error:
+                raise FileNotFoundError(0, f"{file}: {reason_of(error)}") from error
         if is_url(path):
             if not self._options.download:
                 raise error_without_download(path)
@@ -185,26 +201,3 @@ class PhotoFinder(ImageReader):
         if not is_file:
             raise FileNotFoundError(0, "there is no such file")
         return ImageItem(path, path, None, None)
-
-    def _source_in(self, file: str, path: str) -> ImageSource | None:
-        """Return the place of an image in a tar or table.
-
-        Raises:
-            FileNotFoundError: if the file cannot be read, or the image is not in it.
-        """
-        try:
-            if file not in self._containers:
-                container = location(file)
-                unused = Corpus()  # is told what cannot be used
-                if container.suffix.lower() == ".tar":
-                    rows = read_tar(container, self._options, unused)
-                    sources = {image.path: image.source for image, _, _ in rows}
-                else:
-                    cells = image_rows(container, self._options, unused)
-                    sources = {f"{file}#{row.number}": row.cell for row in cells}
-                self._containers[file] = sources
-            return self._containers[file][path]
-        except KeyError as error:
-            raise FileNotFoundError(0, f"{file}: the image is not in it") from error
-        except (*UNREADABLE, CorpusError) as error:
-            raise FileNotFoundError(0, f"{file}: {reason_of(error)}") from error

@@ -647,7 +647,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     """Add the rows of a text file as texts without images.
 
     Raises:
-        CorpusError: if it cannot be read, or is an image at a URL.
+        CorpusError: if it cannot be read, is an image at a URL, or a list of paths.
     """
     if is_url(file) and file.suffix.lower() in _MEDIA_SUFFIXES:
         raise CorpusError(
@@ -658,7 +658,28 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     file_split = split_in_name(stem)
     if file.suffix.lower() in _PLAIN:
         file_split = None
-        _refuse_list_of_paths(file)
+        # A list of which most lines are paths of files, or URLs: these are meant, not their paths
+        first_rows = [row for row in islice(read_captions(file), _LOOKED_AT) if not row.file_name]
+        texts = [text for row in first_rows for text in row.captions]
+        # A word may happen to be the name of a file, so paths have a folder or a suffix. os.path,
+        # because a text may be too long for a path
+        is_file = os.path.isfile
+        paths = [text for text in texts if os.path.dirname(text) or os.path.splitext(text)[1]]  # noqa: PTH120, PTH122
+        files = [text for text in paths if is_file(text) or is_file(file.parent / text)]
+        addresses = [text for text in texts if is_url(text)]
+        of_lines = f"of the first {counted(len(texts), 'line')} of {file.name} are"
+        if len(addresses) > len(texts) / 2:
+            raise CorpusError(
+                f"{len(addresses):,} {of_lines} URLs, such as {addresses[0]}.",
+                remedy="To embed the images there, make a table of them: (echo url; cat "
+                f"{file.name}) > urls.csv; c3 embed urls.csv --download",
+            )
+        if len(files) > len(texts) / 2:
+            raise CorpusError(
+                f"{len(files):,} {of_lines} paths of files, such as {files[0]}.",
+                remedy="To embed the files, give them as arguments: xargs -d '\\n' c3 embed < "
+                'LIST. To embed the paths as texts, write them as JSON lines: {"text": "..."}.',
+            )
     texts_of_image = Counter[str]()
     urls = 0
     for row in read_captions(file, options):
@@ -685,37 +706,6 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         corpus.notes.append(
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. "
             f"With --image-column it is read as a list of images.{rename}"
-        )
-
-
-def _refuse_list_of_paths(file: Path) -> None:
-    """Refuse plain texts of which most are paths of files, or URLs: these are meant, not their
-    paths.
-
-    Raises:
-        CorpusError: with the number of paths among the first lines.
-    """
-    rows = [row for row in islice(read_captions(file), _LOOKED_AT) if not row.file_name]
-    texts = [text for row in rows for text in row.captions]
-    # A word may happen to be the name of a file, so paths have a folder or a suffix. os.path,
-    # because a text may be too long for a path
-    is_file = os.path.isfile
-    paths = [text for text in texts if os.path.dirname(text) or os.path.splitext(text)[1]]  # noqa: PTH120, PTH122
-    files = [text for text in paths if is_file(text) or is_file(file.parent / text)]
-    urls = [text for text in texts if is_url(text)]
-    if len(urls) > len(texts) / 2:
-        raise CorpusError(
-            f"{len(urls):,} of the first {counted(len(texts), 'line')} of {file.name} are URLs, "
-            f"such as {urls[0]}.",
-            remedy="To embed the images there, make a table of them: (echo url; cat "
-            f"{file.name}) > urls.csv; c3 embed urls.csv --download",
-        )
-    if len(files) > len(texts) / 2:
-        raise CorpusError(
-            f"{len(files):,} of the first {counted(len(texts), 'line')} of {file.name} are paths "
-            f"of files, such as {files[0]}.",
-            remedy="To embed the files, give them as arguments: xargs -d '\\n' c3 embed < LIST. To "
-            'embed the paths as texts, write them as JSON lines: {"text": "..."}.',
         )
 
 

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -199,8 +199,18 @@ def records_in_list(
         elif isinstance(element, dict):
             values = dict(element)
             if isinstance(values.get("conversations"), list):
-                place = f"{path}, element {number}"
-                values["captions"] = _answers(values.pop("conversations"), place, error)
+                # The turns of a conversation as LLaVA has them
+                values["captions"] = []
+                for turn in values.pop("conversations"):
+                    is_turn = isinstance(turn, dict) and isinstance(turn.get("value"), str)
+                    if not is_turn or "from" not in turn:
+                        raise error(
+                            f"{path}, element {number}: a turn of its conversations is not as "
+                            "LLaVA writes it.",
+                            remedy='Use {"from": "human" or "gpt", "value": TEXT}.',
+                        )
+                    if turn["from"] == "gpt":
+                        values["captions"].append(turn["value"])
         else:
             raise error(
                 f"{path}, element {number} is neither a JSON object nor a text, but "
@@ -209,25 +219,6 @@ def records_in_list(
             )
         records.append(Record(number, values))
     return records
-
-
-def _answers(turns: Sequence[Any], place: str, error: type[C3Error]) -> list[str]:
-    """Return what the model says in a conversation as LLaVA has them.
-
-    Raises:
-        C3Error: of the class ``error``, if it has another layout.
-    """
-    answers = []
-    for turn in turns:
-        is_turn = isinstance(turn, dict) and isinstance(turn.get("value"), str)
-        if not is_turn or "from" not in turn:
-            raise error(
-                f"{place}: a turn of its conversations is not as LLaVA writes it.",
-                remedy='Use {"from": "human" or "gpt", "value": TEXT}.',
-            )
-        if turn["from"] == "gpt":
-            answers.append(turn["value"])
-    return answers
 
 
 def annotated_images(content: Any) -> list[AnnotatedImage]:
@@ -306,7 +297,29 @@ def read_table(
         if suffix in _JSON_LINES:
             return _table_of_json_lines(read_records(path, error), keep)
         if suffix in _CSV:
-            return _table_of_csv(read_records(path, error))
+            blocks = []
+            for block in _blocks_of(read_records(path, error)):
+                for record in block:
+                    if None in record.values.values():
+                        raise ValueError(
+                            f"line {record.line} has fewer cells than the header has columns"
+                        )
+                blocks.append(pa.Table.from_pylist([record.values for record in block]))
+            table = pa.concat_tables(blocks) if blocks else pa.table({})
+            for position, name in enumerate(table.column_names):
+                if not NUMBERED_COLUMN.fullmatch(name):
+                    continue
+                # Numbers are float64, with nulls for empty cells; texts stay if the first is no
+                # number
+                trimmed: Any = pc.utf8_trim_whitespace(table.column(name))
+                is_empty = pc.is_in(trimmed, pa.array(_EMPTY_NUMBERS))
+                numbers = pc.if_else(is_empty, None, trimmed)
+                try:
+                    numbers.slice(0, 1).cast(pa.float64())
+                except pa.ArrowInvalid:
+                    continue
+                table = table.set_column(position, name, numbers.cast(pa.float64()))
+            return table
     raise error(f"{path} is not a table in a supported format ({', '.join(TABLE_SUFFIXES)}).")
 
 
@@ -399,30 +412,6 @@ def _read_csv(path: Path, error: type[C3Error]) -> Iterator[Record]:
                     remedy=f"Put double quotes around each cell that contains {delimiter!r}.",
                 )
             yield Record(line, values)
-
-
-def _table_of_csv(records: Iterable[Record]) -> pa.Table:
-    """Return rows of texts as a table, in which columns with numbers as names are numbers."""
-    blocks = []
-    for block in _blocks_of(records):
-        for record in block:
-            if None in record.values.values():
-                raise ValueError(f"line {record.line} has fewer cells than the header has columns")
-        blocks.append(pa.Table.from_pylist([record.values for record in block]))
-    table = pa.concat_tables(blocks) if blocks else pa.table({})
-    for position, name in enumerate(table.column_names):
-        if not NUMBERED_COLUMN.fullmatch(name):
-            continue
-        # Numbers are float64, with nulls for empty cells; texts stay if the first is no number
-        trimmed: Any = pc.utf8_trim_whitespace(table.column(name))
-        is_empty = pc.is_in(trimmed, pa.array(_EMPTY_NUMBERS))
-        numbers = pc.if_else(is_empty, None, trimmed)
-        try:
-            numbers.slice(0, 1).cast(pa.float64())
-        except pa.ArrowInvalid:
-            continue
-        table = table.set_column(position, name, numbers.cast(pa.float64()))
-    return table
 
 
 def _table_of_json_lines(records: Iterable[Record], keep: Collection[str]) -> pa.Table:

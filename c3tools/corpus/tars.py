@@ -190,13 +190,20 @@ def _members(path: Path, corpus: Corpus) -> Iterator[_Member]:
     It goes from header to header; the contents of images are jumped over.
     """
     with open_binary(path) as file:
+
+        def read_header(size: int) -> bytes:
+            if size > LARGEST_TEXT:  # a header may declare any size
+                raise TooLargeError(f"a header of {size:,} bytes")
+            return file.read(size)
+
         size = file.seek(0, 2)
         file.seek(0)
         position = 0
         last = "its beginning"
         problem: str | None = None
         try:
-            archive = tarfile.TarFile(fileobj=_with_small_headers(file))
+            reader: Any = SimpleNamespace(read=read_header, seek=file.seek, tell=file.tell)
+            archive = tarfile.TarFile(fileobj=reader)
             while problem is None:
                 header = archive.next()
                 if header is None:
@@ -223,17 +230,6 @@ def _members(path: Path, corpus: Corpus) -> Iterator[_Member]:
         corpus.skip(path.name, str(path), "DamagedTar", f"the tar is {problem}; {_REMEDY}")
 
 
-def _with_small_headers(file: BinaryIO) -> Any:
-    """Return what `tarfile` reads the file with: a header may declare any size."""
-
-    def read(size: int) -> bytes:
-        if size > LARGEST_TEXT:
-            raise TooLargeError(f"a header of {size:,} bytes")
-        return file.read(size)
-
-    return SimpleNamespace(read=read, seek=file.seek, tell=file.tell)
-
-
 def _usable_member(
     path: Path, file: BinaryIO, header: tarfile.TarInfo, corpus: Corpus
 ) -> Iterator[_Member]:
@@ -243,7 +239,21 @@ def _usable_member(
         return
     _, suffix = _split_member(name)
     is_text = suffix in _TEXT_MEMBERS
-    refusal = _refusal_of(header, is_text)
+    parts = header.name.replace("\\", "/").split("/")
+    refusal: Refusal | None = None
+    if not parts[0] or ".." in parts or parts[0].endswith(":"):
+        refusal = Refusal(
+            "UnsafePath",
+            "the member's path is absolute or leads to a parent folder; such members are not read",
+        )
+    elif header.issym() or header.islnk() or header.isdev():
+        refusal = Refusal("NotAFile", "a link, device or pipe in a tar, which is not read")
+    elif header.issparse():
+        refusal = Refusal("NotAFile", "a sparse member, whose content is not stored in one piece")
+    elif not header.isdir() and not is_utf8(header.name):
+        refusal = Refusal("UnicodeError", "the member's name is not UTF-8")
+    elif is_text and header.size > LARGEST_TEXT:
+        refusal = Refusal("TooLarge", f"{header.size:,} bytes are too many for a caption")
     if refusal is not None:
         _skip_member(corpus, path, name, refusal)
         return
@@ -254,22 +264,3 @@ def _usable_member(
         yield _Member(name, start, header.size, None)
     elif is_text:
         yield _Member(name, start, header.size, file.read(header.size))
-
-
-def _refusal_of(member: tarfile.TarInfo, is_text: bool) -> Refusal | None:
-    """Return why a member is not read; None if it may be."""
-    parts = member.name.replace("\\", "/").split("/")
-    if not parts[0] or ".." in parts or parts[0].endswith(":"):
-        return Refusal(
-            "UnsafePath",
-            "the member's path is absolute or leads to a parent folder; such members are not read",
-        )
-    if member.issym() or member.islnk() or member.isdev():
-        return Refusal("NotAFile", "a link, device or pipe in a tar, which is not read")
-    if member.issparse():
-        return Refusal("NotAFile", "a sparse member, whose content is not stored in one piece")
-    if not member.isdir() and not is_utf8(member.name):
-        return Refusal("UnicodeError", "the member's name is not UTF-8")
-    if is_text and member.size > LARGEST_TEXT:
-        return Refusal("TooLarge", f"{member.size:,} bytes are too many for a caption")
-    return None

@@ -208,7 +208,19 @@ def embed(
     )
     kept_columns.require_values()
     options = replace(options, columns=kept_columns.types)
-    _report_inputs(corpus, recorded, reporter)
+
+    # Report how many inputs were found, what was noticed, and where their splits come from
+    counts = [
+        counted(len(items), {"audio": "sound"}.get(modality, modality))
+        for modality, items in corpus.by_modality().items()
+        if items or modality in ("image", "text")
+    ]
+    reporter.message(f"Found {', '.join(counts[:-1])} and {counts[-1]}.")
+    for note in corpus.notes:
+        reporter.message(note)
+    # Rows that are in the store keep their splits
+    of = "Splits" if recorded is None else "Splits of new inputs"
+    reporter.message(describe_origins(corpus.split_origins, of=of))
 
     # Choose the encoder; it is loaded when it is needed
     if encoder is not None and not device:
@@ -314,22 +326,6 @@ def _with_settings_of_store(
             remedy="Leave it out, or choose another --store.",
         )
     return replace(options, exact_decoding=stored_exact_decoding, fps=stored_fps)
-
-
-def _report_inputs(corpus: Corpus, recorded: StoreInfo | None, reporter: Reporter) -> None:
-    """Report how many inputs were found, what was noticed, and where their splits come from."""
-    counts = [
-        counted(len(items), {"audio": "sound"}.get(modality, modality))
-        for modality, items in corpus.by_modality().items()
-        if items or modality in ("image", "text")
-    ]
-    *media, texts = counts
-    reporter.message(f"Found {', '.join(media)} and {texts}.")
-    for note in corpus.notes:
-        reporter.message(note)
-    # Rows that are in the store keep their splits
-    of = "Splits" if recorded is None else "Splits of new inputs"
-    reporter.message(describe_origins(corpus.split_origins, of=of))
 
 
 def _planned_store(

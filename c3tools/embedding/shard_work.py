@@ -198,7 +198,6 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         self, encoder: Encoder, shards: Shards, report: Report
     ) -> Iterator[tuple[Batch, Matrix]]:
         """Yield the embedding (1, d) of each video or sound."""
-        embed = self._video if self.modality == "video" else self._sound
         for number, items in shards:
             for item in items:
                 row: dict[str, Any] = {
@@ -209,7 +208,13 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                     "columns": item.columns,
                 }
                 try:
-                    features, waited = embed(encoder, item, row)
+                    if self.modality == "video":
+                        features, waited = self._video(encoder, item, row)
+                    else:
+                        sound = encode_sound(encoder, item.path)
+                        row["duration"] = sound.duration
+                        features = sound.embedding
+                        waited = sound.reading
                     row["sha256"] = sha256_of(location(item.path))
                     batch = Batch(number, [row], [], waited)
                 except Exception as error:
@@ -245,16 +250,6 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         if not norm > 0:
             raise ValueError("the embeddings of its frames cancel out")
         return (total / norm).astype(np.float32), waited
-
-    def _sound(
-        self, encoder: Encoder, item: ImageItem, row: dict[str, Any]
-    ) -> tuple[Matrix, float]:
-        """Return the embedding of a sound, and the seconds that were spent on decoding; add its
-        duration to the row.
-        """
-        sound = encode_sound(encoder, item.path)
-        row["duration"] = sound.duration
-        return sound.embedding, sound.reading
 
     def _texts(
         self, encoder: Encoder, shards: Shards, report: Report
