@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import importlib.metadata
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,7 +161,10 @@ def explain_missing(purpose: str) -> Iterator[None]:
         if module in ("", "c3tools"):
             raise
         package = _PACKAGE_OF.get(module, module)
-        required = importlib.metadata.requires("c3tools") or []
+        # Not at the top: it loads fifty modules
+        from importlib.metadata import requires
+
+        required = requires("c3tools") or []
         requirement = next((name for name in required if name.startswith(package)), package)
         raise MissingRequirementError(
             f"{purpose} needs the package {package}, which is not installed.",
