@@ -89,6 +89,9 @@ Steer = Literal["magic", "zerocap"]
 TowerMode = Literal["lit", "full"]
 """Which towers are trained: that of texts, or both."""
 
+HitKind = Literal["item", "row"]
+"""What a hit of a search is: an item with its rows, or a row."""
+
 SharedRows = Literal["first"]
 """Which store keeps a row that several stores have."""
 

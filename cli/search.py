@@ -65,7 +65,10 @@ def search(
     html: Path | None = None,
     **options: Any,
 ) -> Any:
-    """Find the rows of an index that are nearest to a query: images and texts in one list.
+    """Find the images and texts of an index that are nearest to a query, in one list.
+
+    An image and its texts are one hit, ranked by the best of them, and so are exact copies (files
+    of the same SHA-256, and equal texts without an image). --by row lists every row.
 
     The score says how many standard deviations the cosine of a row is above that of unrelated rows
     of its own modality, so rows of both modalities can be compared.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..arrays import Matrix
+from ..arrays import Indices, Matrix
 from ..errors import StoreError, optional_module
 from ..export.formats import ParquetFormat
 from ..reporter import SILENT, Reporter
@@ -27,7 +27,7 @@ from ..store.shards import CODE_FORMAT
 
 Codes = npt.NDArray[np.uint8]
 TRAINED_FILE = "trained.faiss"
-HIT_COLUMNS = ("key", "caption", "path", "image_key", "split")
+HIT_COLUMNS = ("key", "caption", "path", "image_key", "pair_key", "sha256", "split")
 
 
 def load_faiss() -> Any:
@@ -145,6 +145,12 @@ def on_gpus(index: Any, reporter: Reporter = SILENT) -> Any:
         return index
 
 
+def decode_rows(index: Any, numbers: Indices) -> Matrix:
+    """Return rows of an index of `open_codes` as their codes have them, float32 (n, d)."""
+    rows: Matrix = index.reconstruct_batch(numbers)
+    return rows
+
+
 def codes_of(batch: pa.RecordBatch) -> Codes:
     """Return the column ``code`` of rows: uint8 (n, bytes of a code)."""
     column: Any = one_array(batch.column("code"))
@@ -163,4 +169,7 @@ def open_codes(store: Store, modality: str, coder: CodeFormat) -> Any:
     whole = load_faiss().clone_index(coder.trained)
     for batch in store.batches(modality, ["code"]):
         add_codes(whole, codes_of(batch))
+    inverted = load_faiss().try_extract_index_ivf(whole)
+    if inverted:
+        inverted.make_direct_map()  # where each row is, for `decode_rows`
     return whole

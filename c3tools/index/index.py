@@ -3,8 +3,8 @@
     c3-index/
       store.json                    what the rows are; `exported`: what was asked for, the fit,
                                     factory, nprobe, measured recall, the place of the store
-      image/part-00000.parquet      key, caption, path, image_key, split and code of the rows of a
-                                    shard of the store
+      image/part-00000.parquet      key, caption, path, image_key, pair_key, sha256, split and code
+                                    of the rows of a shard of the store
       trained.faiss                 the trained FAISS index without rows: cells, quantisers
       transform.json, .safetensors  the pipeline that rows and queries are transformed with
       calibration.safetensors       the moments of transformed rows, by modality, which scores are
@@ -18,10 +18,11 @@ index. Scores are inner products of unit vectors, so cosines.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..arrays import Indices, Matrix
-from ..choices import PositiveInt, checked
+from ..arrays import Indices, Mask, Matrix
+from ..choices import HitKind, PositiveInt, checked
 from ..corpus.splits import ALL
 from ..embedding.sounds import encode_sounds
 from ..errors import C3Error, StoreError, UnusedOptionError
@@ -54,26 +55,30 @@ from .codes import (
     HIT_COLUMNS,
     TRAINED_FILE,
     CodeFormat,
+    cell_count,
+    decode_rows,
     load_faiss,
     on_gpus,
     open_codes,
     set_nprobe,
 )
+from .items import Items
 from .pair_scores import fit_on_pairs
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
 LONGEST_CAPTION = 200  # characters of a hit that are printed
-_MOST_ON_GPU = 2048  # rows that FAISS returns from a GPU
+_MOST_ON_GPU = 2048  # rows that FAISS returns from a GPU, and lists that it visits there
 _OWN = Path("c3-index")  # where c3 index writes to
-_ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("modality", *HIT_COLUMNS)])
+_ROW_COLUMNS = ("modality", "key", "caption", "path", "image_key", "split", "sha256")
+_ROW_SCHEMA = pa.schema([(name, pa.string()) for name in _ROW_COLUMNS])
 _PROVENANCE = ("model", "store")
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that was found.
+    """An item that was found, as its best row; in a list by row, a row.
 
     Attributes:
         score: how unusual the cosine is among rows of the same modality, in standard deviations
@@ -85,9 +90,11 @@ class Hit:
         modality: of the row.
         caption: of a text.
         path: of an image, or of the image that a text belongs to, if the index has it.
-        image_key: of the image that a text belongs to.
+        image_key: of the image that a text or a sound belongs to.
         split: of the row.
         columns: the values of the columns that the store keeps, by name.
+        rows: those of the item and of its exact copies that the search may return, best first;
+            none in a list by row.
     """
 
     score: float
@@ -100,27 +107,57 @@ class Hit:
     image_key: str | None = None
     split: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    rows: list[Hit] = field(default_factory=list)
+
+    @property
+    def item(self) -> str:
+        """The key of the item: of the image that a row belongs to, else of the row."""
+        return self.image_key or self.key
+
+    @property
+    def copies(self) -> int:
+        """The number of exact copies, with this one: files of one SHA-256, or texts without an
+        image that are equal.
+        """
+        return max(len({row.item for row in self.rows}), 1)
+
+    @property
+    def captions(self) -> list[str]:
+        """The different texts of the item, the best first; in a list by row, the row's own."""
+        captions = (row.caption for row in self.rows or [self])
+        return list(dict.fromkeys(caption for caption in captions if caption))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the hit as JSON values, without what it lacks."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        values: dict[str, Any] = {}
+        for name in (each.name for each in fields(self)):
+            if getattr(self, name) not in (None, {}, []):
+                values[name] = getattr(self, name)
+        if self.rows:
+            values |= {"item": self.item, "copies": self.copies}
+            values["rows"] = [row.to_dict() for row in self.rows]
+        return values
 
     def line(self) -> str:
-        """Return the score, the key, the beginning of the caption and the path in one line."""
-        caption = " ".join((self.caption or "").split())
+        """Return the score, the key, the beginning of the best caption and the path in one line,
+        and how many captions and copies there are.
+        """
+        caption = " ".join("".join(self.captions[:1]).split())
         if len(caption) > LONGEST_CAPTION:
             caption = f"{caption[:LONGEST_CAPTION]}…"
-        label = "  ".join(part for part in (caption, self.path) if part)
+        more = f"(and {len(self.captions) - 1} more)" if len(self.captions) > 1 else ""
+        copies = f"×{self.copies}" if self.copies > 1 else ""
+        label = "  ".join(part for part in (caption, more, self.path, copies) if part)
         return f"{self.score:7.2f}  {self.modality:5}  {self.key}  {label}"
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The rows found for one query.
+    """The hits of one query.
 
     Attributes:
         query: the text, the path, the key, or the number of the vector.
-        hits: the rows, best first; of a search for separate lists, one modality after the other.
+        hits: best first; of a search for separate lists, one modality after the other.
     """
 
     query: str
@@ -133,7 +170,7 @@ class SearchResult:
     def _repr_html_(self) -> str:
         """Return a table of the hits, for notebooks."""
         rows = [
-            (f"{hit.score:.2f}", hit.modality, hit.key, hit.caption or hit.path or "")
+            (f"{hit.score:.2f}", hit.modality, hit.key, "".join(hit.captions[:1]) or hit.path or "")
             for hit in self.hits
         ]
         return Table(
@@ -190,6 +227,21 @@ class Index:
             )
         return indexes
 
+    @cached_property
+    def items(self) -> Items:
+        """Which of ``rows`` are one item."""
+        return Items.of(self.rows)
+
+    @cached_property
+    def places(self) -> dict[str, range]:
+        """The numbers of the rows of each modality."""
+        places = {}
+        first_row = 0
+        for name, index in self.indexes.items():
+            places[name] = range(first_row, first_row + index.ntotal)
+            first_row += index.ntotal
+        return places
+
     @classmethod
     def open(cls, path: str | Path) -> Index:
         """Open the index in the folder or at the URL ``path``; it is searched on GPUs where faiss
@@ -240,6 +292,8 @@ class Index:
             columns = [name for name in schema.names if name in read_names]
             for batch in source.batches(modality, columns):
                 shown: dict[str, Any] = {name: batch.column(name) for name in columns}
+                if "pair_key" in shown:  # the item of a sound, as image_key is that of a text
+                    shown["image_key"] = shown.pop("pair_key")
                 shown["modality"] = pa.array([modality] * len(batch), pa.string())
                 tables.append(pa.table(shown))
         names = [*_ROW_SCHEMA.names, *sorted(source.info.columns)]
@@ -336,6 +390,7 @@ class Index:
         within: str | None = None,
         split: str | None = None,
         separate: bool = False,
+        by: HitKind = "item",
         k: PositiveInt = 10,
         nprobe: PositiveInt | None = None,
         store: Store | str | Path | None = None,
@@ -346,12 +401,13 @@ class Index:
         encoder: Encoder | None = None,
         reporter: Reporter = SILENT,
     ) -> list[SearchResult]:
-        """Find the rows nearest to one or several queries of the same kind; return one result per
+        """Find the items nearest to one or several queries of the same kind; return one result per
         query.
 
         Images and texts are in one list, ranked by how unusual their cosine is among rows of their
         own modality (see `Calibration`). By the cosine itself, the modality gap would put rows of
-        the query's own modality first.
+        the query's own modality first. An image and its texts are one hit, ranked by its best row;
+        so are exact copies of it.
 
         Args:
             text: Texts to search for.
@@ -362,11 +418,13 @@ class Index:
             modality: Modality of the vectors in ``vector``: image, text, ...
             within: Return only rows of this modality (image, text, ...).
             split: Return only rows of this split: train, val, test or all.
-            separate: Return the best rows of each modality, one modality after the other, instead
+            separate: Return the best hits of each modality, one modality after the other, instead
                 of one list.
-            k: Number of results; with ``separate``, per modality.
+            by: What a hit is: item (an image with its texts, and exact copies of it; a text
+                without an image) or row (every image and every text by itself).
+            k: Number of hits; with ``separate``, per modality.
             nprobe: Number of inverted lists to search. More are slower and find more. By default
-                the tuned value of the index.
+                the tuned value of the index, and more where these have fewer than ``k`` hits.
             store: The store to read the row of ``key`` from. By default the store of the index.
             pairs: Score by the log odds that a row is the right one, learned from images with
                 captions in this store (not its test rows). That ranks better where images are asked
@@ -462,6 +520,7 @@ class Index:
             within=within,
             split=split,
             separate=separate,
+            by=by,
             nprobe=nprobe,
             transformed=query.is_transformed,
         )
@@ -504,6 +563,7 @@ class Index:
         within: str | None = None,
         split: str | None = None,
         separate: bool = False,
+        by: HitKind = "item",
         nprobe: int | None = None,
         transformed: bool = False,
     ) -> list[list[Hit]]:
@@ -535,63 +595,101 @@ class Index:
                 f"{', '.join(groups)}.",
                 remedy="Choose one of them with --in, or leave it out for all.",
             )
+        is_allowed = np.ones(self.rows.num_rows, bool)  # (n,)
+        if split not in (None, ALL):
+            is_in_split = pc.equal(self.rows.column("split"), pa.scalar(split))
+            is_allowed = np.asarray(is_in_split.fill_null(False))
+
+        searched = [within] if within else groups
+        nearest = {
+            name: self._nearest(name, queries, k, is_allowed, nprobe, by) for name in searched
+        }
+        norms = np.linalg.norm(queries, axis=1)  # some pipelines leave others than 1
+
+        def scored(
+            number: int, name: str, rows: Indices, products: Matrix
+        ) -> dict[int, tuple[float, float]]:
+            """Return the score and the cosine, by row, of rows of one modality with a query."""
+            cosines = products / norms[number]
+            scores = self.calibration.z(queries[number], cosines, name, modality)
+            pairs = zip(scores.tolist(), cosines.tolist(), strict=True)
+            return dict(zip(rows.tolist(), pairs, strict=True))
+
         lists: list[list[Hit]] = [[] for _ in queries]
-        for group in [within] if within else groups:
-            nprobes = nprobe or self.record.get("nprobe")
-            products, found = self._nearest(group, queries, k, split, nprobes)
-            # some pipelines leave other norms
-            cosines = products / np.linalg.norm(queries, axis=1, keepdims=True)
-            scores = self.calibration.z(queries, cosines, group, modality)
-            for hits, z, cosine, rows in zip(lists, scores, cosines, found, strict=True):
-                for score, product, row in zip(
-                    z.tolist(), cosine.tolist(), rows.tolist(), strict=True
-                ):
-                    if row < 0:
-                        continue
-                    about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
-                    columns = {name: about.pop(name) for name in self.source.info.columns}
-                    hit = Hit(round(score, 6), round(product, 6), row, columns=columns, **about)
-                    hits.append(hit)
-        if separate:
-            return lists
-        return [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
+        for names in [[name] for name in searched] if separate else [searched]:
+            for number, hits in enumerate(lists):
+                scores: dict[int, tuple[float, float]] = {}
+                for name in names:
+                    scores |= scored(number, name, *nearest[name][number])
+                best_rows = sorted(scores, key=lambda row: -scores[row][0])
+                if by == "row":
+                    hits += [self._hit(row, *scores[row]) for row in best_rows[:k]]
+                    continue
+
+                # Score the rows of the best items that are not among the nearest
+                best_items = dict.fromkeys(self.items.numbers[best_rows].tolist())
+                rows_of_items = [self.items.rows_of(item) for item in best_items][:k]
+                other_rows = np.setdiff1d(np.concatenate([[], *rows_of_items]), best_rows)
+                other_rows = other_rows.astype(np.int64)
+                for name in names:
+                    place = self.places[name]
+                    is_there = (other_rows >= place.start) & (other_rows < place.stop)
+                    rows = other_rows[is_there & is_allowed[other_rows]]
+                    vectors = decode_rows(self.indexes[name], rows - place.start)
+                    scores |= scored(number, name, rows, vectors @ queries[number])
+                item_hits = []
+                for rows in rows_of_items:
+                    known = [row for row in rows.tolist() if row in scores]
+                    row_hits = [self._hit(row, *scores[row]) for row in known]
+                    row_hits.sort(key=lambda hit: -hit.score)
+                    item_hits.append(replace(row_hits[0], rows=row_hits))
+                hits.extend(sorted(item_hits, key=lambda hit: -hit.score))
+        return lists
+
+    def _hit(self, row: int, score: float, cosine: float) -> Hit:
+        about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
+        del about["sha256"]
+        columns = {name: about.pop(name) for name in self.source.info.columns}
+        return Hit(round(score, 6), round(cosine, 6), row, columns=columns, **about)
 
     def _nearest(
-        self, modality: str, queries: Matrix, k: int, split: str | None, nprobe: int | None
-    ) -> tuple[Matrix, Indices]:
-        """Return scores and row numbers, both (q, k), of the rows of one modality that are nearest
-        to transformed queries.
-
-        If there are fewer than ``k`` rows in the split, the row number is -1 and the score -inf.
+        self,
+        modality: str,
+        queries: Matrix,
+        k: int,
+        is_allowed: Mask,
+        nprobe: int | None,
+        by: HitKind,
+    ) -> list[tuple[Indices, Matrix]]:
+        """Return for each of the transformed queries the rows of one modality that are nearest to
+        it, of those that ``is_allowed`` (n,) marks, and their inner products: at least the rows of
+        ``k`` hits, or all.
         """
+        first_row = self.places[modality].start
+        cells = cell_count(self.indexes[modality]) if nprobe is None else 0
+        visited_cells = nprobe or self.record.get("nprobe") or 0
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        wanted: Any = None  # bool (n,), the rows in the split
-        if split not in (None, ALL):
-            wanted = np.asarray(
-                pc.equal(self.rows.column("split"), pa.scalar(split)).fill_null(False)
-            )
-        first_row = 0  # of the modality
-        for name, other in self.indexes.items():
-            if name == modality:
-                break
-            first_row += other.ntotal
-        ask = k
-        while True:
-            searched = self._searched() if ask <= _MOST_ON_GPU else self.indexes
-            index = searched[modality]
-            set_nprobe(index, nprobe)
-            scores, found = index.search(queries, ask)
-            rows = np.where(found < 0, -1, found + first_row)
-            fits = rows >= 0
-            if wanted is not None:
-                fits &= wanted[rows]
-            if wanted is None or ask >= index.ntotal or (fits.sum(axis=1) >= k).all():
-                break
-            ask = min(4 * ask, index.ntotal)
-        best = np.argsort(~fits, axis=1, kind="stable")[:, :k]
-        fits = np.take_along_axis(fits, best, 1)
-        scores = np.where(fits, np.take_along_axis(scores, best, 1), -np.inf)
-        return scores, np.where(fits, np.take_along_axis(rows, best, 1), -1)
+        asked = k if by == "row" else math.ceil(k * self.items.mean_rows)
+        nearest: dict[int, tuple[Indices, Matrix]] = {}  # by the number of the query
+        while len(nearest) < len(queries):
+            unanswered = [number for number in range(len(queries)) if number not in nearest]
+            fits_on_gpu = max(asked, visited_cells) <= _MOST_ON_GPU
+            index = (self._searched() if fits_on_gpu else self.indexes)[modality]
+            set_nprobe(index, visited_cells)
+            is_last = asked >= index.ntotal and visited_cells >= cells
+            all_products, all_found = index.search(queries[unanswered], min(asked, index.ntotal))
+            for number, products, found in zip(unanswered, all_products, all_found, strict=True):
+                rows = found[found >= 0] + first_row
+                allowed = is_allowed[rows]
+                rows = rows[allowed]
+                hits = len(rows) if by == "row" else len(np.unique(self.items.numbers[rows]))
+                if hits >= k or is_last:
+                    nearest[number] = (rows, products[found >= 0][allowed])
+            # Look further for the other queries
+            asked *= 4
+            if nprobe is None:
+                visited_cells *= 4
+        return [nearest[number] for number in range(len(queries))]
 
     def _searched(self, reporter: Reporter = SILENT) -> dict[str, Any]:
         """Return the FAISS index of each modality, on GPUs if there are any; see `on_gpus`."""
@@ -624,8 +722,10 @@ class Index:
             )
             return
         if is_stale:
+            is_of_embed = str(self.path) == index_beside(self.store_path)
+            command = "c3 embed --faiss" if is_of_embed else "c3 index"
             reporter.message(
-                f"The store {self.store_path} has changed since it was indexed; `c3 index` brings "
+                f"The store {self.store_path} has changed since it was indexed; `{command}` brings "
                 f"the index up to date."
             )
 

@@ -16,8 +16,7 @@ _THUMBNAIL = 480  # pixels of the longer side, for screens with two pixels to th
 
 
 def contact_sheet(results: Sequence[SearchResult], beside: Path | None = None) -> str:
-    """Return a self-contained page of the results: images as thumbnails, texts beside the image
-    they belong to.
+    """Return a self-contained page of the results: images as thumbnails over their texts.
 
     An image that cannot be read from here is shown as its key and the reason.
 

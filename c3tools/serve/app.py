@@ -8,9 +8,9 @@
     GET  /thumbnail/ROW     the photo of a row, small, as JPEG
     GET  /sound/ROW         the sound of a row, as it is (audio/mpeg, audio/ogg, ...)
 
-`k` (10), `in` (a modality), `split` and `separate` may be added to the address of a search. Wrong
-input is answered with {"error": ...} and a status of 4xx. Requests name rows, never files: only
-photos and sounds of the index are opened.
+`k` (10), `in` (a modality), `split`, `separate` and `by` (item or row) may be added to the address
+of a search. Wrong input is answered with {"error": ...} and a status of 4xx. Requests name rows,
+never files: only photos and sounds of the index are opened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -38,6 +38,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ..arrays import Floats
+from ..choices import HitKind
 from ..corpus.containers import PhotoFinder
 from ..corpus.items import AUDIO_TYPES, is_sound
 from ..encoders import UNREADABLE, Encoder, open_image
@@ -108,7 +109,9 @@ class _Server:
         self.choices = {
             "in": index.rows.column("modality").unique().to_pylist(),
             "split": index.rows.column("split").unique().to_pylist(),
+            "by": get_args(HitKind),
         }
+        index.items  # noqa: B018 - now, or the first query would wait for it
         self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
 
     async def run(self, method: Callable[..., Response], *arguments: Any) -> Response:
@@ -231,6 +234,7 @@ class _Server:
             within=asked.get("in") or None,
             split=asked.get("split") or None,
             separate="separate" in asked,
+            by="row" if asked.get("by") == "row" else "item",
         )
         hit_values = []
         for hit in hits:

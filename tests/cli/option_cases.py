@@ -304,6 +304,7 @@ CASES = {
     "search within": Case("text"),
     "search split": Case("train"),
     "search separate": Case(),
+    "search by": Case("row"),
     "search k": Case("3"),
     "search nprobe": Case("1", "search --key image01 --index ivf --in text -k 50"),
     "search index": Case("texts-index"),

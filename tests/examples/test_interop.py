@@ -145,9 +145,9 @@ def test_the_examples_list_what_c3_search_does(
     index = build_index()
     if query == "photo":
         query = str(min(Path("images").rglob("*.jpg")))
-        (expected,) = index.search(image=query)
+        (expected,) = index.search(image=query, by="row")
     else:
-        (expected,) = index.search(query)
+        (expected,) = index.search(query, by="row")
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", [name, query])
     runpy.run_path(str(example.__file__), run_name="__main__")
@@ -191,10 +191,10 @@ def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(
                 pipeline.transform(row, modality=modality)[0] for pipeline in (gap_free, fair)
             )
             merged = example.merged(*table, calibration, query, 10)
-            (expected,) = index.rank(row, modality, 10)
+            (expected,) = index.rank(row, modality, 10, by="row")
             found = [(hit.key, pytest.approx(hit.score, rel=1e-3)) for hit in expected]
             assert [(key, z) for key, _, z in merged] == found
-            (hits,) = fair_index.rank(row, modality, 10, separate=True)
+            (hits,) = fair_index.rank(row, modality, 10, separate=True, by="row")
             keys, _ = example.find(*fair_table, fair_query, 10)
             assert keys == [hit.key for hit in sorted(hits, key=lambda hit: -hit.cosine)[:10]]
 

@@ -83,7 +83,7 @@ def test_every_kind_of_index_in_parts(store: Store, tmp_path: Path) -> None:
         assert (report["nprobe"] in (1, 2, 4)) == ("IVF" in factory)
         lists = [
             {hit.row for hit in hits}
-            for hits in index.rank(store.load("image").embeddings, "image", within="text")
+            for hits in index.rank(store.load("image").embeddings, "image", within="text", by="row")
         ]
         recall = np.mean(
             [len(rows & {*best}) / 10 for rows, best in zip(lists, exact, strict=True)]
@@ -217,7 +217,7 @@ def test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos(
 def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: Index) -> None:
     for modality in ("image", "text"):
         rows, query = store.load(modality).embeddings[7:8], centred(store, modality)[7]
-        (apart,) = index.rank(rows, modality, 4, separate=True)
+        (apart,) = index.rank(rows, modality, 4, separate=True, by="row")
         for name, hits in (("image", apart[:4]), ("text", apart[4:])):
             cosines = centred(store, name) @ query
             best = np.argsort(-cosines)[:4]
@@ -230,18 +230,22 @@ def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: In
         assert all(hit.path == f"{hit.image_key}.jpg" for hit in apart[4:])
         assert all(value == round(value, 6) for hit in apart for value in (hit.score, hit.cosine))
         for each in (index, Index.open(index.path)):
-            assert each.rank(rows, modality, 4) == [sorted(apart, key=lambda hit: -hit.score)[:4]]
-        (everything,) = index.rank(rows, modality, 300, split="all")
+            assert each.rank(rows, modality, 4, by="row") == [
+                sorted(apart, key=lambda hit: -hit.score)[:4]
+            ]
+        (everything,) = index.rank(rows, modality, 300, split="all", by="row")
         assert len(everything) == 270
         for split in ("test", "nowhere"):
-            (whole,) = index.rank(rows, modality, 300, split=split)
+            (whole,) = index.rank(rows, modality, 300, split=split, by="row")
             assert whole == [hit for hit in everything if hit.split == split]
-            assert index.rank(rows, modality, 3, split=split) == [whole[:3]]
+            assert index.rank(rows, modality, 3, split=split, by="row") == [whole[:3]]
 
 
 def test_queries_by_number_and_by_key(store: Store, index: Index) -> None:
     vectors = store.load("image").embeddings[:3]
-    several = index.search(vector=vectors, modality="image", within="text", split="test", k=2)
+    several = index.search(
+        vector=vectors, modality="image", within="text", split="test", by="row", k=2
+    )
     found = [
         (result.query, [(hit.modality, hit.split) for hit in result.hits]) for result in several
     ]
@@ -252,7 +256,7 @@ def test_queries_by_number_and_by_key(store: Store, index: Index) -> None:
         "img080#1",
         "caption 1 of image 80",
     )
-    (one,) = index.search(key="img004", within="image", k=1)
+    (one,) = index.search(key="img004", within="image", by="row", k=1)
     (hit,) = one.hits
     assert hit == Hit(hit.score, hit.cosine, 4, "img004", "image", path="img004.jpg", split="train")
     assert "<td>img004</td>" in one._repr_html_()
@@ -265,7 +269,7 @@ def test_scores_of_other_pipelines_can_be_compared_too(store: Store, tmp_path: P
     for name in ("fair", "clipre"):
         build_index(store, output=tmp_path / name, preset=name)
         (found,) = Index.open(tmp_path / name).search(
-            vector=store.load("text").embeddings[3], k=270
+            vector=store.load("text").embeddings[3], k=270, by="row"
         )
         assert len(found.hits) == 270
         for modality in ("image", "text"):
@@ -476,6 +480,14 @@ def test_no_query_is_no_search(index: Index, query: dict[str, Any]) -> None:
 def test_an_empty_text_is_no_query(index: Index) -> None:
     with pytest.raises(StoreError, match="A text to search for is empty"):
         index.search(["a dog", " "])
+
+
+def test_a_search_names_the_command_that_made_the_index(own: Store) -> None:
+    index = build_index(own, output=f"{own.path}-index")
+    grow(own, 0, 12, 3)
+    messages = Messages()
+    index.search(vector=own.load("text").embeddings[0], reporter=messages)
+    assert "`c3 embed --faiss` brings the index up to date" in messages.texts[0]
 
 
 def few_texts(path: Path, count: int) -> Store:

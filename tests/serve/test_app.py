@@ -96,6 +96,13 @@ def test_a_separate_search_finds_so_many_of_each_modality(client: Any) -> None:
     assert [hit["modality"] for hit in hits] == ["image", "image", "text", "text"]
 
 
+def test_a_search_by_row_finds_rows_in_place_of_items(client: Any) -> None:
+    hits = client.get("/search?q=b 0&k=50").json()["hits"]
+    assert [len(hit["rows"]) for hit in hits] == [3] * 5
+    assert len(client.get("/search?q=b 0&k=50&by=row").json()["hits"]) == 15
+    assert "by must be one of item, row" in client.get("/search?q=b 0&by=photo").json()["error"]
+
+
 def test_the_page_names_the_index_and_the_choices_of_a_search(client: Any, index: Index) -> None:
     page = client.get("/").text
     splits = index.rows.column("split").unique().to_pylist()
@@ -247,7 +254,7 @@ def test_the_page_answers_the_query_in_its_address_without_scripts(client: Any) 
     assert page.status_code == 200
     assert 'value="b 0"' in page.text
     assert "<option selected>text<" in page.text
-    captions = re.findall("<blockquote>(.*?)</blockquote>", page.text)
+    captions = re.findall("<figure.*?<p>(.*?)</p>", page.text, re.DOTALL)
     hits = client.get("/search?q=b 0&in=text&k=30").json()["hits"]
     assert captions == [hit["caption"] for hit in hits]
 
@@ -385,8 +392,11 @@ def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -
             until("document.title == 'a photo is chosen'")
             browser.refresh()
             element("#q").send_keys("b 0\ue007")  # Enter
-            until("document.querySelector('#hits figure.text blockquote')?.innerText == 'b 0'")
+            until("document.querySelector('#hits figure.text p')?.innerText == 'b 0'")
             until("[...document.images].some(i => i.naturalWidth > 0)")
+            element("#hits summary").send_keys("\ue007")
+            until("document.querySelector('#hits details p')?.innerText == 'b 1'")
+            until("document.querySelector('#hits details').open")
             element("#in option:nth-child(2)").click()
             until(
                 "!document.querySelector('#hits .text') && document.querySelectorAll('#hits "
@@ -395,7 +405,7 @@ def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -
             element("#file").send_keys(str(tmp_path / "gold.png"))
             until("document.querySelector('#hits span')?.innerText == 'd'")
             browser.back()
-            until("document.querySelector('#hits figure.text blockquote')?.innerText == 'b 0'")
+            until("document.querySelector('#hits figure.text p')?.innerText == 'b 0'")
             assert "q=b+0" in browser.current_url
             (tmp_path / "notes.txt").write_text("no photo")
             element("#file").send_keys(str(tmp_path / "notes.txt"))

@@ -1,0 +1,66 @@
+"""The items of an index: which rows are one hit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..arrays import Indices
+from ..store.rows import one_array
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of n rows.
+
+    An image (a video, a sound) and its texts are one item, and so is a text without an image.
+    Exact copies are one: files of the same SHA-256, and texts without an image that are equal.
+
+    Attributes:
+        numbers: of the item of each row, (n,).
+        rows: sorted by their item, (n,).
+        sorted_numbers: ``numbers[rows]``.
+        mean_rows: of an item.
+    """
+
+    numbers: Indices
+    rows: Indices
+    sorted_numbers: Indices
+    mean_rows: float
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> Items:
+        """Return the items of rows with modality, key, caption, image_key and sha256."""
+        keys: Any = one_array(rows.column("key"))
+        image_keys = pc.coalesce(one_array(rows.column("image_key")), pa.scalar(""))
+        names_no_image = pc.equal(image_keys, pa.scalar(""))
+        is_text = pc.equal(one_array(rows.column("modality")), pa.scalar("text"))
+        is_alone = pc.and_(is_text, names_no_image)
+        # The key of a text without an image may be that of an image
+        text_names: Any = pc.binary_join_element_wise(keys, pa.scalar("text"), pa.scalar("\0"))
+        own_names = pc.if_else(is_alone, text_names, keys)
+        names: Any = pc.if_else(names_no_image, own_names, image_keys)
+        numbers = np.asarray(names.dictionary_encode().indices, np.int64)
+
+        # Items of the same content get the number of the first of them
+        captions = one_array(rows.column("caption"))
+        contents = pc.if_else(is_alone, captions, one_array(rows.column("sha256")))
+        with_content = np.flatnonzero(np.asarray(contents.is_valid()))
+        items, first_rows = np.unique(numbers[with_content], return_index=True)
+        codes = contents.take(pa.array(with_content[first_rows])).dictionary_encode().indices
+        _, first_items, same = np.unique(np.asarray(codes), return_index=True, return_inverse=True)
+        first_of_copies = np.arange(len(numbers))
+        first_of_copies[items] = items[first_items[same]]
+        numbers = first_of_copies[numbers]
+        order = np.argsort(numbers, kind="stable")
+        mean_rows = len(numbers) / len(np.unique(numbers))
+        return cls(numbers, order, numbers[order], mean_rows)
+
+    def rows_of(self, item: int) -> Indices:
+        """Return the rows of an item and of its copies, ascending."""
+        start, stop = np.searchsorted(self.sorted_numbers, [item, item + 1])
+        return self.rows[start:stop]
