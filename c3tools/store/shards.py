@@ -598,13 +598,24 @@ def shard_batches(
     shard: pq.ParquetFile, schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of an open shard with the columns of a schema, or those of them that are
-    named, and the other columns of the shard; the checksums of its pages are compared.
+    named, null where the shard has none, and then the other columns of the shard; the checksums of
+    its pages are compared.
     """
     wanted = [field for field in schema if columns is None or field.name in columns]
     names = None if columns is None else list(columns)
     for batch in shard.iter_batches(batch_size=ROW_GROUP_ROWS, columns=names):
         batch.validate(full=True)  # text that is not UTF-8 would fail later
-        yield _completed(batch, wanted)
+        others = dict(zip(batch.schema.names, batch.columns, strict=True))
+        arrays = []
+        for column in wanted:
+            values = others.pop(column.name, None)
+            if values is None:
+                values = pa.nulls(len(batch), column.type)
+            if values.null_count and not column.nullable:
+                raise ValueError(f"it has rows without {column.name!r}")
+            arrays.append(values.cast(column.type))
+        all_columns = pa.schema([*wanted, *(batch.schema.field(name) for name in others)])
+        yield pa.RecordBatch.from_arrays([*arrays, *others.values()], schema=all_columns)
 
 
 def read_batches(
@@ -613,23 +624,6 @@ def read_batches(
     """Yield the rows of a shard that is not compared with a manifest; see `shard_batches`."""
     with open_shard(path, modality, columns) as shard:
         yield from shard_batches(shard, shard_schema(modality, info), columns)
-
-
-def _completed(batch: pa.RecordBatch, wanted: Sequence[pa.Field[Any]]) -> pa.RecordBatch:
-    """Return rows with these columns, null where they are missing, and then the others that they
-    have.
-    """
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    arrays = []
-    for column in wanted:
-        values = columns.pop(column.name, None)
-        if values is None:
-            values = pa.nulls(len(batch), column.type)
-        if values.null_count and not column.nullable:
-            raise ValueError(f"it has rows without {column.name!r}")
-        arrays.append(values.cast(column.type))
-    schema = pa.schema([*wanted, *(batch.schema.field(name) for name in columns)])
-    return pa.RecordBatch.from_arrays([*arrays, *columns.values()], schema=schema)
 
 
 def add_moments(groups: dict[str, Moments], modality: str, batch: pa.RecordBatch) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,37 +70,45 @@ def read_pickle(path: Path) -> dict[str, VectorFile]:
         if path.suffix.lower() in (".pkl", ".pickle"):
             with path.open("rb") as file:
                 content = _Unpickler(file).load()
-        modalities = {
-            name: _vector_file(path, entries)
-            for name, entries in _entries_of(content).items()
-            if entries
-        }
+        entries: dict[str, list[_Entry]] = {}
+        match content:
+            case {"images": dict(images), "captions": dict(captions)}:
+                entries["image"] = [_Entry(*item) for item in images.items()]
+                entries["text"] = [_Entry(*item) for item in captions.items()]
+            case {"clip_embedding": vectors, "captions": list(rows)}:
+                # An image has a row for each of its captions, all of them equal
+                image_rows = _with_vectors(rows, vectors)
+                images = {row["image_id"]: {"embed": row["embed"]} for row in image_rows}
+                entries["image"] = [_Entry(*item) for item in images.items()]
+                text_rows = _with_vectors(rows, content.get("clip_embedding_text_dave"))
+                entries["text"] = [
+                    _Entry(text.get("id", row), text) for row, text in enumerate(text_rows)
+                ]
+
+        # The vectors of each modality, and their keys, splits, captions and images
+        words = path.stem.lower().split("_")
+        split = next((name for name in ("train", "val", "test") if name in words), None)
+        modalities: dict[str, VectorFile] = {}
+        for modality, its_entries in entries.items():
+            if not its_entries:
+                continue
+            tensors = [entry.values["embed"] for entry in its_entries]
+            check_unpacked("it", sum(tensor.nbytes for tensor in tensors), path.stat().st_size)
+            columns: TextColumns = {
+                "key": [_text(entry.row_id) for entry in its_entries],
+                "split": [split] * len(its_entries),
+            }
+            for name in ("caption", "img_path", "image_id", "img_id"):
+                if name in its_entries[0].values:
+                    columns[name] = [_text(entry.values.get(name)) for entry in its_entries]
+            array = np.stack([tensor.flatten().numpy() for tensor in tensors])
+            modalities[modality] = VectorFile(array, columns)
     if not modalities:
         raise StoreError(
             f"{path} is not a pickle (.pkl) that the scripts of C3, ClipCap or CapDec write.",
             remedy="Import files of arrays by name: c3 import --image FILE.npy --text FILE.npy",
         )
     return modalities
-
-
-def _entries_of(content: Any) -> dict[str, list[_Entry]]:
-    """Return the entries of a pickle by modality; none if it has another layout."""
-    match content:
-        case {"images": dict(images), "captions": dict(captions)}:
-            return {
-                "image": [_Entry(*item) for item in images.items()],
-                "text": [_Entry(*item) for item in captions.items()],
-            }
-        case {"clip_embedding": vectors, "captions": list(captions)}:
-            # An image has a row for each of its captions, all of them equal
-            image_rows = _with_vectors(captions, vectors)
-            images = {row["image_id"]: {"embed": row["embed"]} for row in image_rows}
-            text_rows = _with_vectors(captions, content.get("clip_embedding_text_dave"))
-            return {
-                "image": [_Entry(*item) for item in images.items()],
-                "text": [_Entry(text.get("id", row), text) for row, text in enumerate(text_rows)],
-            }
-    return {}
 
 
 def _with_vectors(captions: list[dict[str, Any]], vectors: Any) -> list[dict[str, Any]]:
@@ -114,22 +121,6 @@ def _with_vectors(captions: list[dict[str, Any]], vectors: Any) -> list[dict[str
     if n not in (0, len(captions)):
         raise ValueError(f"it has {len(captions):,} captions, but {n:,} vectors")
     return [{**captions[row], "embed": vectors[row]} for row in range(n)]
-
-
-def _vector_file(path: Path, entries: Sequence[_Entry]) -> VectorFile:
-    """Return the vectors of entries, and their keys, splits, captions and images."""
-    tensors = [entry.values["embed"] for entry in entries]
-    check_unpacked("it", sum(tensor.nbytes for tensor in tensors), path.stat().st_size)
-    words = path.stem.lower().split("_")
-    split = next((name for name in ("train", "val", "test") if name in words), None)
-    columns: TextColumns = {
-        "key": [_text(entry.row_id) for entry in entries],
-        "split": [split] * len(entries),
-    }
-    for column in ("caption", "img_path", "image_id", "img_id"):
-        if column in entries[0].values:
-            columns[column] = [_text(entry.values.get(column)) for entry in entries]
-    return VectorFile(np.stack([tensor.flatten().numpy() for tensor in tensors]), columns)
 
 
 def _text(value: Any) -> str | None:
