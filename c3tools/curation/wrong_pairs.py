@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -282,14 +282,9 @@ def check_pairs(
     store = Store.open(store, reporter=reporter)
     require_no_export(store)
     first, second = store.choose_modalities(modalities, "A check of pairs")
-    # Embeddings stay in the precision of the store, or they would take twice the memory
-    rows_of = {}
-    for name in (first, second):
-        rows = store.load(name, split)
-        rows_of[name] = replace(
-            rows, embeddings=rows.embeddings.astype(store.info.dtype, copy=False)
-        )
-    pairs = Pairs.match(rows_of[first], rows_of[second])
+    # Embeddings in the precision of the store take half of the memory
+    rows_of_both = [store.load(name, split, dtype=store.info.dtype) for name in (first, second)]
+    pairs = Pairs.match(*rows_of_both)
     if len(pairs) < _LEAST_PAIRS:
         raise StoreError(
             f"{store.path} has {counted(len(pairs), 'pair')} of {first} and {second} rows"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -483,9 +484,11 @@ class Store(HubRepository):
                     if len(chosen):
                         yield chosen
 
-    def load(self, modality: str, split: str | None = None) -> Rows:
+    def load(
+        self, modality: str, split: str | None = None, *, dtype: npt.DTypeLike = np.float32
+    ) -> Rows:
         """Return all rows of ``modality`` (of ``split``, or all that are not left out), embeddings
-        as float32.
+        as float32 or another ``dtype``.
 
         Raises:
             StoreError: if the store does not have the modality, or a shard cannot be read.
@@ -498,11 +501,13 @@ class Store(HubRepository):
             ('000000000790', 'images/000000000790.jpg')
         """
         # memory of rows that are not in the split is never touched, so the system does not give it
-        embeddings, blocks, end = np.empty((self.count(modality), self.info.dim), np.float32), [], 0
+        embeddings: npt.NDArray[Any] = np.empty((self.count(modality), self.info.dim), dtype)
+        blocks = []
+        end = 0
         for batch in self.batches(modality, split=split or ALL):
             blocks.append(batch.drop_columns(["embedding"]))
-            start, end = end, end + len(batch)
-            embeddings[start:end] = embedding_matrix(batch)
+            embeddings[end : end + len(batch)] = embedding_matrix(batch, dtype)
+            end += len(batch)
         schema = None if blocks else shard_schema(modality, self.info).remove(1)
         table = pa.Table.from_batches(blocks, schema).combine_chunks().replace_schema_metadata(None)
         return Rows(modality, embeddings[:end], table)

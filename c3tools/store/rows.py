@@ -36,7 +36,7 @@ class Rows:
 
     Attributes:
         modality: ``image``, ``text`` or another name.
-        embeddings: float32 (n, d).
+        embeddings: float32 (n, d), or of the dtype that they were loaded as.
         table: an Arrow table of n rows with the column ``key``, of n unique keys, and the other
             columns.
     """

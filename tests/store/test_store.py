@@ -30,6 +30,9 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path, put: Put) -> None:
     np.testing.assert_array_equal(
         images.embeddings, unit_rows(30, DIM, 1).astype(np.float16).astype(np.float32)
     )
+    as_stored = store.load("image", dtype=store.info.dtype).embeddings
+    assert as_stored.dtype == np.float16
+    np.testing.assert_array_equal(as_stored, images.embeddings)
     assert images.keys == [f"img{i:03d}" for i in range(30)]
     assert images.column("path")[7] == "photos/img007.jpg"
     assert store.shard_failures("image", 1) == store.recorded_failures() == [FAILURE]
