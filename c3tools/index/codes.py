@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..arrays import Indices, Matrix
+from ..arrays import Matrix
 from ..errors import StoreError, optional_module
 from ..export.formats import ParquetFormat
 from ..reporter import SILENT, Reporter
@@ -145,12 +145,6 @@ def on_gpus(index: Any, reporter: Reporter = SILENT) -> Any:
         return index
 
 
-def decode_rows(index: Any, numbers: Indices) -> Matrix:
-    """Return rows of an index of `open_codes` as their codes have them, float32 (n, d)."""
-    rows: Matrix = index.reconstruct_batch(numbers)
-    return rows
-
-
 def codes_of(batch: pa.RecordBatch) -> Codes:
     """Return the column ``code`` of rows: uint8 (n, bytes of a code)."""
     column: Any = one_array(batch.column("code"))
@@ -171,5 +165,5 @@ def open_codes(store: Store, modality: str, coder: CodeFormat) -> Any:
         add_codes(whole, codes_of(batch))
     inverted = load_faiss().try_extract_index_ivf(whole)
     if inverted:
-        inverted.make_direct_map()  # where each row is, for `decode_rows`
+        inverted.make_direct_map()  # where each row is, for `reconstruct_batch`
     return whole

@@ -56,7 +56,6 @@ from .codes import (
     TRAINED_FILE,
     CodeFormat,
     cell_count,
-    decode_rows,
     load_faiss,
     on_gpus,
     open_codes,
@@ -635,7 +634,7 @@ class Index:
                     place = self.places[name]
                     is_there = (other_rows >= place.start) & (other_rows < place.stop)
                     rows = other_rows[is_there & is_allowed[other_rows]]
-                    vectors = decode_rows(self.indexes[name], rows - place.start)
+                    vectors = self.indexes[name].reconstruct_batch(rows - place.start)
                     scores |= scored(number, name, rows, vectors @ queries[number])
                 item_hits = []
                 for rows in rows_of_items:

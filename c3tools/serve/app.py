@@ -167,8 +167,18 @@ class _Server:
         return await self.run(search, request, body)
 
     def _search_photo(self, request: Request, body: bytes) -> Response:
-        embed = lambda: self.queries.encode(self._photo(body))  # noqa: E731
-        return _json(self._find(request, "photo", embed, "image"))
+        try:
+            with (
+                self.reading,
+                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            ):
+                Image.open(io.BytesIO(body), formats=_FORMATS).close()
+                photo, _, _ = open_image(io.BytesIO(body), (512, 512))
+        except _UNREADABLE as error:
+            raise HTTPException(
+                400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {reason_of(error)}."
+            ) from None
+        return _json(self._find(request, "photo", lambda: self.queries.encode(photo), "image"))
 
     def _search_vector(self, request: Request, body: bytes) -> Response:
         try:
@@ -244,20 +254,6 @@ class _Server:
                 values[kind] = f"{kind}/{hit.row}"
             hit_values.append(values)
         return {"query": query, "hits": hit_values}
-
-    def _photo(self, body: bytes) -> Image.Image:
-        """Decode an upload."""
-        try:
-            with (
-                self.reading,
-                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            ):
-                Image.open(io.BytesIO(body), formats=_FORMATS).close()
-                return open_image(io.BytesIO(body), (512, 512))[0]
-        except _UNREADABLE as error:
-            raise HTTPException(
-                400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {reason_of(error)}."
-            ) from None
 
     def _jpeg(self, path: str) -> bytes:
         """Return the small JPEG of a photo."""
