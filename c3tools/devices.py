@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from .arrays import Pixels
 from .errors import C3Error
 
 if TYPE_CHECKING:
@@ -48,6 +51,16 @@ class Compute:
 
         dtype: torch.dtype = getattr(torch, _DTYPES[self.precision])
         return dtype
+
+    def empty_pixels(self, shape: tuple[int, ...]) -> Pixels:
+        """Return memory for pixels, uint8, from which they are copied to the device quickly."""
+        if self.device_type != "cuda":
+            return np.empty(shape, np.uint8)
+        import torch
+
+        # The memory is pinned. torch uses it again once it is free and copies from it have ended
+        pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return pixels
 
     def autocast(self) -> torch.autocast:
         """Return the context in which a model with weights in float32 is run in this precision."""

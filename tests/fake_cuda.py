@@ -460,11 +460,11 @@ class FakeCuda(TorchFunctionMode):
                         f"CUDA out of memory. Tried to allocate {x.nbytes / 2**20:.2f} MiB."
                     )
 
-    def pin(self, x: torch.Tensor) -> torch.Tensor:
+    def pin(self, x: torch.Tensor, what: str) -> torch.Tensor:
         """Return a tensor of the CPU whose memory counts as pinned from here on."""
         storage = x.untyped_storage()
         self._pinned[storage.data_ptr()] = storage
-        self.note("pin", "pin_memory", nbytes=x.nbytes)
+        self.note("pin", what, nbytes=x.nbytes)
         return x
 
     def is_pinned(self, x: torch.Tensor) -> bool:
@@ -522,7 +522,7 @@ class FakeCuda(TorchFunctionMode):
         if func is T.pin_memory:
             if shadows:
                 raise RuntimeError("cannot pin a tensor that is on a GPU")
-            return self.pin(args[0].clone())
+            return self.pin(args[0].clone(), "copy")
         if func is T.is_pinned:
             return not shadows and self.is_pinned(args[0])
         if func is T.__repr__ and shadows:
@@ -553,7 +553,7 @@ class FakeCuda(TorchFunctionMode):
                 )
         if place is None or place.type not in ("cpu", "cuda", "mps"):
             if options.pop("pin_memory", False) and not shadows:
-                return self.pin(func(*args, **options))
+                return self.pin(func(*args, **options), "allocate")
             return func(*args, **options)
 
         # A tensor is made on the device that is asked for, such as by zeros and zeros_like
@@ -574,7 +574,7 @@ class FakeCuda(TorchFunctionMode):
             self.allocate(made)
             return made
         made = tree_map_only(ShadowTensor, lambda x: x.on_cpu, made)
-        return self.pin(made) if is_pinned else made
+        return self.pin(made, "allocate") if is_pinned else made
 
     def _require(self, place: torch.device) -> None:
         if place.type == "cuda" and place.index >= self.gpus:

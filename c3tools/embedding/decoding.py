@@ -31,6 +31,7 @@ from ..arrays import Pixels
 from ..corpus.containers import PhotoFinder
 from ..corpus.image_reader import ImageReader
 from ..corpus.items import ImageItem
+from ..devices import Compute
 from ..encoders import UNREADABLE, ImagePreprocessor
 from ..errors import C3Error, UnreachableError, reason_of
 from ..executors import cores, end_with_parent
@@ -38,8 +39,10 @@ from ..io.limits import LARGEST_DECODED
 from ..store import Failure
 
 IMAGE_SECONDS = 60.0  # that decoding one image may take where no option says otherwise
-_BATCHES_AHEAD = 3  # of each worker
+_PARTS_AHEAD = 3  # of each worker
+_PART = 32  # images of a batch that a worker decodes at a time, into shared memory
 _PHOTOS = 32  # of a store, that a worker decodes at a time
+_ON_CPU = Compute("cpu", "fp32")
 _SPARE = 64 << 20  # bytes for all but decoding
 _STACK = 8 << 20  # bytes for the stack of a thread
 
@@ -87,6 +90,7 @@ def decoded_batches(
     batch_size: int,
     workers: int,
     time_limit: float | None = None,
+    compute: Compute = _ON_CPU,
 ) -> Generator[tuple[Batch, Pixels | list[Pixels]], None, None]:
     """Decode the images of all shards, batch by batch, in order.
 
@@ -99,6 +103,7 @@ def decoded_batches(
         workers: number of decoding processes; 0 decodes in this one.
         time_limit: seconds that decoding one image may take; one that takes longer is a failure. It
             ends its process, so the limit needs ``workers``.
+        compute: of the model that gets the pixels.
 
     Yields:
         batches with their pixels, uint8 (n, height, width, 3); a list of n images if these keep
@@ -116,29 +121,47 @@ def decoded_batches(
                 start = time.perf_counter()
                 pixels: Pixels | None = None
                 if preprocess.fixed:
-                    pixels = np.empty((len(items), *preprocess.size, 3), np.uint8)
+                    pixels = compute.empty_pixels((len(items), *preprocess.size, 3))
                 here = _decode(reader, preprocess, None, items, pixels)
                 waited = time.perf_counter() - start
                 batch = Batch(shard, here.rows, here.failures, waited)
                 yield batch, here.pixels if pixels is None else pixels[: len(here.rows)]
         return
-    with _Pool(preprocess, batch_size, workers, time_limit, slots=workers * _BATCHES_AHEAD) as pool:
-        jobs: deque[_Job] = deque()
+    part_size = min(batch_size, _PART)
+    parts = _parts_of(batches, part_size)
+    with _Pool(preprocess, part_size, workers, time_limit, slots=workers * _PARTS_AHEAD) as pool:
+        jobs: deque[tuple[_Job, int]] = deque()  # with the images of the batch that come after
         slots = cycle(range(pool.slots))
         while True:
             start = time.perf_counter()
-            for shard, items in islice(batches, pool.slots - len(jobs)):
-                jobs.append(pool.submit(shard, items, next(slots)))
-            if not jobs:
-                return
-            job = jobs.popleft()
-            decoded = pool.wait(job)
-            if decoded is None:
-                decoded = _decoded_one_by_one(job.items, preprocess, time_limit)
-                pool.store(job.slot, decoded)
+            rows: list[dict[str, Any]] = []
+            failures: list[Failure] = []
+            images: list[Pixels] = []
+            pixels = None
+            images_left = 1
+            while images_left:
+                for shard, items, images_after in islice(parts, pool.slots - len(jobs)):
+                    jobs.append((pool.submit(shard, items, next(slots)), images_after))
+                if not jobs:
+                    return
+                job, images_left = jobs.popleft()
+                decoded = pool.wait(job)
+                if decoded is None:
+                    decoded = _decoded_one_by_one(job.items, preprocess, time_limit)
+                    pool.store(job.slot, decoded)
+                if not preprocess.fixed:
+                    images += decoded.pixels
+                elif pixels is None:
+                    shape = (len(job.items) + images_left, *preprocess.size, 3)
+                    pixels = compute.empty_pixels(shape)
+                if pixels is not None:
+                    end = len(rows) + len(decoded.rows)
+                    pixels[len(rows) : end] = pool.pixels_of(job.slot, decoded)
+                rows += decoded.rows
+                failures += decoded.failures
             waited = time.perf_counter() - start
-            batch = Batch(job.shard, decoded.rows, decoded.failures, waited)
-            yield batch, pool.pixels_of(job.slot, decoded)
+            batch = Batch(job.shard, rows, failures, waited)
+            yield batch, images if pixels is None else pixels[: len(rows)]
 
 
 def decode_photos(
@@ -191,12 +214,24 @@ def _batches_of(shards: Shards, batch_size: int) -> Iterator[tuple[int, Sequence
             yield number, items[start : start + batch_size]
 
 
+def _parts_of(
+    batches: Iterable[tuple[int, Sequence[ImageItem]]], size: int
+) -> Iterator[tuple[int, Sequence[ImageItem], int]]:
+    """Yield the parts of batches, with the number of their shard and of images that come after
+    them in their batch.
+    """
+    for number, items in batches:
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
+            yield number, part, len(items) - start - len(part)
+
+
 def _decoded_one_by_one(
     items: Sequence[ImageItem], preprocess: ImagePreprocessor, time_limit: float | None
 ) -> _Decoded:
     """Decode images by a worker that has one at a time; one that ends it is a failure."""
     all_decoded = _Decoded()
-    with _Pool(preprocess, batch_size=1, workers=1, time_limit=time_limit, slots=1) as pool:
+    with _Pool(preprocess, part_size=1, workers=1, time_limit=time_limit, slots=1) as pool:
         for item in items:
             job = pool.submit(0, [item], slot=0)
             start = time.perf_counter()
@@ -212,13 +247,13 @@ def _decoded_one_by_one(
                 continue
             all_decoded.rows.extend(decoded.rows)
             all_decoded.failures.extend(decoded.failures)
-            all_decoded.pixels.extend(pool.pixels_of(0, decoded))
+            all_decoded.pixels += [image.copy() for image in pool.pixels_of(0, decoded)]
     return all_decoded
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A batch that a worker decodes into a slot of the shared memory."""
+    """A part of a batch that a worker decodes into a slot of the shared memory."""
 
     shard: int
     items: Sequence[ImageItem]
@@ -228,27 +263,27 @@ class _Job:
 
 
 class _Pool:
-    """Worker processes that decode batches into shared memory, and are replaced if one dies.
+    """Worker processes that decode images into shared memory, and are replaced if one dies.
 
     Args:
         preprocess: of the encoder.
-        batch_size: images in a batch, at most.
+        part_size: images that a worker decodes at a time, at most.
         workers: number of processes.
         time_limit: seconds that decoding one image may take; None for no limit.
-        slots: batches for which there is shared memory.
+        slots: parts for which there is shared memory.
     """
 
     def __init__(
         self,
         preprocess: ImagePreprocessor,
-        batch_size: int,
+        part_size: int,
         workers: int,
         time_limit: float | None,
         slots: int,
     ) -> None:
         self.slots = slots
         self._workers = workers
-        shape = (slots, batch_size, *preprocess.size, 3)
+        shape = (slots, part_size, *preprocess.size, 3)
         memory = multiprocessing.RawArray("B", math.prod(shape) if preprocess.fixed else 0)
         self._pixels = _as_pixels(memory, shape) if preprocess.fixed else None
         self._worker_arguments = (preprocess, time_limit, memory, shape)
@@ -266,7 +301,7 @@ class _Pool:
             self._executor.shutdown(cancel_futures=True)
 
     def submit(self, shard: int, items: Sequence[ImageItem], slot: int) -> _Job:
-        """Have a batch decoded into a slot.
+        """Have a part of a batch decoded into a slot.
 
         Raises:
             C3Error: if no worker process can be started.
@@ -292,7 +327,7 @@ class _Pool:
             ) from error
 
     def wait(self, job: _Job) -> _Decoded | None:
-        """Return the images of a batch; None if a worker died before they were decoded.
+        """Return the images of a job; None if a worker died before they were decoded.
 
         Raises:
             UnreachableError: see `_decode`.
@@ -309,15 +344,17 @@ class _Pool:
             self._pixels[slot, : len(decoded.pixels)] = decoded.pixels
 
     def pixels_of(self, slot: int, decoded: _Decoded) -> Pixels | list[Pixels]:
-        """Return a copy of the pixels in a slot, or the list of images of their own sizes."""
+        """Return the pixels in a slot, until it is used again, or the list of images of their own
+        sizes.
+        """
         if self._pixels is None:
             return decoded.pixels
-        pixels: Pixels = self._pixels[slot, : len(decoded.rows)].copy()
+        pixels: Pixels = self._pixels[slot, : len(decoded.rows)]
         return pixels
 
 
 def _as_pixels(memory: Any, shape: tuple[int, ...]) -> Pixels:
-    """Return shared memory as pixels: uint8 (slots, batch size, height, width, 3)."""
+    """Return shared memory as pixels: uint8 (slots, part size, height, width, 3)."""
     return np.frombuffer(memory, np.uint8).reshape(shape)
 
 

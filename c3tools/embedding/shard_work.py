@@ -33,8 +33,6 @@ from .decoding import Batch, Shards, decoded_batches, failure_of
 from .sounds import encode_sound
 from .summary import ModalitySummary
 
-_MOST_WORKERS = 16
-
 ShardTask = tuple[int, Indices]  # a shard's number, and the positions of its inputs in the corpus
 
 
@@ -361,15 +359,12 @@ def encoded_images(
     Raises:
         C3Error: if no worker process can be started.
     """
-    workers = options.workers
-    if workers is None:
-        on_cpu = encoder.compute.device_type == "cpu"
-        workers = cores if on_cpu else min(cores, _MOST_WORKERS)
     batches = decoded_batches(
         shards,
         replace(encoder.preprocess, exact=options.exact_decoding),
         batch_size=options.batch_size or encoder.batch_size("image"),
-        workers=workers,
+        workers=cores if options.workers is None else options.workers,
         time_limit=options.image_timeout or None,
+        compute=encoder.compute,
     )
     return encoder.encode_batches("image", batches)

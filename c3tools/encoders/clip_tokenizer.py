@@ -20,6 +20,8 @@ from ..errors import EncoderError
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49152 - 256 - 2
 _SPECIALS = {"<start_of_text>": 49406, "<end_of_text>": 49407}
+VOCABULARY = 49408
+_MOST_KNOWN = 1 << 18  # words whose ids are kept
 _WORDS = rf"{'|'.join(_SPECIALS)}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 
 
@@ -32,25 +34,46 @@ class ClipTokenizer:
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
+        self._known: dict[str, list[int]] = {}  # ids by what is between white space
 
     def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Indices:
         """Return token ids, int64 (n, context length): start, text, end, zeros."""
-        rows = np.zeros((len(texts), context_length or self.context_length), np.int64)
+        length = context_length or self.context_length
         start, end = _SPECIALS.values()
-        for row, text in zip(rows, texts, strict=True):
-            tokens = [start, *self.encode(text)[: len(row) - 2], end]
-            row[: len(tokens)] = tokens
+        tokens: list[int] = []
+        lengths = []
+        for text in texts:
+            of_text = [start, *self.encode(text)[: length - 2], end]
+            tokens += of_text
+            lengths.append(len(of_text))
+        rows = np.zeros((len(texts), length), np.int64)
+        is_token = np.arange(length) < np.array(lengths, np.int64)[:, None]
+        rows[is_token] = tokens
         return rows
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text of any length, without start and end."""
-        import ftfy
+        cleaned = text.strip(" \t\r\n")
+        # Plain texts are in order, and ftfy takes most of the time
+        if not (cleaned.isascii() and cleaned.isprintable() and "&" not in cleaned):
+            import ftfy
+
+            cleaned = html.unescape(html.unescape(ftfy.fix_text(text)))
+        ids: list[int] = []
+        for chunk in cleaned.lower().split():
+            if chunk not in self._known:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[chunk] = self._encode_chunk(chunk)
+            ids += self._known[chunk]
+        return ids
+
+    def _encode_chunk(self, chunk: str) -> list[int]:
+        """Return the ids of a text in lower case without white space."""
         import regex
 
-        cleaned = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-        cleaned = " ".join(cleaned.split()).strip().lower()
         ids: list[int] = []
-        for word in regex.findall(_WORDS, cleaned, regex.IGNORECASE):
+        for word in regex.findall(_WORDS, chunk, regex.IGNORECASE):
             letters = "".join(self._letters[byte] for byte in word.encode("utf-8"))
             if letters in _SPECIALS:
                 ids.append(_SPECIALS[letters])

@@ -19,6 +19,7 @@ from ..assets.paths import C3_MINI
 from ..errors import C3Error, EncoderError, reason_of
 from ..io.hub import HUB, is_reachable
 from ..result_table import Table
+from .clip_tokenizer import VOCABULARY, ClipTokenizer
 from .encoder import ModelFacts
 from .plugins import find_plugin
 from .preprocessing import ImagePreprocessor
@@ -119,7 +120,15 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
             precision="fp32",
             device="cpu",
         )
-        tokenizer = open_clip.get_tokenizer(architecture)
+        tokenizer: Any = open_clip.get_tokenizer(architecture)
+        of_clip = open_clip.tokenizer
+        if (
+            type(tokenizer) is of_clip.SimpleTokenizer
+            and tokenizer.clean_fn is of_clip._clean_lower
+            and tokenizer.reduction_fn is None
+            and tokenizer.vocab_size == VOCABULARY
+        ):
+            tokenizer = ClipTokenizer(tokenizer.context_length)  # the same tokens, sooner
     network.eval().requires_grad_(False)
     config: dict[str, Any] = dict(network.visual.preprocess_cfg)
     geometry = tuple(

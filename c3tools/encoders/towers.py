@@ -164,7 +164,7 @@ def can_trim(model: nn.Module, tokenizer: Any) -> bool:
     if not knows_tower:
         return False
     device = next(tower.parameters()).device
-    tokens = tokenizer(list(_PROBE)).to(device)
+    tokens = torch.as_tensor(tokenizer(list(_PROBE))).to(device)
     with torch.inference_mode():
         whole = nn.functional.normalize(model.encode_text(tokens).float(), dim=-1)  # type: ignore[operator]
         cut = tokens[:, : int(end_positions(model, tokens).max()) + 1]

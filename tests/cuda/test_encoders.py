@@ -7,6 +7,8 @@ import pytest
 
 from c3tools.arrays import Matrix
 from c3tools.assets.paths import PHOTOS
+from c3tools.corpus.items import ImageItem
+from c3tools.embedding.shard_work import EmbedOptions, encoded_images
 from c3tools.encoders import Encoder, load_encoder
 from tests.fake_cuda import FakeCuda
 
@@ -39,6 +41,19 @@ def test_a_batch_is_waited_for_once_and_copied_from_pinned_memory(shadow: FakeCu
     encoder.encode_texts(TEXTS)
     assert len(shadow.waits()) == 3
     assert not shadow.pageable_copies()
+
+
+def test_images_are_decoded_into_pinned_memory(shadow: FakeCuda, encoder: Encoder) -> None:
+    on_shadow = on_gpu("cuda")
+    shadow.log.clear()
+    items = [ImageItem(path.name, str(path), None, None) for path in IMAGES]
+    options = EmbedOptions(workers=1, batch_size=2)
+    batches = encoded_images(on_shadow, [(0, items)], options, cores=1)
+    rows = np.concatenate([features for _, features in batches])
+    # Pixels are not copied once more to be pinned; each batch and its result have memory of theirs
+    assert [entry.what for entry in shadow.entries("pin")] == ["allocate"] * 4
+    assert not shadow.pageable_copies()
+    assert_same(rows, encoder.encode_images(IMAGES))
 
 
 def test_a_result_is_not_waited_for_longer_than_it_takes(shadow: FakeCuda) -> None:

@@ -11,14 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from c3tools.corpus.items import ImageItem
 from c3tools.corpus.reading import read_corpus
+from c3tools.embedding import decoding
 from c3tools.embedding.decoding import decoded_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
@@ -37,6 +40,32 @@ class HostilePreprocessor(ImagePreprocessor):
         if content == b"hungry":
             mmap.mmap(-1, LARGEST_DECODED + 2**30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         return super().load(source)
+
+
+@pytest.mark.parametrize("part", [1, 3, 32])
+def test_a_batch_is_decoded_in_parts(
+    part: int, encoder: Encoder, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU batches are large: all workers decode parts of one, into little shared memory."""
+    monkeypatch.setattr(decoding, "_PART", part)
+    good = read_corpus(photos).images
+    bad = ImageItem("bad", str(photos / "captions.jsonl"), None, None)
+    shards = [(0, [bad, *good[:3], bad]), (1, [*good, *good, bad])]
+    memory = Mock(wraps=multiprocessing.RawArray)
+    monkeypatch.setattr(multiprocessing, "RawArray", memory)
+    for preprocess in (encoder.preprocess, replace(encoder.preprocess, fixed=False)):
+        expected, batches = (
+            list(decoded_batches(shards, preprocess, batch_size=7, workers=workers))
+            for workers in (0, 2)
+        )
+        assert len(batches) == 3
+        for (batch, pixels), (one, by_one) in zip(batches, expected, strict=True):
+            assert replace(batch, waited=0) == replace(one, waited=0)
+            assert len(pixels) == len(batch.rows)
+            assert all(np.array_equal(a, b) for a, b in zip(pixels, by_one, strict=True))
+    height, width = encoder.preprocess.size
+    sizes = [call.args[1] for call in memory.call_args_list]
+    assert sizes == [2 * 3 * min(7, part) * height * width * 3, 0]
 
 
 def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: Path) -> None:

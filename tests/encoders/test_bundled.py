@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -46,7 +47,18 @@ def test_captions_and_odd_texts_have_the_tokens_of_open_clip() -> None:
     lines = CAPTIONS.read_text(encoding="utf-8").splitlines()[:100]
     texts = [*ODD, *(caption for line in lines for caption in json.loads(line)["captions"])]
     np.testing.assert_array_equal(TOKENIZER(texts), SIMPLE(texts))
+    for length in (3, 9):
+        np.testing.assert_array_equal(TOKENIZER(texts, length), SIMPLE(texts, length))
     assert TOKENIZER([]).shape == (0, 77)
+    assert type(load_network().tokenizer) is ClipTokenizer
+
+
+def test_the_words_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("c3tools.encoders.clip_tokenizer._MOST_KNOWN", 10)
+    tokenizer = ClipTokenizer(77)
+    texts = [f"a photo of number {number}" for number in range(30)]
+    np.testing.assert_array_equal(tokenizer(texts), SIMPLE(texts))
+    assert len(tokenizer._known) <= 10
 
 
 @given(st.text(max_size=40))
