@@ -68,6 +68,9 @@ ExecutorName = Literal["local", "ray"]
 ExportFormat = Literal["parquet", "npy", "safetensors", "hf", "clip-retrieval"]
 """Of exported files; hf is a folder for datasets, clip-retrieval one for that program."""
 
+ExportMetric = Literal["ip", "l2"]
+"""Of searches among the rows of an export: the inner product, or L2 and cosine as well."""
+
 ExportRole = Literal["auto", "training", "inference"]
 """Which rows of an export are training inputs."""
 

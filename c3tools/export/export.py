@@ -7,9 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..choices import ExecutorName, ExportFormat, ExportRole, NumberFormat, PositiveInt, checked
+from ..choices import (
+    ExecutorName,
+    ExportFormat,
+    ExportMetric,
+    ExportRole,
+    NumberFormat,
+    PositiveInt,
+    checked,
+)
 from ..corpus.splits import ALL
-from ..errors import OutputError, StoreError, TransformError, note_on_interrupt
+from ..errors import OutputError, StoreError, TransformError, UnusedOptionError, note_on_interrupt
 from ..executors import Executor
 from ..io.artifact import digest_of, holds_result
 from ..io.files import (
@@ -34,7 +42,7 @@ from ..store.shards import (
 from ..transforms import Pipeline, open_pipeline
 from ..transforms.calibration import CALIBRATION_FILE, Calibration
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
-from .formats import CARD_FILE, FORMATS, ClipRetrievalFormat
+from .formats import CARD_FILE, FORMATS, ClipRetrievalFormat, Format, ParquetFormat, TableFormat
 from .parts import Plan, Recipe, plan_parts, write_parts
 from .record import (
     REFIT,
@@ -101,6 +109,8 @@ def export_store(
     role: ExportRole = "auto",
     train_on: str = "text",
     before_noise: bool = False,
+    metric: ExportMetric = "ip",
+    one_table: bool = False,
     dtype: NumberFormat = "float16",
     seed: int = 0,
     workers: PositiveInt = 2,
@@ -135,6 +145,11 @@ def export_store(
         train_on: Modality of the training inputs.
         before_noise: Write float32 rows as they are before the first noise of the pipeline, not
             normalised; `c3 train-decoder --store` applies the rest, with new noise in every epoch.
+        metric: How the rows are searched. ip: by inner product, which is the cosine unless the
+            preset is fair. l2: rows get one more dimension, with which L2 and cosine find the same
+            rows in the same order; `Pipeline.transform` adds it to queries.
+        one_table: Write one table, rows/, of all modalities: Parquet with a column modality, and
+            keys such as image/KEY.
         dtype: See `embed`.
         seed: Seed for all random numbers.
         workers: Number of files written at the same time.
@@ -160,20 +175,20 @@ def export_store(
     """
     modality = as_list(modality)
     store = Store.open(store, reporter=reporter)
-    wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
+    wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on).for_metric(metric)
     applied = len(wanted.steps)
     if before_noise:
         noisy_places = [place for place, step in enumerate(wanted.steps) if step.noisy]
         if not noisy_places:
-            fault = f"{wanted.name} adds no noise."
-            raise TransformError(fault, remedy="Leave out --before-noise.")
+            raise TransformError(
+                f"{wanted.name} adds no noise.", remedy="Leave out --before-noise."
+            )
         applied = noisy_places[0]
         dtype = "float32"
-    layout = FORMATS[format]
-    if format == ClipRetrievalFormat.name:
-        layout = _with_texts(store, modality or store.modalities, reporter)
+    layout = _choose_layout(store, format, one_table, modality or store.modalities, reporter)
+    if isinstance(layout, ClipRetrievalFormat):
         modality = ["image"]
-    settings = Settings(format, dtype, role, train_on, seed, applied)
+    settings = Settings(layout.name, dtype, role, train_on, seed, applied, metric=metric)
     for name in modality or ():
         store.require(name)
     asked = Request.of(store, wanted, {})
@@ -199,6 +214,8 @@ def export_store(
             wanted.check_model(store.info.model)
             wanted.check_dim(store.info.dim)
         recipe = Recipe(store, fitted or wanted, layout, settings)
+        if metric == "l2":
+            recipe.applied.longest  # noqa: B018 - refused before anything is written
         if fitted is None or writer is None:
             record = ExportRecord(asked, fitted_shards(store), settings)
             writer = describe(output, writer, recipe, record, files=_FILES)
@@ -228,13 +245,22 @@ def export_store(
     return _report(recipe, writer, plan, modality or store.modalities)
 
 
-def _with_texts(store: Store, modalities: Sequence[str], reporter: Reporter) -> ClipRetrievalFormat:
-    """Return the layout of clip-retrieval, with texts if these are exported and all images have
-    one; say which texts.
+def _choose_layout(
+    store: Store, name: str, one_table: bool, modalities: Sequence[str], reporter: Reporter
+) -> Format:
+    """Return the layout of this name. In that of clip-retrieval there are texts if these are
+    exported and all images have one; say which texts.
 
     Raises:
-        TransformError: if no images are exported.
+        UnusedOptionError: if one table is asked for, and the layout is not Parquet.
+        TransformError: if the layout is that of clip-retrieval, and no images are exported.
     """
+    if one_table:
+        if name != ParquetFormat.name:
+            raise UnusedOptionError("--one-table", f"with --format {name}")
+        return TableFormat(modalities)
+    if name != ClipRetrievalFormat.name:
+        return FORMATS[name]
     if "image" not in modalities:
         raise TransformError(
             "The layout of clip-retrieval has a row for each image, and no images are exported.",

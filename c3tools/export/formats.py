@@ -3,6 +3,7 @@
     parquet       text/part-00000.parquet: a store whose rows went through the pipeline, with the
                   column role; plain values, which DuckDB can read (it cannot read byte-stream split
                   of float16)
+    table         rows/text-00000.parquet: the rows of all modalities, with the same columns
     npy           text/embeddings/part-00000.npy + text/metadata/part-00000.parquet: the layout that
                   embedding-reader (file format parquet_npy) and autofaiss read
     safetensors   text/part-00000.safetensors (tensor "embedding") +
@@ -34,7 +35,15 @@ from safetensors.numpy import save
 from ..arrays import Matrix
 from ..io.files import write_atomically
 from ..store import Failure, StoreInfo, embedding_matrix
-from ..store.shards import INFO_FILE, PIPELINE_FILE, part_name, part_named, write_rows
+from ..store.shards import (
+    INFO_FILE,
+    ONE_TABLE,
+    PIPELINE_FILE,
+    part_name,
+    part_named,
+    shard_schema,
+    write_rows,
+)
 
 CARD_FILE = "README.md"
 
@@ -111,6 +120,38 @@ class ParquetFormat(Format):
         """Write the shard."""
         path = part.folder / part_name(part.modality, part.number)
         write_rows(path, info, part.modality, rows, failures, part.made_from, split_bytes=False)
+
+
+class TableFormat(Format):
+    """One table of the rows of all modalities, with a column modality and keys such as image/KEY.
+
+    Args:
+        modalities: of the rows.
+    """
+
+    name = "table"
+
+    def __init__(self, modalities: Sequence[str]) -> None:
+        self.modalities = sorted(modalities)
+        self.digest = " ".join(self.modalities)
+
+    def write(
+        self, part: Part, info: StoreInfo, rows: pa.Table, failures: Sequence[Failure]
+    ) -> None:
+        """Write the rows with the columns of all modalities."""
+        modality = pa.scalar(part.modality)
+        columns: dict[str, Any] = {}
+        for field in pa.unify_schemas([shard_schema(name, info) for name in self.modalities]):
+            if field.name in rows.column_names:
+                columns[field.name] = rows.column(field.name)
+            else:
+                columns[field.name] = pa.nulls(len(rows), field.type)
+        columns["key"] = pc.binary_join_element_wise(modality, columns["key"], "/")
+        columns["modality"] = pa.repeat(modality, len(rows))
+        columns["role"] = rows.column("role")
+        path = part.folder / ONE_TABLE / f"{part.modality}-{part.number:05d}.parquet"
+        table = pa.table(columns)
+        write_rows(path, info, part.modality, table, (), part.made_from, split_bytes=False)
 
 
 class _ArrayFormat(Format):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from ..corpus.splits import ALL
-from ..errors import StoreError
+from ..errors import StoreError, TransformError
 from ..executors import Executor, Report, Work, cores, open_executor
 from ..io.artifact import digest_of
 from ..io.files import sha256_of
@@ -40,6 +40,7 @@ from .record import ExportRecord, Settings
 
 # rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
 _CACHED_ROWS = 512
+_ROUNDING = 1.001  # of the norm of a row in float16
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,12 @@ class Recipe:
             "transform": {name: transform[name] for name in ("name", "steps", "dim", "tensors")},
             "settings": asdict(self.settings),
         }
+        is_padded = self.settings.metric == "l2"
         return StoreInfo(
             source.model,
-            source.dim,
+            source.dim + is_padded,
             self.settings.dtype,
-            normalised=normalised,
+            normalised=normalised and not is_padded,
             preprocessing=source.preprocessing,
             precision=source.precision,
             backend=source.backend,
@@ -153,7 +155,7 @@ class Recipe:
             embeddings = embedding_matrix(batch, self.store.info.dtype)
             keys = keys_of(batch)
             items = own_items(batch).to_pylist()
-            transformed = np.empty(embeddings.shape, settings.dtype)
+            transformed = np.empty((len(embeddings), self.info.dim), settings.dtype)
             for training in (True, False):
                 numbers = np.flatnonzero(is_training == training)
                 for start in range(0, len(numbers), _CACHED_ROWS):
@@ -166,6 +168,20 @@ class Recipe:
                         keys=[keys[row] for row in block],
                         items=[items[row] for row in block],
                     )
+
+            # Fill rows up to one length: the nearest to a query, which has 0 there, are then those
+            # of the largest inner product (Bachrach et al., RecSys 2014)
+            if settings.metric == "l2":
+                squares = np.square(transformed, dtype=np.float64)[:, :-1].sum(axis=1)
+                missing = (self.applied.longest * _ROUNDING) ** 2 - squares
+                if missing.min(initial=0) < 0:
+                    raise TransformError(
+                        f"The {modality} row {keys[missing.argmin()]} has norm "
+                        f"{np.sqrt(squares.max()):.4g}, above {self.applied.longest:.4g}, the "
+                        "largest of the fit.",
+                        remedy="Fit the pipeline anew with --refit, or use --metric ip.",
+                    )
+                transformed[:, -1] = np.sqrt(missing)
 
             # Add their columns, with the splits and roles that they were transformed by
             values: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}

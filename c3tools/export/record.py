@@ -43,6 +43,7 @@ class Settings:
         applied: number of steps of the pipeline that the rows went through.
         split: the rows that are in the export.
         code_size: bytes of a row's code in an index; 0 for embeddings.
+        metric: ip, or l2 for rows with one more dimension.
     """
 
     format: str
@@ -53,6 +54,7 @@ class Settings:
     applied: int
     split: str = ALL
     code_size: int = 0
+    metric: str = "ip"
 
 
 @dataclass(frozen=True)

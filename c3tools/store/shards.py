@@ -78,6 +78,8 @@ _SHARD = re.compile(r"([^._/][^/]*)/part-(\d{5,9})\.parquet")
 _EXPORTED = re.compile(
     r"([^._/][^/]*)/(?:[^._/][^/]*/)?part-(\d{5,9})\.(?:parquet|npy|safetensors)"
 )
+ONE_TABLE = "rows"  # the folder of an export of all modalities in one table
+_ONE_TABLE = re.compile(rf"{ONE_TABLE}/([^._/][^/]*)-(\d{{5,9}})\.parquet")
 # those of images in the layout of clip-retrieval
 _CLIP_RETRIEVAL = re.compile(r"(img_emb|text_emb|metadata)/\1_(\d{5,9})\.(?:parquet|npy)")
 _FILE = {
@@ -353,7 +355,7 @@ def shard_named(name: str) -> ShardName | None:
 
 def part_named(name: str) -> ShardName | None:
     """Return the part of an export of any format that a file belongs to; None for other files."""
-    match = _EXPORTED.fullmatch(name)
+    match = _EXPORTED.fullmatch(name) or _ONE_TABLE.fullmatch(name)
     if match:
         return match[1], int(match[2])
     match = _CLIP_RETRIEVAL.fullmatch(name)

@@ -141,7 +141,7 @@ class Calibration:
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
         """Return the calibration of the rows of an export or an index, the one that `c3 search`
-        ranks by: for a search of the same rows in a database.
+        ranks rows by: for a search of the same rows in a database.
 
         Only ``calibration.safetensors``, ``transform.json`` and ``transform.safetensors`` are read.
 
@@ -337,4 +337,7 @@ def _moments_after(pipeline: Pipeline, moments: Moments, modality: str) -> Momen
                 raise TransformError(
                     f"The step {step.kind} leaves moments that only rows could tell."
                 )
+    if pipeline.metric == "l2":  # queries have 0 in the last dimension
+        mean = np.pad(moments.mean, (0, 1))
+        moments = Moments(moments.n, mean, np.pad(moments.scatter, (0, 1)))
     return moments

@@ -27,6 +27,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..arrays import Matrix
+from ..choices import ExportMetric
 from ..errors import TransformError, explain_missing, optional_module, reason_of
 from ..identity import ModelIdentity
 from ..io.files import json_text, read_limited, write_atomically, write_text_atomically
@@ -64,6 +65,8 @@ class Pipeline(HubRepository):
     Attributes:
         dim: dimension of the embeddings it was fitted on; None before fitting, and if no step needs
             fitting.
+        metric: how its rows are searched: ``ip``, the inner product; or ``l2`` for those of an
+            export with ``--metric l2``, for which embeddings get one more dimension, of zeros.
         provenance: the origin of the pipeline: model, split, number of rows per modality.
 
     Raises:
@@ -74,6 +77,7 @@ class Pipeline(HubRepository):
         self.steps = tuple(steps)
         self.name = name
         self.dim: int | None = None
+        self.metric: ExportMetric = "ip"
         self.provenance: dict[str, Any] = {}
         findings = _order_findings(self.steps)
         if findings:
@@ -252,6 +256,11 @@ class Pipeline(HubRepository):
         exported = store.info.extra.get("exported")
         if exported is None:
             return None
+        if exported["settings"].get("metric") == "l2":
+            raise TransformError(
+                f"The rows of the export {store.path} have one more dimension, for a database.",
+                remedy="Use the store that was exported, or export it with --metric ip.",
+            )
         return cls.load(store.path), exported["settings"]["applied"]
 
     @classmethod
@@ -394,7 +403,36 @@ class Pipeline(HubRepository):
                     noise = self.draw_noise(rows.shape, keys, seed, epoch, draws)
                     draws += 1
                 rows = ops.apply(operation, rows, noise, item_hashes)
-        return rows
+        return np.pad(rows, ((0, 0), (0, 1))) if self.metric == "l2" else rows
+
+    def for_metric(self, metric: ExportMetric) -> Pipeline:
+        """Return the same steps for another metric; see `Pipeline.metric`."""
+        if metric == self.metric:
+            return self
+        pipeline = self.part(0)
+        pipeline.metric = metric
+        return pipeline
+
+    @property
+    def longest(self) -> float:
+        """The largest norm of transformed rows.
+
+        Raises:
+            TransformError: if they have none, since the last steps are not normalize, or normalize
+                and fair-scale.
+        """
+        longest = 1.0
+        for step in reversed(self.steps):
+            if isinstance(step, Normalize):
+                return longest
+            if not isinstance(step, steps.FairScale):
+                break
+            longest *= max(float(scale) for scale in step.state.values())
+        raise TransformError(
+            f"The rows of {self.name} have no largest norm here, which the metric l2 needs.",
+            remedy="Export rows that end with normalize or fair-scale, without --before-noise, or "
+            "use the metric ip.",
+        )
 
     def choose_modality(self, modality: str | None) -> str:
         """Return ``modality``, or for None the only modality that inputs can have.
@@ -575,6 +613,7 @@ class Pipeline(HubRepository):
                 "YAML or JSON instead.",
             ) from error
         pipeline.dim = record.dim
+        pipeline.metric = record.metric
         pipeline.provenance = record.provenance
         return pipeline
 
@@ -628,6 +667,7 @@ class Pipeline(HubRepository):
             "format": FORMAT,
             **self.config(),
             "dim": self.dim,
+            "metric": self.metric,
             "provenance": self.provenance,
             "tensors": digest,
         }
@@ -732,6 +772,7 @@ class _Saved(_Recipe, kw_only=True, forbid_unknown_fields=False):
     provenance: dict[str, Any]
     tensors: str
     checksum: str
+    metric: ExportMetric = "ip"
 
 
 def step_kinds() -> dict[str, type[Step]]:

@@ -122,7 +122,7 @@ class TransformModule(nn.Module):
                 case MemoryAttention():
                     item_hashes = step.own_items(items, len(x)) if self.training else None
                     x = _attend(fitted, x, item_hashes)
-        return x
+        return nn.functional.pad(x, (0, 1)) if self.pipeline.metric == "l2" else x
 
 
 def _attend(fitted: Any, x: Tensor, item_hashes: Indices | None) -> Tensor:

@@ -289,6 +289,8 @@ CASES = {
     "export role": Case("inference"),
     "export train_on": Case("image"),
     "export before_noise": Case(),
+    "export metric": Case("l2"),
+    "export one_table": Case(),
     "export refit": Case("", "export --store updated-store --workers 1 --sigma 0.1 -o export"),
     "index factory": Case("IVF4,Flat"),
     "index split": Case("train"),

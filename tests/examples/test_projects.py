@@ -18,13 +18,14 @@ import pytest
 from PIL import Image
 
 import c3tools
-from c3tools import Pipeline, Store, preset
+from c3tools import Pipeline, Store, build_index, preset
 from tests.conftest import copy_photos
 
 from .conftest import EXAMPLES
 
 PROJECT = EXAMPLES / "pipeline_step"
 CLIENT = EXAMPLES / "typed_client.py"
+EXPORT_CLIENT = EXAMPLES / "export_client.py"
 MYPY = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
 SOURCE, NOTEBOOK = EXAMPLES / "notebook.py", EXAMPLES / "notebook.ipynb"
 
@@ -161,3 +162,27 @@ def test_the_typed_client_runs_and_a_stranger_to_our_settings_finds_no_error_in_
     )
     errors = [line for line in types.stdout.splitlines() if ": error:" in line]
     assert [line.partition(":")[0] for line in errors] == ["wrong.py"], types.stdout
+
+
+def test_a_client_of_an_export_finds_what_c3_search_does(tmp_path: Path) -> None:
+    for package in ("lancedb", "duckdb", "faiss"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    c3tools.copy_photos(tmp_path / "images")
+    run = subprocess.run(
+        [sys.executable, EXPORT_CLIENT, "images", "client", "a dog on the beach"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    accuracy, *lists = run.stdout.splitlines()
+    assert accuracy.startswith("accuracy on photos: 0.")
+    index = build_index(tmp_path / "client" / "store", output=tmp_path / "index")
+    (result,) = index.search("a dog on the beach", by="row")
+    expected = [f"{hit.modality}/{hit.key}" for hit in result.hits]
+    assert len(expected) == 10 and [line.split() for line in lists] == [expected, expected]
+    types = subprocess.run(
+        [*MYPY, EXPORT_CLIENT], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False
+    )
+    assert "no issues" in types.stdout, types.stdout

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors import safe_open
 
-from c3tools import Calibration, Pipeline, Store, preset
-from c3tools.choices import ExportFormat
+from c3tools import Calibration, Pipeline, Store, TransformModule, preset
+from c3tools.choices import ExportFormat, NumberFormat
 from c3tools.errors import C3Error, OutputError, StoreError, TransformError
 from c3tools.export import FORMATS, ExportReport, export_store
 from c3tools.io.locations import location
@@ -377,3 +378,67 @@ def test_the_rows_of_an_export_go_through_no_second_pipeline() -> None:
     shutil.copy("other/calibration.safetensors", OUT)
     with pytest.raises(TransformError, match="does not belong to the pipeline"):
         Calibration.load("c3-export")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_l2_and_cosine_give_the_order_of_the_inner_product(dtype: NumberFormat) -> None:
+    ok(preset="fair", dtype=dtype)
+    info = json.loads(Path("c3-export/transform.json").read_text())
+    assert info["metric"] == Store.open(OUT).info.exported["settings"]["metric"] == "ip"
+    ok(preset="fair", dtype=dtype, metric="l2", output="l2")
+    assert verify_store("l2").whole
+    plain, padded = (Store.open(Path(name)) for name in ("c3-export", "l2"))
+    rows = np.concatenate([padded.load(name).embeddings for name in ("image", "text")])
+    expected = np.concatenate([plain.load(name).embeddings for name in ("image", "text")])
+    assert (rows[:, :-1] == expected).all() and rows.shape[1] == 17
+    assert np.ptp(np.linalg.norm(rows.astype(np.float64), axis=1)) < 1e-2
+    queries = stored("text").embeddings[:9]
+    query = Pipeline.load("l2").transform(queries, modality="text")
+    assert (query[:, -1] == 0).all()
+    module = TransformModule(Pipeline.load("l2"), "text").eval()
+    assert_close(module(torch.from_numpy(queries)).numpy(), query, 1e-5)
+    products = query[:, :-1] @ expected.T.astype(np.float32)
+    distances = np.linalg.norm(query[:, None] - rows.astype(np.float32), axis=2)
+    cosines = query @ unit(rows.astype(np.float64)).T
+    order = np.argsort(-products)[:, :10]
+    tolerance = 1e-2 if dtype == "float16" else 1e-4
+    for scores in (-distances, cosines):
+        found = np.take_along_axis(products, np.argsort(-scores)[:, :10], axis=1)
+        assert_close(found, np.take_along_axis(products, order, axis=1), tolerance)
+    assert Calibration.load("l2").moments["image"].dim == 17
+
+
+def test_rows_without_a_largest_norm_cannot_be_filled_up() -> None:
+    with pytest.raises(TransformError, match=r"(?s)no largest norm.*metric ip"):
+        ok(metric="l2", before_noise=True)
+    ok(preset="fair", metric="l2")
+    with pytest.raises(TransformError, match=r"(?s)one more dimension.*--metric ip"):
+        Pipeline.of_export(Store.open(OUT))
+    with (
+        patch.object(Pipeline, "longest", 0.5),
+        pytest.raises(TransformError, match=r"(?s)row img.* has norm .*above 0.5.*--refit"),
+    ):
+        ok(preset="fair", metric="l2", output="other")
+
+
+def test_one_table_has_the_rows_of_all_modalities() -> None:
+    with pytest.raises(C3Error, match="--one-table"):
+        ok(one_table=True, format="npy")
+    ok(preset="gr-clip", one_table=True)
+    table = pq.read_table(OUT / "rows").to_pydict()
+    keys = [f"{name}/{key}" for name in ("image", "text") for key in stored(name).keys]
+    assert sorted(table["key"]) == sorted(keys) and len({*keys}) == 270
+    assert all(
+        key.startswith(f"{name}/")
+        for key, name in zip(table["key"], table["modality"], strict=True)
+    )
+    assert verify_store(OUT).whole and Calibration.load("c3-export").moments
+    whole = contents(OUT)
+    (OUT / "rows" / "text-00001.parquet").unlink()
+    assert not verify_store(OUT).whole
+    assert ok(preset="gr-clip", one_table=True).parts == 1
+    assert contents(OUT) == whole
+
+
+def stored(modality: str) -> Rows:
+    return Store.open("c3-store").load(modality)
