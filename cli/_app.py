@@ -36,7 +36,9 @@ COMMANDS = {
     "caption": CommandSource("captions", ("caption_images",)),
     "train-generator": CommandSource("images", ("train_generator",)),
     "generate": CommandSource("images", ("generate",)),
-    "evaluate": CommandSource("captions", ("evaluate_captions",)),
+    "evaluate": CommandSource(
+        "captions", ("evaluate_captions",), without=("pipeline", "without", "encoder")
+    ),
     "evaluate-images": CommandSource("images", ("evaluate_images",)),
     "ablate": CommandSource("captions", ("ablate",)),
     "ablate-images": CommandSource("images", ("ablate_images",)),

@@ -3,11 +3,11 @@ kept.
 
     c3-ablation/              of captions; c3-image-ablation/ of images
       table.md, table.html    the table
-      cells/DIGEST.json       a finished cell: its scores, what it made, and its command
+      cells/DIGEST.json       a finished cell: its scores, and what it made
       decoders/DIGEST/        a trained decoder (generators/ for images), which several cells share
 
-The digest of a model is of its training and the data that it learns from; that of a cell is of its
-model, its method and the data that it is scored with.
+The digest of a model is of the options of its trainings and the data that it learns from; that of a
+cell is of its method, its trainings, and the data that it is scored with.
 
 Small networks do not use several cores well: on two cores, two parallel trainings take about two
 thirds of the time of two trainings one after the other.
@@ -15,23 +15,28 @@ thirds of the time of two trainings one after the other.
 
 from __future__ import annotations
 
+import inspect
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Literal
 
 from .. import devices
-from ..devices import Compute
-from ..errors import C3Error
+from ..errors import C3Error, TransformError, note_on_interrupt
 from ..executors import Executor, Report, Work
-from ..io.artifact import digest_of
+from ..imaging.evaluate_images import score_text
+from ..io.artifact import digest_of, require_result_or_empty
 from ..io.files import MALFORMED, write_json_atomically
-from ..reporter import SILENT, Progress, Reporter, counted
-from ..training.loop import CheckpointDir
-from .methods import Method
+from ..io.lock import locked
+from ..reporter import Progress, Reporter, counted
+from ..store import Store
+from ..transforms import Pipeline
+from ..transforms.fitting import fitting_moments
+from ..transforms.sigma import parse_sigma, sigma_by_rule
+from .methods import CHOOSE_BY, Method, Options
 
 _DIGITS = 16  # of a digest, in the names of files
 
@@ -51,33 +56,6 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Training:
-    """A training that cells need and may share: what is learned, and from what.
-
-    Attributes:
-        preset: of the pipeline that training inputs go through.
-        learns_from: see `Method`.
-        sigma: standard deviation of the noise per dimension.
-        seed: for all random numbers.
-    """
-
-    preset: str
-    learns_from: str
-    sigma: float
-    seed: int
-
-    @property
-    def label(self) -> str:
-        """The training in words."""
-        return f"{self.preset}, from {self.learns_from}, seed {self.seed}"
-
-    @property
-    def start(self) -> Training | None:
-        """The training of the language model that ESPER's mapper is put in front of."""
-        return replace(self, learns_from="captions") if self.learns_from == "images" else None
-
-
-@dataclass(frozen=True)
 class Run:
     """A finished cell: the scores of what it made.
 
@@ -93,8 +71,7 @@ class Run:
         sigma_from: ``given``, or the rule ``auto`` or ``pairs``.
         best_val_loss: that the checkpoint was chosen by; None if nothing was trained.
         parameters: number of weights; 0 where nothing was trained.
-        training_seconds: of the training, that of a language model included where it has one.
-        command: the commands that make the cell by themselves; empty if there are none.
+        training_seconds: of all trainings of the cell.
     """
 
     method: str
@@ -108,74 +85,82 @@ class Run:
     best_val_loss: float | None = None
     parameters: int = 0
     training_seconds: float = 0.0
-    command: str = ""
 
 
-class Bench(ABC):
-    """The shared side of the cells of a table: the data, and how a model is trained and scored.
+@dataclass(frozen=True)
+class Training:
+    """A call of the verb that trains a model: its options, and the folder that it writes to."""
+
+    options: Options
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The shared side of the cells of a table.
 
     Attributes:
+        folder: of the table.
+        models: the name of the folder of trained models in it.
         methods: by name.
-        models_folder: the folder of the trained models, in that of the table.
-        compute: device and precision of the trainings.
+        store: that models learn from.
+        verb: trains a model: `train_captioner` or `train_generator`.
+        options: of the verb in every cell.
+        device: to train on.
+        fit: fits a preset with a sigma, for training.
+        learned: a digest of what models learn from.
+        scored: a digest of what they are scored with.
+        score: makes captions or images with the models that a cell trained, and scores them.
     """
 
-    methods: ClassVar[Mapping[str, Method]]
-    models_folder: ClassVar[str]
-    compute: Compute
+    folder: Path
+    models: str
+    methods: Mapping[str, Method]
+    store: Store
+    verb: Callable[..., Any]
+    options: Options
+    device: str
+    fit: Callable[[str, float], Pipeline]
+    learned: str
+    scored: str
+    score: Callable[[Cell, Sequence[Any], Reporter], Run]
 
-    @property
-    @abstractmethod
-    def learning_digest(self) -> str:
-        """A digest of all that a trained model depends on, except its training."""
+    def trainings(self, cell: Cell) -> list[Training]:
+        """Return the trainings of a cell; each starts from the model of the one before."""
+        trainings: list[Training] = []
+        chain: list[Options] = []
+        for of_method in self.methods[cell.method].train:
+            options = {**self.options, **of_method, "seed": cell.seed}
+            if "preset" in options:
+                options["sigma"] = cell.sigma
+            chain.append(options)
+            if trainings:
+                options = {**options, "start": trainings[-1].folder}
+            name = digest_of(chain, self.learned)[:_DIGITS]
+            trainings.append(Training(options, self.folder / self.models / name))
+        return trainings
 
-    @property
-    @abstractmethod
-    def scoring_digest(self) -> str:
-        """A digest of all else that the scores of a cell depend on, except its method."""
+    def arguments(self, training: Training) -> dict[str, Any]:
+        """Return the arguments of the verb. A model that is there is loaded by it, or made again if
+        it is damaged.
+        """
+        arguments = {**training.options, "output": training.folder, "overwrite": True}
+        if "preset" in arguments:
+            arguments["pipeline"] = self.fit(arguments.pop("preset"), arguments.pop("sigma"))
+        return arguments
 
-    @abstractmethod
-    def for_training(self) -> Self:
-        """Return what a training in another process needs."""
-
-    @abstractmethod
-    def train(
-        self, training: Training, start: Any, checkpoints: CheckpointDir, reporter: Reporter
-    ) -> Any:
-        """Return a trained model; ``start`` is that of ``training.start``."""
-
-    @abstractmethod
-    def load(self, folder: Path) -> Any:
-        """Return a model that was saved."""
-
-    @abstractmethod
-    def score(self, cell: Cell, model: Any, reporter: Reporter) -> Run:
-        """Return the scores of a cell; ``model`` is None if its method trains nothing."""
-
-    def training_of(self, cell: Cell) -> Training | None:
-        """Return the training that a cell needs, if it needs one."""
+    def cell_file(self, cell: Cell) -> Path:
+        """Return the file of a finished cell."""
         method = self.methods[cell.method]
-        if method.training is None:
-            return None
-        return Training(method.training, method.learns_from, cell.sigma, cell.seed)
-
-    def model_digest(self, training: Training | None) -> str:
-        """Return the digest of a trained model."""
-        return digest_of(training, self.learning_digest)[:_DIGITS]
-
-    def cell_digest(self, cell: Cell) -> str:
-        """Return the digest of a finished cell."""
-        model_digest = self.model_digest(self.training_of(cell))
-        return digest_of(cell, model_digest, self.scoring_digest)[:_DIGITS]
+        names = [training.folder.name for training in self.trainings(cell)]
+        digest = digest_of(
+            cell, names, method.inference, method.evaluate, self.learned, self.scored
+        )
+        return self.folder / "cells" / f"{digest[:_DIGITS]}.json"
 
 
 def run_cells(
-    bench: Bench,
-    cells: Iterable[Cell],
-    folder: Path,
-    *,
-    jobs: int = 1,
-    reporter: Reporter = SILENT,
+    bench: Bench, cells: Iterable[Cell], *, jobs: int, reporter: Reporter
 ) -> Iterator[Run]:
     """Yield the cells of a table in their order: those that are finished are read, the others made
     and written.
@@ -183,7 +168,6 @@ def run_cells(
     Args:
         bench: how cells are made.
         cells: their sigma does not matter where a method has no noise.
-        folder: of the finished cells and the trained models.
         jobs: how many trainings run at a time, each in its process.
         reporter: shows messages and progress.
 
@@ -194,72 +178,61 @@ def run_cells(
     cells = [
         cell if bench.methods[cell.method].noisy else replace(cell, sigma=0.0) for cell in cells
     ]
-    paths = {cell: folder / "cells" / f"{bench.cell_digest(cell)}.json" for cell in cells}
     finished: dict[Cell, Run] = {}
-    for cell, path in paths.items():
+    for cell in cells:
         with suppress(OSError, *MALFORMED):
-            finished[cell] = Run(**json.loads(path.read_text(encoding="utf-8")))
+            text = bench.cell_file(cell).read_text(encoding="utf-8")
+            finished[cell] = Run(**json.loads(text))
 
-    # With several jobs, all trainings are done first, side by side
-    unfinished = [cell for cell in cells if cell not in finished]
-    if jobs > 1:
-        _train_side_by_side(bench, unfinished, folder, jobs, reporter)
+    # With several jobs, first trainings are done before all else, side by side
+    missing: dict[Path, Training] = {}
+    for cell in cells:
+        for first in bench.trainings(cell)[:1]:
+            if cell not in finished and not first.folder.exists():
+                missing[first.folder] = first
+    count = min(jobs, len(missing))
+    if count > 1:
+        names = devices.pick_devices() if bench.device == "cuda" else [bench.device]
+        executor = Executor([names[number % len(names)] for number in range(count)])
+        work = _Trainings(bench.verb, bench.store)
+        calls = [bench.arguments(training) for training in missing.values()]
+        label = f"Percent of {counted(len(missing), 'training')}, {count} at a time"
+        with reporter.progress(label, 100 * len(missing)) as progress:
+            for _ in executor.run(work, calls, lambda done, _: progress.advance(done)):
+                pass
 
     for cell in cells:
         if cell in finished:
             reporter.message(f"{cell.label}: already finished")
         else:
-            training = bench.training_of(cell)
-            model = None
-            if training is not None:
-                model = _load_or_train(bench, training, folder, reporter)
-            finished[cell] = bench.score(cell, model, reporter)
-            write_json_atomically(paths[cell], asdict(finished[cell]))
+            models = [
+                bench.verb(
+                    bench.store,
+                    **bench.arguments(training),
+                    device=bench.device,
+                    reporter=_WithoutMessages(reporter, cell.label),
+                )
+                for training in bench.trainings(cell)
+            ]
+            finished[cell] = bench.score(cell, models, reporter)
+            write_json_atomically(bench.cell_file(cell), asdict(finished[cell]))
         yield finished[cell]
 
 
-def _train_side_by_side(
-    bench: Bench, cells: Sequence[Cell], folder: Path, jobs: int, reporter: Reporter
-) -> None:
-    """Train what the cells need and has not been trained, several models at a time."""
-    missing: dict[Training, None] = {}
-    for cell in cells:
-        training = bench.training_of(cell)
-        if training is None:
-            continue
-        first = training.start or training
-        if not _model_folder(bench, first, folder).exists():
-            missing[first] = None
-    if len(missing) < 2:
-        return
-    count = min(jobs, len(missing))
-    device = str(bench.compute.device)
-    names = devices.pick_devices() if device == "cuda" else [device]
-    executor = Executor([names[number % len(names)] for number in range(count)])
-    work = _Trainings(bench.for_training(), folder)
-    label = f"Percent of {counted(len(missing), 'training')}, {count} at a time"
-    with reporter.progress(label, 100 * len(missing)) as progress:
-        for _ in executor.run(work, list(missing), lambda done, _: progress.advance(done)):
-            pass
+class _WithoutMessages(Reporter):
+    """A reporter of one training of a cell, whose messages are those of the whole table."""
 
+    def __init__(self, reporter: Reporter, label: str) -> None:
+        self._reporter = reporter
+        self._label = label
 
-def _model_folder(bench: Bench, training: Training, folder: Path) -> Path:
-    return folder / bench.models_folder / bench.model_digest(training)
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        with self._reporter.progress(f"{self._label}: {label}", total) as progress:
+            yield progress
 
-
-def _load_or_train(bench: Bench, training: Training, folder: Path, reporter: Reporter) -> Any:
-    """Return the model of a training; if there is none, train it."""
-    path = _model_folder(bench, training, folder)
-    with suppress(C3Error):  # missing, or cut short: trained (again)
-        return bench.load(path)
-    start = None
-    if training.start is not None:
-        start = _load_or_train(bench, training.start, folder, reporter)
-    checkpoints = CheckpointDir(path.with_name(f"{path.name}.training"))
-    model = bench.train(training, start, checkpoints, reporter)
-    model.save(path)
-    checkpoints.clear()
-    return model
+    def scalar(self, name: str, value: float, step: int) -> None:
+        self._reporter.scalar(name, value, step)
 
 
 class _Percent(Reporter, Progress):
@@ -272,7 +245,7 @@ class _Percent(Reporter, Progress):
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
         self._steps = 0
         self._total = total or 1
-        yield self
+        yield self if label.startswith("Training") else Progress()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         before = 100 * self._steps // self._total
@@ -280,24 +253,167 @@ class _Percent(Reporter, Progress):
         self._report(100 * self._steps // self._total - before, 0)
 
 
-class _Trainings(Work[Training, None]):
-    """Trainings in other processes, the results of which are in the folder."""
+class _Trainings(Work[dict[str, Any], None]):
+    """Trainings in other processes, the results of which are in the folder of the table."""
 
-    def __init__(self, bench: Bench, folder: Path) -> None:
-        self._bench = bench
-        self._folder = folder
+    def __init__(self, verb: Callable[..., Any], store: Store) -> None:
+        self._verb = verb
+        self._store = store
+        self._device: str | None = None
 
     def load(self, device: str, threads: int) -> None:
         """Use the device and the cores of this worker."""
         devices.limit_threads(threads)
-        self._bench.compute = devices.pick(device, self._bench.compute.precision)
+        self._device = device
 
-    def run(self, tasks: Iterable[Training], report: Report) -> Iterator[None]:
+    def run(self, tasks: Iterable[dict[str, Any]], report: Report) -> Iterator[None]:
         """Do trainings one after the other."""
-        for training in tasks:
-            _load_or_train(self._bench, training, self._folder, _Percent(report))
+        for arguments in tasks:
+            self._verb(self._store, **arguments, device=self._device, reporter=_Percent(report))
             yield None
 
-    def name(self, task: Training) -> str:
+    def name(self, task: dict[str, Any]) -> str:
         """Return the name of a training for messages."""
-        return task.label
+        return f"training of {task['output']}"
+
+
+@contextmanager
+def table_folder(output: str | Path) -> Iterator[Path]:
+    """Yield the folder of a table, and keep other runs off it while the block runs.
+
+    Raises:
+        OutputError: if the folder contains other files, or another run is writing to it.
+    """
+    folder = Path(output)
+    kept = (
+        f"Finished results are kept in {folder}; run the same command again to compute the others."
+    )
+    with locked(folder), note_on_interrupt(lambda: kept):
+        require_result_or_empty(folder, "ablation", ("cells", "decoders", "generators", "table.md"))
+        yield folder
+
+
+def run_table(
+    bench: Bench,
+    methods: Sequence[str],
+    sigmas: Sequence[float | str],
+    *,
+    noised: Literal["text", "image"],
+    seeds: int,
+    jobs: int,
+    reporter: Reporter,
+) -> list[Run]:
+    """Return the runs of a table: of each method with each seed, and each sigma if it has noise.
+
+    Args:
+        bench: how cells are made.
+        methods: names of methods.
+        sigmas: values, or rules that give one.
+        noised: the modality whose rows the rule ``auto`` reads.
+        seeds: number of seeds per method.
+        jobs: trainings at a time.
+        reporter: shows messages and progress.
+
+    Raises:
+        C3Error: as the verbs that train and score.
+    """
+    runs: list[Run] = []
+    for number, noise in enumerate(sigmas):
+        sigma_from = "given"
+        value = noise
+        if isinstance(noise, str):
+            value, reason = sigma_by_rule(noise, bench.store, noised=noised)
+            sigma_from = noise
+            reporter.message(reason)
+        # methods without noise are in the rows of the first sigma alone
+        names = [name for name in methods if number == 0 or bench.methods[name].noisy]
+        cells = [Cell(name, seed, float(value)) for seed in range(seeds) for name in names]
+        for run in run_cells(bench, cells, jobs=jobs, reporter=reporter):
+            runs.append(replace(run, sigma_from=sigma_from))
+            metric = CHOOSE_BY if CHOOSE_BY in run.scores else next(iter(run.scores))
+            score = score_text(metric, run.scores[metric])
+            reporter.message(f"{run.method}, seed {run.seed}: {metric} {score}")
+    return runs
+
+
+def require_no_export(store: Store) -> None:
+    """Refuse an export, which the verbs do not train on with another preset.
+
+    Raises:
+        TransformError: if the store is one.
+    """
+    if Pipeline.of_export(store):
+        raise TransformError(
+            f"{store.path} is an export, but the methods of a table transform embeddings "
+            f"themselves.",
+            remedy="Compare them on the store that was exported.",
+        )
+
+
+def content_digest(store: Store) -> str:
+    """Return a digest of the rows of a store, and of the moments that transforms are fitted on."""
+    moments = fitting_moments(store).moments
+    means = [moments[modality].mean for modality in sorted(moments)]
+    return digest_of([store.shard_digest(*shard) for shard in store.shards], *means)
+
+
+def chosen_methods(methods: str | Sequence[str], known: Mapping[str, Method]) -> list[str]:
+    """Return the names of the methods that are asked for, each once.
+
+    Raises:
+        C3Error: if there is none, or one is unknown.
+    """
+    names = list(known) if methods == "all" else list(dict.fromkeys(_parts(methods)))
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise C3Error(
+            f"There is no method {', '.join(unknown)!r} for this table.",
+            remedy=f"Choose from {', '.join(known)}.",
+        )
+    return names
+
+
+def chosen_sigmas(sigma: Sequence[float | str] | float | str) -> list[float | str]:
+    """Return the values and rules of sigma that are asked for, each once.
+
+    Raises:
+        TransformError: if one is neither a positive number nor a rule.
+    """
+    values: Iterable[float | str]
+    if isinstance(sigma, str):
+        values = _parts(sigma)
+    elif isinstance(sigma, float | int):
+        values = [sigma]
+    else:
+        values = sigma
+    return list(dict.fromkeys(map(parse_sigma, values)))
+
+
+def _parts(values: str | Sequence[str]) -> list[str]:
+    """Return the values of a sequence, or of a text in which they are separated by commas."""
+    if not isinstance(values, str):
+        return list(values)
+    return [part.strip() for part in values.split(",") if part.strip()]
+
+
+def command_of(name: str, verb: Callable[..., Any], values: Mapping[str, Any]) -> str:
+    """Return the command that makes a table: the methods, and what is not the default of the verb.
+
+    Args:
+        name: of the command.
+        verb: behind it.
+        values: of its parameters, by name.
+    """
+    words = ["c3", name]
+    for option, parameter in inspect.signature(verb).parameters.items():
+        value = values[option]
+        is_default = value == parameter.default or value in ([], ())
+        is_shown = option in ("store", "methods") or not is_default
+        if not is_shown or option in ("output", "reporter"):
+            continue
+        if option in ("methods", "metrics"):
+            value = ",".join(value)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            text = str(each.path if isinstance(each, Store) else each)
+            words += [f"--{option.replace('_', '-')}", text]
+    return shlex.join(words)

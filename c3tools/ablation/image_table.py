@@ -1,42 +1,45 @@
-"""`c3 ablate-images`: the table of generated images; its data, and the training, generation and
-scoring of one cell.
+"""`c3 ablate-images`: the table of generated images.
 
-Generators learn from photos alone. Each then makes an image from a text of every scored photo.
+Generators are trained by `train_generator`, on photos alone. Each then makes an image from a text
+of every scored photo. All images are scored with the same real photos, which are encoded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Self
 
 import numpy as np
 from PIL import Image
 
 from .. import devices
 from ..choices import GeneratorSize, PositiveInt, Precision, checked
-from ..devices import Compute
 from ..encoders import data_url
 from ..errors import MetricError
 from ..imaging.evaluate_images import ImageScorer
 from ..imaging.generator import Generator
-from ..imaging.model import SAMPLING_STEPS, Size, load_size
-from ..imaging.photos import Photos
-from ..imaging.train_generator import GeneratorTask, training_photos
+from ..imaging.model import SAMPLING_STEPS, load_size
+from ..imaging.train_generator import train_generator
 from ..io.artifact import digest_of
 from ..lists import as_list
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..store.leaks import notes_on_leaks
-from ..training.loop import CheckpointDir
-from ..training.loop import train as run_training
-from ..transforms import preset
-from ..transforms.fitting import moments_of
-from .bench import TableBench, chosen_methods, chosen_sigmas, command_of, make_table
-from .cells import Cell, Run, Training
+from ..transforms import Pipeline, preset
+from .cells import (
+    Bench,
+    Cell,
+    Run,
+    chosen_methods,
+    chosen_sigmas,
+    command_of,
+    content_digest,
+    require_no_export,
+    run_table,
+    table_folder,
+)
 from .methods import IMAGE_METHODS
 from .table import Ablation
 
@@ -96,51 +99,43 @@ def ablate_images(
     """
     set = as_list(set)
     encoder = as_list(encoder)
-    names = chosen_methods(methods, IMAGE_METHODS)
-    command = command_of(
-        "ablate-images",
-        ablate_images,
-        store,
-        {
-            "methods": ",".join(names),
-            "seeds": seeds,
-            "sigma": sigma,
-            "split": split,
-            "size": size,
-            "set": set,
-            "steps": steps,
-            "encoder": encoder,
-            "jobs": jobs,
-            "device": device,
-            "precision": precision,
-        },
-    )
-
-    def read(opened: Store) -> ImageBench:
-        sized = load_size(size, set)
-        training = replace(sized.training, steps=steps or sized.training.steps)
-        return ImageBench.read(
-            opened,
-            split=split,
-            size=replace(sized, training=training),
-            encoders=encoder,
-            compute=devices.pick(device, precision),
-            device=device,
-            reporter=reporter,
+    methods = chosen_methods(methods, IMAGE_METHODS)
+    sigmas = chosen_sigmas(sigma)
+    command = command_of("ablate-images", ablate_images, locals())
+    compute = devices.pick(device, precision)
+    size_settings = load_size(size, set)
+    with table_folder(output) as folder:
+        store = Store.open(store, reporter=reporter)
+        scored = ScoredPhotos.read(
+            store, split, size_settings.pixels, encoder, device=device, reporter=reporter
         )
 
-    return make_table(
-        store,
-        read,
-        names,
-        chosen_sigmas(sigma),
-        noised="image",
-        seeds=seeds,
-        folder=Path(output),
-        jobs=jobs,
-        command=command,
-        reporter=reporter,
-    )
+        def fit(name: str, sigma: float) -> Pipeline:
+            return preset(name, sigma=sigma, train_on="image", infer_on="text").fit(store)
+
+        bench = Bench(
+            folder=folder,
+            models="generators",
+            methods=IMAGE_METHODS,
+            store=store,
+            verb=train_generator,
+            options={"size": size, "set": set, "steps": steps, "precision": compute.precision},
+            device=compute.device,
+            fit=fit,
+            learned=digest_of(asdict(size_settings), content_digest(store)),
+            scored=digest_of(
+                [one.identity for one in scored.scorer.encoders],
+                scored.texts.keys,
+                scored.scorer.reference.pixels,
+            ),
+            score=scored.score,
+        )
+        runs = run_table(
+            bench, methods, sigmas, noised="image", seeds=seeds, jobs=jobs, reporter=reporter
+        )
+        table = scored.table(runs, command)
+        table.save(folder)
+    return table
 
 
 @dataclass(frozen=True)
@@ -159,56 +154,37 @@ class ScoredPhotos:
     scorer: ImageScorer
     notes: list[str]
 
-
-@dataclass
-class ImageBench(TableBench):
-    """The data and the settings that all cells of images share.
-
-    Attributes:
-        store: that pipelines are fitted on.
-        train_photos: photos to learn from, with their embeddings.
-        val_photos: photos to choose the checkpoint on.
-        size: of the generator, with the settings of its training.
-        compute: device and precision.
-        scored: what images are made from and compared with; None where only training is done.
-    """
-
-    store: Store
-    train_photos: Photos
-    val_photos: Photos
-    size: Size
-    compute: Compute
-    scored: ScoredPhotos | None
-
-    methods: ClassVar = IMAGE_METHODS
-    models_folder: ClassVar = "generators"
-
     @classmethod
     def read(
         cls,
         store: Store,
-        *,
         split: str,
-        size: Size,
+        pixels: int,
         encoders: Sequence[str],
-        compute: Compute,
-        device: str | None,
-        reporter: Reporter,
-    ) -> Self:
-        """Read the photos of a table, and one text of each scored photo: the same for every method
-        and seed.
+        *,
+        device: str | None = None,
+        reporter: Reporter = SILENT,
+    ) -> ScoredPhotos:
+        """Read the photos of a split, and one text of each: the same for every method and seed.
 
-        The arguments are those of `ablate_images`.
+        Args:
+            store: of the photos.
+            split: see `ablate_images`.
+            pixels: height and width of the images.
+            encoders: names of further encoders to score with.
+            device: of the encoders.
+            reporter: shows progress.
 
         Raises:
-            GeneratorError: if photos are missing.
+            GeneratorError: if no photo can be read.
             MetricError: if fewer than four photos of the split have texts and can be read.
+            TransformError: if the store is an export.
         """
-        train, val, notes = training_photos(store, size.pixels, reporter=reporter)
+        require_no_export(store)
         pairs = Pairs.match(store.load("image", split), store.load("text", split))
         scorer = ImageScorer.of(
             store,
-            size.pixels,
+            pixels,
             split,
             len(pairs.first),
             encoders,
@@ -236,76 +212,19 @@ class ImageBench(TableBench):
             rng = generator(0, "caption", pairs.first.keys[photo])
             drawn_rows.append(rows[int(rng.integers(len(rows)))])
         unread = [scorer.reference.unread] if scorer.reference.unread else []
-        scored = ScoredPhotos(
+        return cls(
             photos=pairs.first.select(np.array([*text_rows])),
             texts=pairs.second.select(np.array(drawn_rows)),
             scorer=scorer,
-            notes=[*notes, *unread, *scorer.notes(), *notes_on_leaks(store, ["image"], split)],
-        )
-        return cls(store, train, val, size, compute, scored)
-
-    def for_training(self) -> Self:
-        """Return the bench without what only scoring needs."""
-        return replace(self, scored=None)
-
-    @property
-    def _scored(self) -> ScoredPhotos:
-        assert self.scored is not None
-        return self.scored
-
-    @cached_property
-    def learning_digest(self) -> str:
-        """A digest of all that a generator depends on, except its training."""
-        return digest_of(
-            [asdict(self.size), self.compute.precision],
-            self.train_photos.rows.embeddings,
-            self.train_photos.pixels,
-            self.val_photos.rows.embeddings,
-            self.val_photos.pixels,
-            moments_of(self.store, "image").mean,
-            moments_of(self.store, "text").mean,
+            notes=[*unread, *scorer.notes(), *notes_on_leaks(store, ["image"], split)],
         )
 
-    @cached_property
-    def scoring_digest(self) -> str:
-        """A digest of all else that images and their scores depend on."""
-        scorer = self._scored.scorer
-        return digest_of(
-            self._scored.texts.captions,
-            [encoder.identity for encoder in scorer.encoders],
-            self._scored.photos.embeddings,
-            self._scored.texts.embeddings,
-            scorer.reference.rows.embeddings,
-            scorer.reference.pixels,
-        )
-
-    def load(self, folder: Path) -> Generator:
-        """Load a generator that was kept."""
-        return Generator.load(folder, self.compute)
-
-    def train(
-        self, training: Training, start: None, checkpoints: CheckpointDir, reporter: Reporter
-    ) -> Generator:
-        """Train a generator."""
-        unfitted = preset(training.preset, sigma=training.sigma, train_on="image", infer_on="text")
-        settings = replace(self.size.training, seed=training.seed)
-        task = GeneratorTask(
-            self.train_photos,
-            self.val_photos,
-            unfitted.fit(self.store),
-            replace(self.size, training=settings),
-            self.compute,
-        )
-        run = run_training(task, checkpoints=checkpoints, label=training.label, reporter=reporter)
-        record = {"model": dict(self.store.info.model), "sigma": training.sigma}
-        return task.generator(run, record)
-
-    def score(self, cell: Cell, model: Generator | None, reporter: Reporter) -> Run:
+    def score(self, cell: Cell, models: Sequence[Generator], reporter: Reporter) -> Run:
         """Make an image for each scored photo, and score the images."""
-        assert model is not None  # every method of images trains a generator
-        keys = self._scored.photos.keys
+        model = models[-1]
+        keys = self.photos.keys
         modality = IMAGE_METHODS[cell.method].asked_with
-        asked = self._scored.texts if modality == "text" else self._scored.photos
+        asked = self.texts if modality == "text" else self.photos
         images = model.generate(
             embeddings=asked.embeddings,
             modality=modality,
@@ -314,7 +233,7 @@ class ImageBench(TableBench):
             sampling_steps=SAMPLING_STEPS,
             reporter=reporter,
         )
-        scores, values = self._scored.scorer.score(images, self._scored.texts.captions, keys)
+        scores, values = self.scorer.score(images, self.texts.captions, keys)
         examples = zip(keys[:_EXAMPLES], images, strict=False)
         return Run(
             method=cell.method,
@@ -329,12 +248,12 @@ class ImageBench(TableBench):
             training_seconds=model.record["seconds"],
         )
 
-    def table(self, runs: Sequence[Run], command: str = "") -> Ablation:
+    def table(self, runs: Sequence[Run], command: str) -> Ablation:
         """Return the table of runs, with what real photos score."""
-        keys = self._scored.photos.keys
-        captions = self._scored.texts.captions
-        reference = self._scored.scorer.reference
-        real, count = self._scored.scorer.real(len(keys), captions, keys)
+        keys = self.photos.keys
+        captions = self.texts.captions
+        reference = self.scorer.reference
+        real, count = self.scorer.real(len(keys), captions, keys)
         pixels = dict(zip(reference.rows.keys, reference.pixels, strict=True))
         examples = {}
         for key, caption in zip(keys[:_EXAMPLES], captions, strict=False):
@@ -345,6 +264,6 @@ class ImageBench(TableBench):
             title=f"{len(keys):,} images of each and {count:,} real photos",
             real=real,
             examples=examples,
-            facts=self._scored.notes,
+            facts=self.notes,
             command=command,
         )

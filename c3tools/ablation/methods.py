@@ -4,108 +4,129 @@ published score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from ..result_table import Table
 from ..transforms import preset
 
+CHOOSE_BY = "CIDEr"
+Options = Mapping[str, Any]
+"""Arguments of a verb, by name."""
+
 
 @dataclass(frozen=True)
 class Method:
-    """A method of a table.
+    """A method of a table: options of the verbs that train and score its models.
 
     Attributes:
-        training: preset of the pipeline that training inputs go through; None if nothing is
-            trained.
+        train: options of `train_captioner`, or of `train_generator`: of one training, or of several
+            that start from one another; none if nothing is trained.
         summary: one line.
         published: its published CIDEr on MS-COCO in percent, of another encoder and decoder; a dash
             for none.
-        inference: preset that the inputs go through afterwards; None for that of the training.
-        learns_from: ``texts`` (each caption from its own embedding), ``pairs`` (from its image's
-            embedding), ``pseudo pairs`` (each training image with the captions nearest to it),
-            ``captions`` (a language model, which reads no embedding), ``images`` (a mapper before
-            that language model, rewarded by the encoder), or ``photos`` (each from its own
+        learns_from: in words: ``texts`` (each caption from its own embedding), ``pairs`` (from its
+            image's embedding), ``pseudo pairs`` (each training image with the captions nearest to
+            it), ``captions`` (a language model, which reads no embedding), ``images`` (a mapper
+            before that language model, rewarded by the encoder), or ``photos`` (each from its own
             embedding).
+        inference: preset that the inputs go through afterwards; None for that of the training.
+        evaluate: options of `evaluate_captions`.
         asked_with: modality of the embeddings that captions or images are made from.
-        steer: how the encoder steers the decoder, if it does (see
-            `c3tools.captioning.GenerationConfig`).
-        images: how many of the images are captioned, where a caption is costly; None for all.
     """
 
-    training: str | None
+    train: Sequence[Options]
     summary: str
     published: str = "–"
-    inference: str | None = None
     learns_from: str = "texts"
+    inference: str | None = None
+    evaluate: Options = field(default_factory=dict)
     asked_with: str = "image"
-    steer: str | None = None
-    images: int | None = None
 
     @property
     def noisy(self) -> bool:
         """True where sigma matters."""
-        return self.training is not None and preset(self.training).sigma is not None
+        presets = [options["preset"] for options in self.train if "preset" in options]
+        return any(preset(name).sigma is not None for name in presets)
 
     @property
     def needs_encoder(self) -> bool:
         """True where the encoder is asked while it trains or writes."""
-        return self.steer is not None or self.learns_from == "images"
+        return "steer" in self.evaluate or self.learns_from == "images"
 
     @property
     def chosen_on(self) -> str:
         """The data that the checkpoint is chosen on; a dash for no training."""
-        return "–" if self.training is None else self.learns_from.replace("captions", "texts")
+        return self.learns_from.replace("captions", "texts") if self.train else "–"
 
+
+_C1: Options = {"preset": "c1"}
+_C3: Options = {"preset": "c3"}
+_CORRUPT: Options = {"preset": "c2-corrupt"}
+_LANGUAGE_MODEL: Options = {"unconditional": True}
 
 METHODS: Mapping[str, Method] = {
-    "C1": Method("c1", "Connect alone", "13.0"),
-    "C2_1": Method("c2-collapse", "Connect, Collapse", "25.2"),
-    "C2_2": Method("c2-corrupt", "Connect, Corrupt", "87.6"),
-    "C3": Method("c3", "Connect, Collapse, Corrupt", "93.3 ± 0.3"),
+    "C1": Method([_C1], "Connect alone", "13.0"),
+    "C2_1": Method([{"preset": "c2-collapse"}], "Connect, Collapse", "25.2"),
+    "C2_2": Method([_CORRUPT], "Connect, Corrupt", "87.6"),
+    "C3": Method([_C3], "Connect, Collapse, Corrupt", "93.3 ± 0.3"),
     "C3-retrieval": Method(
-        "c3-retrieval", "C3, mixed with its nearest training captions (after IFCap, 2024)"
+        [{"preset": "c3-retrieval"}],
+        "C3, mixed with its nearest training captions (after IFCap, 2024)",
     ),
     "ZeroCap": Method(
-        "c1",
+        [_LANGUAGE_MODEL],
         "a language model whose context the encoder's gradient shifts (Tewel et al., 2022)",
         "34.5",
         learns_from="captions",
-        steer="zerocap",
-        images=100,
+        evaluate={"steer": "zerocap", "limit": 100},
     ),
     "MAGIC": Method(
-        "c1",
+        [_LANGUAGE_MODEL],
         "a language model whose words the encoder scores again (Su et al., 2022)",
         "49.3",
         learns_from="captions",
-        steer="magic",
+        evaluate={"steer": "magic"},
     ),
     "ESPER": Method(
-        "c1",
+        [_LANGUAGE_MODEL, {"esper": True, "set": ()}],  # it has settings of its own
         "a mapper in front of a language model, rewarded by the encoder (Yu et al., 2023)",
         "78.2",
         learns_from="images",
     ),
     "CapDec": Method(
-        "c2-corrupt", "noise on training texts (Nukrai et al., 2022)", "91.8", "capdec"
+        [_CORRUPT], "noise on training texts (Nukrai et al., 2022)", "91.8", inference="capdec"
     ),
-    "LAFITE": Method("lafite", "noise of 0.75 of each vector (Zhou et al., 2022)"),
-    "TOMCap": Method("tomcap", "texts moved to the moments of images, noise (2026)", "97.8"),
+    "LAFITE": Method([{"preset": "lafite"}], "noise of 0.75 of each vector (Zhou et al., 2022)"),
+    "TOMCap": Method(
+        [{"preset": "tomcap"}], "texts moved to the moments of images, noise (2026)", "97.8"
+    ),
     "DeCap": Method(
-        "c1", "images projected on a memory of texts (Li et al., 2023)", "50.6", "decap"
+        [_C1], "images projected on a memory of texts (Li et al., 2023)", "50.6", inference="decap"
     ),
-    "CLIPRe": Method(None, "the nearest training caption (Su et al., 2022)", "25.6"),
+    "CLIPRe": Method([], "the nearest training caption (Su et al., 2022)", "25.6"),
     "WS-ClipCap": Method(
-        "c1", "training images with their nearest captions", "33.7", learns_from="pseudo pairs"
+        [{**_C1, "pseudo_pairs": True}],
+        "training images with their nearest captions",
+        "33.7",
+        learns_from="pseudo pairs",
     ),
     "WS-ClipCap-Multi": Method(
-        "c2-corrupt", "like WS-ClipCap, with noise", "74.6", learns_from="pseudo pairs"
+        [{**_CORRUPT, "pseudo_pairs": True}],
+        "like WS-ClipCap, with noise",
+        "74.6",
+        learns_from="pseudo pairs",
     ),
-    "paired": Method("c1", "trained on real pairs, for comparison", "108.3", learns_from="pairs"),
+    "paired": Method(
+        [{**_C1, "pairs": 1.0}],
+        "trained on real pairs, for comparison",
+        "108.3",
+        learns_from="pairs",
+    ),
     "oracle": Method(
-        "c3", "C3, given one caption of an image; scored by the others", asked_with="text"
+        [_C3], "C3, given one caption of an image; scored by the others", asked_with="text"
     ),
 }
 PUBLISHED = (
@@ -117,13 +138,15 @@ PUBLISHED = (
 
 _of_photos = partial(Method, learns_from="photos", asked_with="text")
 IMAGE_METHODS: Mapping[str, Method] = {
-    "C1": _of_photos("c1", "Connect alone"),
-    "C2_1": _of_photos("c2-collapse", "Connect, Collapse"),
-    "C2_2": _of_photos("c2-corrupt", "Connect, Corrupt"),
-    "C3": _of_photos("c3", "Connect, Collapse, Corrupt"),
-    "LAFITE": _of_photos("lafite", "noise of 0.75 of each vector (Zhou et al., 2022)"),
+    "C1": _of_photos([_C1], "Connect alone"),
+    "C2_1": _of_photos([{"preset": "c2-collapse"}], "Connect, Collapse"),
+    "C2_2": _of_photos([_CORRUPT], "Connect, Corrupt"),
+    "C3": _of_photos([_C3], "Connect, Collapse, Corrupt"),
+    "LAFITE": _of_photos(
+        [{"preset": "lafite"}], "noise of 0.75 of each vector (Zhou et al., 2022)"
+    ),
     "oracle": _of_photos(
-        "c3",
+        [_C3],
         "the generator of C3, given the embeddings of the photos themselves",
         asked_with="image",
     ),

@@ -21,10 +21,9 @@ from ..pages import render_page
 from ..pages.render import interval, signed
 from ..result_table import Table
 from .cells import Run
-from .methods import ABLATION, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
+from .methods import ABLATION, CHOOSE_BY, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
 
 _INTERVAL = "95 % interval"  # heading
-CHOOSE_BY = "CIDEr"
 _COMPARED = (CHOOSE_BY, "FD-", "KID-")
 # a step, and what it follows
 _BEFORE = {"C2_1": ("C1",), "C2_2": ("C1",), "C3": ("C2_2", "C2_1", "C1")}

@@ -114,7 +114,8 @@ class Captioner(HubRepository):
                 `GenerationConfig`).
             seed: of sampling.
             generation: all settings at once, instead of the six before.
-            reporter: gets messages about embeddings that may be wrong (see `check_embeddings`).
+            reporter: gets messages about embeddings that may be wrong (see `check_embeddings`), and
+                shows the progress of steering.
 
         Raises:
             DecoderError: if the model or the dimension is not that of the decoder, the embeddings
@@ -150,7 +151,7 @@ class Captioner(HubRepository):
         else:
             embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
             self.check_embeddings(embeddings, modality, keys, reporter)
-        return self.write(embeddings, modality, keys, encoder, generation)
+        return self.write(embeddings, modality, keys, encoder, generation, reporter)
 
     def after(self, pipeline: Pipeline, applied: int) -> Captioner:
         """Return the captioner of rows that went through the first ``applied`` steps of a pipeline
@@ -176,6 +177,7 @@ class Captioner(HubRepository):
         keys: Sequence[str] | None,
         encoder: Encoder | None,
         generation: GenerationConfig,
+        reporter: Reporter = SILENT,
     ) -> list[str]:
         """Return one caption per embedding, float32 (n, d), without checking them; see
         `caption`.
@@ -189,9 +191,16 @@ class Captioner(HubRepository):
         if generation.method in STEERED:
             encoder = encoder or load_text_encoder(self.model, generation.method)
             images = unit_rows(embeddings)
-            captions = write_steered(
-                self.decoder, self.tokenizer, inputs, images, generation.method, encoder
-            )
+            with reporter.progress("Captioning", len(images)) as progress:
+                captions = write_steered(
+                    self.decoder,
+                    self.tokenizer,
+                    inputs,
+                    images,
+                    generation.method,
+                    encoder,
+                    progress,
+                )
         elif self.is_language_model:
             raise DecoderError(
                 "The decoder is a language model: it reads no embedding, and its captions say "

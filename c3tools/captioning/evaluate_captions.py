@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..metrics.caption_scores import (
 from ..metrics.significance import Difference, Ends, bootstrap_interval, compare
 from ..reporter import SILENT, Reporter, counted
 from ..result_table import Table
+from ..seeds import generator
 from ..store import Rows, Store
 from ..store.leaks import notes_on_leaks
 from ..store.rows import positions
@@ -110,13 +111,17 @@ def evaluate_captions(
     references: Texts | str | Path | None = None,
     against: Mapping[str, str] | str | Path | None = None,
     decoder: Captioner | str | Path | None = None,
+    pipeline: Pipeline | None = None,
     split: str = "test",
+    limit: PositiveInt | None = None,
+    without: Collection[str] = (),
     modality: str | None = None,
     beams: PositiveInt | None = None,
     length_penalty: float = 0.7,
     top_p: float | None = None,
     temperature: float = 1.0,
     steer: Steer | None = None,
+    encoder: Encoder | None = None,
     seed: int = 0,
     metrics: Sequence[str] | None = None,
     resamples: NonNegativeInt = 1000,
@@ -137,7 +142,10 @@ def evaluate_captions(
         against: A second file of captions, of the scored images or more; tests whether the
             difference is significant.
         decoder: See `caption_images`.
+        pipeline: Transforms the embeddings in place of the decoder's own pipeline; fitted.
         split: The split to score: train, val, test or all.
+        limit: Caption only this many images, drawn at random: the same for every decoder.
+        without: Keys of images that are not captioned.
         modality: The modality to caption: image, video, audio. By default image, or the only one
             beside text.
         beams: See `caption_images`.
@@ -145,6 +153,8 @@ def evaluate_captions(
         top_p: See `caption_images`.
         temperature: Sampling temperature.
         steer: See `caption_images`.
+        encoder: Of the store's model, for ``steer`` and for metrics that compare captions with
+            images; loaded by default.
         seed: Seed for all random numbers.
         metrics: Metrics to compute, for example CIDEr,METEOR,SPICE. c3 info lists all. By default
             BLEU, ROUGE-L and CIDEr.
@@ -167,6 +177,8 @@ def evaluate_captions(
     if captions is None:
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
+        if pipeline is not None:
+            decoder = replace(decoder, pipeline=pipeline)
         generation = decoder.generation(
             GenerationOptions(
                 beams=beams,
@@ -180,16 +192,20 @@ def evaluate_captions(
     if isinstance(references, str | Path):
         references = read_references(references)
 
+    comparing = [*image_metrics, "--steer"] if steer and captions is None else image_metrics
     load_encoder = partial(
-        resolve_encoder, device=device, backend=backend, precision=precision, reporter=reporter
+        resolve_encoder,
+        encoder,
+        device=device,
+        backend=backend,
+        precision=precision,
+        reporter=reporter,
     )
-    comparing = [*image_metrics, "--steer"] if steer else image_metrics
     images: _Images | None = None
     if captions is not None:
         # Captions are given: a store is needed only for references, or for images to compare with
         if references is None or image_metrics:
-            loader = load_encoder if image_metrics else None
-            images = _open_images(store, modality, references, comparing, loader, reporter)
+            images = _open_images(store, modality, references, comparing, load_encoder, reporter)
         known_references = _references(references, images)
         predictions = read_predictions(captions)
         aligned = align_keys(predictions, known_references)
@@ -202,8 +218,7 @@ def evaluate_captions(
     else:
         # The decoder writes captions of the images in the split that have references
         assert isinstance(decoder, Captioner)
-        loader = load_encoder if image_metrics or steer else None
-        images = _open_images(store, modality, references, comparing, loader, reporter)
+        images = _open_images(store, modality, references, comparing, load_encoder, reporter)
         known_references = _references(references, images)
         decoder.check_model(images.store.info.model, images.store.info.dim)
         rows, left_out = images_with_references(
@@ -212,6 +227,8 @@ def evaluate_captions(
             known_references,
             modality=images.modality,
             exact=references is None,
+            limit=limit,
+            without=without,
         )
         if images.exported:
             decoder = decoder.after(*images.exported)
@@ -221,6 +238,7 @@ def evaluate_captions(
             keys=rows.keys,
             encoder=images.encoder,
             generation=generation,
+            reporter=reporter,
         )
         scored_captions = dict(zip(rows.keys, texts, strict=True))
         notes = []
@@ -305,7 +323,7 @@ def _open_images(
     modality: str | None,
     references: Texts | None,
     comparing: Sequence[str],
-    load_encoder: Callable[..., Encoder] | None,
+    load_encoder: Callable[..., Encoder],
     reporter: Reporter,
 ) -> _Images:
     """Open the store of the images, and load the encoder of its rows if that is asked for.
@@ -315,7 +333,7 @@ def _open_images(
         modality: likewise.
         references: None if they are the captions of the store.
         comparing: the metrics and options that compare texts with the images.
-        load_encoder: as `resolve_encoder`; None if nothing is compared with the images.
+        load_encoder: as `resolve_encoder`; called if anything is compared with the images.
         reporter: shows messages.
 
     Raises:
@@ -333,7 +351,7 @@ def _open_images(
         )
     if references is None:
         require_captions(opened)
-    encoder = None if load_encoder is None else load_encoder(recorded=opened.info.model)
+    encoder = load_encoder(recorded=opened.info.model) if comparing else None
     return _Images(opened, modality, exported, encoder)
 
 
@@ -452,9 +470,17 @@ def store_references(store: Store) -> dict[str, list[str]]:
 
 
 def images_with_references(
-    store: Store, split: str, references: Texts, *, modality: str = "image", exact: bool = True
+    store: Store,
+    split: str,
+    references: Texts,
+    *,
+    modality: str = "image",
+    exact: bool = True,
+    limit: int | None = None,
+    without: Collection[str] = (),
 ) -> tuple[Rows, list[str]]:
-    """Return the images of a split that have a reference caption, and the keys of the others.
+    """Return the images of a split that have a reference caption, and the keys of those that have
+    none.
 
     Args:
         store: of the images.
@@ -462,6 +488,7 @@ def images_with_references(
         references: captions by key of their image.
         modality: of the rows, if they are not images.
         exact: whether they name the images exactly, as captions of the store do.
+        limit, without: see `evaluate_captions`.
 
     Raises:
         MetricError: if no image has one.
@@ -472,7 +499,8 @@ def images_with_references(
     has_reference = np.zeros(len(images), dtype=bool)
     for row, key in enumerate(images.keys):
         has_reference[row] = any(text.strip() for text in references.get(key, ()))
-    if not has_reference.any():
+    rows = np.flatnonzero(has_reference & ~np.isin(images.keys, [*without]))
+    if not len(rows):
         first = f" The first {modality} is {images.keys[0]!r}." if len(images) else ""
         raise MetricError(
             f"No {modality} of the store {store.path} in the split {split!r} has a reference "
@@ -480,4 +508,7 @@ def images_with_references(
             remedy="Choose another split with --split, or references that name the images as the "
             "store does.",
         )
-    return images.select(has_reference), images.select(~has_reference).keys
+    if limit is not None and len(rows) > limit:
+        order = generator(0, "scored images").permutation(len(rows))
+        rows = np.sort(rows[order[:limit]])
+    return images.select(rows), images.select(~has_reference).keys

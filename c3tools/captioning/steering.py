@@ -43,6 +43,7 @@ from ..arrays import Matrix
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError, EncoderError
 from ..identity import ModelIdentity
+from ..reporter import Progress
 from .model import Decoder
 from .tokenizer import CaptionTokenizer
 
@@ -102,6 +103,7 @@ def write_steered(
     images: Matrix,
     method: str,
     encoder: Encoder,
+    progress: Progress,
 ) -> list[list[int]]:
     """Write captions of the inputs of a decoder, float32 (n, d), and of their images, unit vectors
     (n, d).
@@ -112,10 +114,12 @@ def write_steered(
         for row, image in zip(batch, images, strict=True):
             similar = _similarity(encoder, tokenizer, image)
             captions.append(_zerocap(model, row[None], similar))
+            progress.advance()
         return captions
     for start in range(0, len(batch), _ROWS):
         rows = slice(start, start + _ROWS)
         captions += _magic(model, tokenizer, batch[rows], images[rows], encoder)
+        progress.advance(len(batch[rows]))
     return captions
 
 

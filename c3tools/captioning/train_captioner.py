@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -36,12 +36,13 @@ from ..devices import Compute
 from ..errors import DecoderError
 from ..io.artifact import digest_of, reserve_output
 from ..lists import as_list
+from ..metrics.retrieval import nearest
+from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, torch_seed
 from ..store import Pairs, Rows, Store
 from ..store.reader import training_split
-from ..training.loop import CheckpointDir, train_or_load
-from ..training.loop import train as run_training
+from ..training.loop import train_or_load
 from ..transforms import Pipeline
 from ..transforms.presets import TrainingPipeline
 from ..transforms.sigma import AUTO
@@ -56,6 +57,7 @@ from .task import CaptioningTask
 from .tokenizer import CaptionTokenizer, TokenRows
 
 _VALIDATION_BATCH = 512
+_PSEUDO_CAPTIONS = 5  # of an image
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class CaptionerSettings:
     esper: bool
     seed: int
     precision: str
+    pseudo_pairs: bool = False
 
 
 class RowsToLearn(NamedTuple):
@@ -109,6 +112,7 @@ def train_captioner(
     monitor: Monitor = "text",
     start: str | Path | None = None,
     pairs: NonNegativeFloat | None = None,
+    pseudo_pairs: bool = False,
     esper: bool = False,
     seed: int = 0,
     device: str | None = None,
@@ -122,6 +126,8 @@ def train_captioner(
     noise of that training, which is the low-data regime of the paper; or from scratch, without
     noise unless sigma is given. The state of the run is saved in a folder beside ``output``. The
     same call continues an interrupted run, and returns the decoder of a finished run.
+
+    With ``pseudo_pairs`` it is trained on images with the captions nearest to them (WS-ClipCap).
 
     With ``unconditional`` it is a language model of the captions, which reads no embedding: what
     MAGIC and ZeroCap steer by the encoder while they write. With ``esper`` a mapper in front of one
@@ -148,6 +154,8 @@ def train_captioner(
             images (cross-modal).
         start: Start from this decoder, and use its pipeline unless ``preset`` is given.
         pairs: Train on pairs: the images and captions of this fraction of the images.
+        pseudo_pairs: Train on images, each with the five captions nearest to it, whichever image
+            they describe; without noise unless sigma is given.
         esper: Put a mapper before the language model of ``start``; train it on images alone.
         seed: Seed for all random numbers.
         device: See `connect_heads`.
@@ -188,6 +196,7 @@ def train_captioner(
         esper=esper,
         seed=seed,
         precision=precision,
+        pseudo_pairs=pseudo_pairs,
     )
     store = Store.open(store, reporter=reporter)
     _check_settings(asked, pipeline)
@@ -213,7 +222,11 @@ def train_captioner(
             rows = training_rows(store, train_split, "image")
             notes = rows.notes
             text_encoder = load_text_encoder(
-                store.info.model, "ESPER", device=compute.device, reporter=reporter
+                store.info.model,
+                "ESPER",
+                device=compute.device,
+                precision=precision,
+                reporter=reporter,
             )
             config = replace(ESPER_TRAINING, seed=seed)
             if epochs:
@@ -298,17 +311,18 @@ def _choose_pipeline(
             pipeline,
             asked.preset,
             asked.sigma,
-            default=AUTO if asked.pairs is None else 0.0,
+            default=AUTO if asked.pairs is None and not asked.pseudo_pairs else 0.0,
             reporter=reporter,
         )
     if previous is not None:
         previous.check_model(store.info.model, store.info.dim)
         if previous.is_language_model:
-            if names_pipeline or asked.pairs is not None or asked.monitor != "text":
+            reads_pairs = asked.pairs is not None or asked.pseudo_pairs or asked.monitor != "text"
+            if names_pipeline or reads_pairs:
                 raise DecoderError(
                     f"The decoder at {asked.start} is a language model: it reads no embedding.",
-                    remedy="Leave out --preset, --pairs and --monitor, or continue from another "
-                    "decoder.",
+                    remedy="Leave out --preset, --pairs, --pseudo-pairs and --monitor, or continue "
+                    "from another decoder.",
                 )
             changes = (*UNCONDITIONAL[1:], *changes)
     return training_pipeline, changes
@@ -323,7 +337,12 @@ def _check_settings(asked: CaptionerSettings, pipeline: Pipeline | None) -> None
     if asked.pairs is not None and not 0 < asked.pairs <= 1:
         raise DecoderError(f"--pairs must be above 0 and at most 1, not {asked.pairs}.")
 
-    reads_pairs = asked.pairs is not None or asked.monitor != "text"
+    reads_pairs = asked.pairs is not None or asked.pseudo_pairs or asked.monitor != "text"
+    if asked.pseudo_pairs and (asked.pairs is not None or asked.monitor != "text"):
+        raise DecoderError(
+            "Pseudo pairs take the place of real pairs, also to choose the checkpoint on.",
+            remedy="Leave out --pairs and --monitor, or --pseudo-pairs.",
+        )
     names_method = not (asked.preset is None and asked.sigma is None and pipeline is None)
     changes_training = (
         asked.set or asked.unconditional or asked.patience is not None or asked.train_fraction != 1
@@ -337,7 +356,7 @@ def _check_settings(asked: CaptionerSettings, pipeline: Pipeline | None) -> None
     if asked.unconditional and (names_method or reads_pairs or asked.start is not None):
         raise DecoderError(
             "A language model reads no embedding, so nothing about embeddings can be set.",
-            remedy="Leave out --preset, --sigma, --pairs, --monitor and --from, or "
+            remedy="Leave out --preset, --sigma, --pairs, --pseudo-pairs, --monitor and --from, or "
             "--unconditional.",
         )
 
@@ -401,6 +420,12 @@ def _rows_to_learn(store: Store, settings: CaptionerSettings) -> RowsToLearn:
     if fraction < 1:
         train = train.sample(fraction)
         notes.append(f"Using {len(train):,} captions of {fraction:.0%} of the images.")
+    if settings.pseudo_pairs:
+        # The checkpoint is chosen on pseudo pairs of other images, with captions of training too
+        image_rows = training_rows(store, settings.train_split, "image")
+        val = _with_nearest_captions(image_rows.val, train)
+        train = _with_nearest_captions(image_rows.train, train)
+        return RowsToLearn(train, val, [*notes, *image_rows.notes])
     if settings.pairs is None and settings.monitor == "text":
         return RowsToLearn(train, val, notes)
     images = store.load("image")
@@ -427,21 +452,16 @@ def _rows_to_learn(store: Store, settings: CaptionerSettings) -> RowsToLearn:
     return RowsToLearn(train, val, notes)
 
 
-def fit(
-    task: CaptioningTask,
-    *,
-    record: Mapping[str, Any] | None = None,
-    checkpoints: CheckpointDir | None = None,
-    label: str = "Training",
-    reporter: Reporter = SILENT,
-) -> Captioner:
-    """Train a captioner in memory; ``record`` becomes a part of its own.
-
-    Raises:
-        DecoderError: if the loss is not finite.
-    """
-    run = run_training(task, checkpoints=checkpoints, label=label, reporter=reporter)
-    return task.captioner(run, record or {})
+def _with_nearest_captions(images: Rows, texts: Rows) -> Rows:
+    """Return each image as often as it gets a caption: the nearest of the texts (WS-ClipCap)."""
+    nearest_rows, _ = nearest(images.embeddings, unit_rows(texts.embeddings), _PSEUDO_CAPTIONS)
+    count = nearest_rows.shape[1]
+    return Rows.of(
+        "image",
+        [f"{key}#{rank}" for key in images.keys for rank in range(count)],
+        images.embeddings.repeat(count, axis=0),
+        caption=[texts.captions[row] for row in nearest_rows.ravel()],
+    )
 
 
 class DecoderTask(CaptioningTask):

@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from ..ablation.caption_table import ablate
 from ..ablation.image_table import ablate_images
-from ..ablation.methods import ABLATION, METHODS
-from ..ablation.table import CHOOSE_BY, Ablation
+from ..ablation.methods import ABLATION, CHOOSE_BY, METHODS
+from ..ablation.table import Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.captioner import Captioner
 from ..captioning.evaluate_captions import store_references

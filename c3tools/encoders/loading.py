@@ -164,7 +164,7 @@ def read_bundled(folder: Path = C3_MINI) -> ModelFacts | None:
 
 
 def resolve_encoder(
-    model: str | None = None,
+    model: str | Encoder | None = None,
     *,
     recorded: Mapping[str, Any] | None = None,
     random_init: int | None = None,
@@ -174,7 +174,8 @@ def resolve_encoder(
     """Load the encoder that the user names, else the recorded one, else the bundled one.
 
     Args:
-        model: the model's name, as in `load_encoder`; None for the recorded model.
+        model: the model's name, as in `load_encoder`; None for the recorded model. An encoder is
+            returned as it is.
         recorded: the identity recorded in a store, decoder or index
             (`c3tools.identity.ModelIdentity`); its weights have to be the same still. None or empty
             if no model is recorded.
@@ -186,6 +187,8 @@ def resolve_encoder(
     Raises:
         EncoderError: if the model cannot be loaded, or its weights are not the recorded ones.
     """
+    if model is not None and not isinstance(model, str):
+        return model
     recorded_weights = None
     if model is None and random_init is None and recorded:
         if recorded["name"] == UNKNOWN_MODEL:

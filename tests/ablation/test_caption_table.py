@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,94 +9,60 @@ from typing import Any
 
 import numpy as np
 import pytest
-from c3tools.cli import app
-from typer.testing import CliRunner
 
-from c3tools.ablation.baselines import ask_with_captions, pseudo_pairs
-from c3tools.ablation.caption_table import CaptionBench, DecoderSettings
-from c3tools.ablation.cells import Cell, run_cells
+from c3tools import evaluate_captions, train_captioner
+from c3tools.ablation.caption_table import CaptionData
 from c3tools.ablation.methods import METHODS
 from c3tools.captioning.config import SIZES, load_size
-from c3tools.captioning.esper import ESPER_TRAINING
-from c3tools.devices import Compute
-from c3tools.errors import C3Error, DecoderError, MetricError, StoreError
+from c3tools.captioning.evaluate_captions import store_references
+from c3tools.errors import C3Error, MetricError, StoreError, TransformError
 from c3tools.export import export_store
 from c3tools.metrics.caption_metric import MeanScore
 from c3tools.metrics.caption_scores import score_captions
 from c3tools.reporter import SILENT, Reporter
 from c3tools.store import Rows, Store
+from c3tools.transforms import preset
 from c3tools.transforms.sigma import sigma_by_rule
-from tests.conftest import Counted, Messages, build_store
+from tests.conftest import Messages, build_store
 
 from ..captioning.conftest import TOY, World, counting_encoder, make_world, store_of
-from .conftest import Table, finished
+from .conftest import QUICK, Table, finished
 
 pytest.importorskip("pycocoevalcap")
 
 
-@pytest.fixture(scope="session")
-def bench(toy_store: Store) -> CaptionBench:
-    return bench_of(toy_store)
-
-
-def bench_of(
-    store: Store, split: str = "test", told: Reporter = SILENT, **changes: Any
-) -> CaptionBench:
-    options: dict[str, Any] = {
-        "methods": [],
-        "test_store": None,
-        "settings": DecoderSettings("tiny", ("layers=1", "max_tokens=4"), 1),
-        "beams": None,
-        "metrics": None,
-        "compute": Compute("cpu", "fp32"),
-    }
-    return CaptionBench.read(store, split=split, reporter=told, **options | changes)
+def data_of(
+    store: Store, split: str = "test", told: Reporter = SILENT, **options: Any
+) -> CaptionData:
+    arguments: dict[str, Any] = {"methods": [], "test_store": None, **options}
+    return CaptionData.read(store, split=split, reporter=told, **arguments)
 
 
 def test_every_method_runs_and_is_scored(
-    bench: CaptionBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Table, toy_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))
-    told = Counted()
-    learned, images = bench.learned, bench.scored.rows
-    monkeypatch.setattr(
-        "c3tools.ablation.caption_table.ESPER_TRAINING", replace(ESPER_TRAINING, epochs=1)
-    )
-    assert (
-        len(learned.train),
-        len(learned.val),
-        len(images),
-        learned.moments["image"].n,
-    ) == (
-        112,
-        16,
-        16,
-        56,
-    )
-    assert learned.images is not None  # what is scored is not learned from
-    assert not {*learned.train.items, *learned.val.items, *learned.images.keys} & {*images.keys}
-    asking = replace(bench, encoder=counting_encoder(ascii_lowercase))
-    runs = list(
-        run_cells(asking, [Cell(name, 0, 0.1) for name in METHODS], tmp_path, reporter=told)
-    )
-    assert [run.method for run in runs] == list(METHODS)
-    for run in runs:
+    few = {"steer": "zerocap", "limit": 3}
+    monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], evaluate=few))
+    for module in ("ablation.caption_table", "captioning.train_captioner"):
+        monkeypatch.setattr(
+            f"c3tools.{module}.load_text_encoder",
+            lambda *_, **__: counting_encoder(ascii_lowercase),
+        )
+    made, _ = table(methods="all", sigma=0.1)
+    images = toy_store.load("image", "test")
+    references = store_references(toy_store)
+    assert [run.method for run in made.runs] == list(METHODS)
+    for run in made.runs:
         assert [*run.outputs] == [key for key in images.keys if key in run.outputs]
         assert run.images == len(run.outputs) == (3 if run.method == "ZeroCap" else 16)
         # the oracle is not scored against what it reads
-        own = {
-            key: texts[run.method == "oracle" :] for key, texts in bench.scored.references.items()
-        }
+        own = {key: texts[run.method == "oracle" :] for key, texts in references.items()}
         assert run.scores == pytest.approx(score_captions(run.outputs, own).corpus)
-        assert {name: np.mean(each) for name, each in run.values.items()} == pytest.approx(
-            run.scores, abs=1e-3
-        )
+        means = {name: np.mean(each) for name, each in run.values.items()}
+        assert means == pytest.approx(run.scores, abs=1e-3)
         assert run.values == {name: np.round(each, 4).tolist() for name, each in run.values.items()}
-        assert (
-            told.counts[f"{run.method}, seed 0: captions"] == (run.method != "CLIPRe") * run.images
-        )
         assert run.sigma == METHODS[run.method].noisy * 0.1
-    by_name = {run.method: run for run in runs}
+    by_name = {run.method: run for run in made.runs}
     assert [*by_name["ZeroCap"].outputs] == ["image61", "image52", "image76"]  # drawn once for all
     # methods that train alike are trained once
     assert by_name["CapDec"].outputs == by_name["C2_2"].outputs
@@ -111,83 +75,70 @@ def test_every_method_runs_and_is_scored(
         )
         assert esper > magic > clipre == 0
     # CLIPRe: the nearest training caption, by definition
-    nearest = np.argmax(images.embeddings @ learned.train.embeddings.T, axis=1)
-    assert list(by_name["CLIPRe"].outputs.values()) == [
-        learned.train.captions[row] for row in nearest
-    ]
+    learned = data_of(toy_store).train
+    nearest = np.argmax(images.embeddings @ learned.embeddings.T, axis=1)
+    assert [*by_name["CLIPRe"].outputs.values()] == [learned.captions[row] for row in nearest]
+
+
+def test_a_cell_is_what_the_commands_make(table: Table, toy_store: Store, tmp_path: Path) -> None:
+    made, _ = table(methods="C3,DeCap,paired", sigma=0.05, device="cpu", beams=2)
+    fitted = preset("decap").fit(toy_store)
+    training: dict[str, dict[str, Any]] = {
+        "C3": {"preset": "c3", "sigma": 0.05},
+        "DeCap": {"preset": "c1"},
+        "paired": {"preset": "c1", "pairs": 1},
+    }
+    for run in made.runs:
+        output = tmp_path / run.method
+        decoder = train_captioner(toy_store, output=output, **QUICK, **training[run.method])
+        pipeline = fitted if run.method == "DeCap" else None
+        scored = evaluate_captions(toy_store, decoder=decoder, pipeline=pipeline, beams=2)
+        assert scored.captions == run.outputs
+        assert scored.scores == run.scores
 
 
 def test_scores_that_need_java_are_in_the_table_where_it_is(
-    bench: CaptionBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: None)
     monkeypatch.setattr(
         "c3tools.metrics.java_metrics.Meteor._run",
         lambda metric, captions: MeanScore(12.5, np.full(16, 12.5)),
     )
-    (run,) = run_cells(
-        replace(bench, metrics=["CIDEr", "METEOR"]), [Cell("CLIPRe", 0, 0.1)], tmp_path
-    )
-    scores, trainings = bench.table([run]).tables()
+    scores, trainings = table(methods="CLIPRe", metrics=["CIDEr", "METEOR"])[0].tables()
     assert "CIDEr" in scores.columns
     assert ("METEOR", "12.5") in zip(trainings.columns, trainings.rows[0], strict=True)
 
 
-def test_images_with_one_caption_leave_the_oracle_out(
-    bench: CaptionBench, toy_store: Store, tmp_path: Path
-) -> None:
-    first, *others = bench.scored.rows.keys
-    references = bench.scored.references
-    fewer = replace(bench.scored, references={**references, first: references[first][:1]})
-    assert ask_with_captions(fewer).rows.keys == others
+def test_images_with_one_caption_leave_the_oracle_out(toy_store: Store, tmp_path: Path) -> None:
+    data = data_of(toy_store)
+    first, *others = data.images.keys
+    references = {**data.references, first: data.references[first][:1]}
+    texts, scored_by = replace(data, references=references).texts_of_images()
+    assert texts.keys == [*scored_by] == others
     world = make_world()
     world = replace(world, texts=world.texts.select(np.arange(0, len(world.texts), 2)))
     with pytest.raises(MetricError, match="oracle"):
-        bench_of(toy_store, methods=["oracle"], test_store=store_of(tmp_path / "one", world))
+        data_of(toy_store, methods=["oracle"], test_store=store_of(tmp_path / "one", world))
 
 
-def test_a_table_of_an_export_begins_with_its_rows(toy_store: Store, tmp_path: Path) -> None:
-    told = Messages()
-    export = export_store(
-        toy_store, output=tmp_path / "export", preset="c2-collapse", dtype="float32"
-    ).output
-    train = bench_of(Store.open(export), told=told).learned.train
-    assert any("went through c2-collapse" in text for text in told.texts)
-    found, before = (
-        abs(rows.embeddings.mean(axis=0)).max() for rows in (train, toy_store.load("text"))
-    )
-    assert found < 0.1 < before
-
-
-def test_pseudo_pairs_are_training_images_with_their_nearest_captions(
-    bench: CaptionBench, tmp_path: Path
+def test_exports_and_methods_that_would_learn_from_scored_images_are_refused(
+    table: Table, toy_store: Store, tmp_path: Path
 ) -> None:
-    found, texts = pseudo_pairs(bench.learned), bench.learned.train
-    images, held_out = bench.learned.images, set(bench.learned.val.items)
-    assert images is not None
-    for rows, owners in ((found.train, {*images.keys} - held_out), (found.val, held_out)):
-        assert {*rows.keys} == {f"{image}#{rank}" for image in owners for rank in range(5)}
-        assert rows.modality == "image"
-        for key, embedding, caption in [
-            *zip(rows.keys, rows.embeddings, rows.captions, strict=True)
-        ][::7]:
-            image, rank = key.split("#")
-            np.testing.assert_array_equal(embedding, images.embeddings[images.keys.index(image)])
-            order = np.argsort(-(texts.embeddings @ embedding), kind="stable")
-            assert caption == texts.captions[order[int(rank)]]
-    alone = replace(bench, learned=replace(bench.learned, images=None))
-    with pytest.raises(DecoderError, match="images"):
-        next(run_cells(alone, [Cell("paired", 0, 0.1)], tmp_path))
+    export = export_store(toy_store, output=tmp_path / "export", preset="c2-collapse").output
+    with pytest.raises(TransformError, match="is an export"):
+        table(export, methods="C1")
+    for method in ("paired", "WS-ClipCap", "ESPER"):
+        with pytest.raises(MetricError, match=f"{method} would learn from the images"):
+            table(methods=f"C1,{method}", split="all")
+    assert not (tmp_path / "table").exists()
 
 
 def test_a_cell_is_that_of_all_it_depends_on(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     run: dict[str, Any] = {"methods": "CLIPRe", "epochs": None, "set": []}
     table(**run)
     tiny = load_size("tiny")
-    # what the size stands for
-    assert finished(table(**run | {"epochs": tiny.training.epochs})[1]) == 1
     for change in (
-        {"precision": "bf16"},
         {"set": ["dropout=0.2"]},
         {"beams": 2},
         {"split": "val"},
@@ -198,7 +149,6 @@ def test_a_cell_is_that_of_all_it_depends_on(table: Table, monkeypatch: pytest.M
     changed = replace(tiny, training=replace(tiny.training, epochs=tiny.training.epochs + 1))
     monkeypatch.setattr("c3tools.captioning.config.SIZES", {**SIZES, "tiny": changed})
     assert finished(table(**run)[1]) == 0
-    assert finished(table(**run | {"epochs": tiny.training.epochs})[1]) == 1
 
 
 def test_cells_and_decoders_are_kept_and_damaged_ones_made_again(
@@ -231,7 +181,7 @@ def test_trainings_at_a_time_give_the_same_table(
     methods = "C1,C3,CapDec,CLIPRe"
     one, _ = table(methods=methods)
     # all are trained in the other processes
-    monkeypatch.setattr("c3tools.ablation.caption_table.fit", None)
+    monkeypatch.setattr("c3tools.training.loop.train", None)
     told: list[tuple[str, int, int]] = []
 
     def progress(self: Messages, label: str, total: int) -> Any:
@@ -321,23 +271,22 @@ def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_pat
     """Stores that were imported without ids number their images alike."""
     world, told = make_world(seed=1), Messages()
     other = store_of(tmp_path / "other", world, ["test"])
-    found = bench_of(toy_store, told=told, test_store=other)
-    images, learned = found.scored.rows, found.learned
-    assert {key: found.scored.references[key] for key in images.keys} == world.references
-    assert learned.images is not None
-    assert {*learned.images.keys} == {*learned.train.items, *learned.val.items}
-    first = [world.texts.items.index(key) for key in images.keys]
-    np.testing.assert_allclose(found.scored.described, world.texts.embeddings[first], atol=1e-6)
+    found = data_of(toy_store, told=told, test_store=other)
+    assert {key: found.references[key] for key in found.images.keys} == world.references
+    first = [world.texts.items.index(key) for key in found.images.keys]
+    described, _ = found.texts_of_images()
+    np.testing.assert_allclose(described.embeddings, world.texts.embeddings[first], atol=1e-6)
     fewer = replace(world, texts=world.texts.select(np.arange(2, len(world.texts))))
-    bench_of(
-        toy_store,
-        told=told,
-        metrics=["CIDEr", "SPICE"],
-        test_store=store_of(tmp_path / "fewer", fewer, ["test"]),
-    )
-    bench_of(toy_store, "all", told, test_store=Store.open(toy_store.path.resolve()))
-    missing = ["SPICE is left out: it needs Java", "Left out: 1 image without reference captions."]
-    assert told.texts[:2] == missing and "trained on" in told.texts[2]
+    data_of(toy_store, told=told, test_store=store_of(tmp_path / "fewer", fewer, ["test"]))
+    data_of(toy_store, "all", told, test_store=Store.open(toy_store.path.resolve()))
+    assert told.texts[0] == "Left out: 1 image without reference captions."
+    assert "trained on" in told.texts[1]
+
+
+def test_metrics_that_miss_what_they_need_are_left_out(table: Table) -> None:
+    made, told = table(methods="CLIPRe", metrics=["CIDEr", "SPICE"])
+    assert "SPICE is left out: it needs Java" in told
+    assert [*made.runs[0].scores] == ["CIDEr"]
 
 
 def test_scored_images_with_copies_in_train_are_noted(toy_store: Store, tmp_path: Path) -> None:
@@ -349,25 +298,8 @@ def test_scored_images_with_copies_in_train_are_noted(toy_store: Store, tmp_path
         "image", rows.keys, rows.embeddings, split=rows.column("split"), sha256=digests
     )
     told = Messages()
-    bench_of(build_store(tmp_path / "store", images, toy_store.load("text")), told=told)
+    data_of(build_store(tmp_path / "store", images, toy_store.load("text")), told=told)
     assert any("1 image row of test was made from a file" in text for text in told.texts)
-
-
-def test_the_command_of_a_cell_makes_the_same_captions(
-    table: Table, toy_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, _ = table(methods="C3,CLIPRe,DeCap", sigma=0.05, device="cpu", beams=2)
-    commands = {run.method: run.command for run in made.runs}
-    assert commands["CLIPRe"] == commands["DeCap"] == ""
-    train, evaluate = commands["C3"].split(" && ")
-    monkeypatch.chdir(tmp_path)
-    for command in (f"{train} --precision fp32", f"{evaluate} --json scores.json"):
-        result = CliRunner().invoke(app, shlex.split(command)[1:])
-        assert result.exit_code == 0, result.output
-    (run,) = [run for run in made.runs if run.method == "C3"]
-    scores = json.loads(Path("scores.json").read_text())
-    assert {row["key"]: row["caption"] for row in scores["captions"]} == run.outputs
-    assert scores["scores"] == pytest.approx(run.scores)
 
 
 @pytest.mark.parametrize("with_images", [True, False], ids=["photos", "captions alone"])
@@ -383,13 +315,13 @@ def test_photos_of_another_store_that_were_trained_on_are_left_out(
     else:
         learns = build_store(tmp_path / "texts", toy_store.load("text"), model=TOY, dtype="float32")
     copy, told = store_of(tmp_path / "copy", world), Messages()
-    found = bench_of(learns, "all", told, test_store=copy)
+    found = data_of(learns, "all", told, test_store=copy)
     count = {split: len(toy_store.load("image", split)) for split in ("train", "val", "test")}
-    assert len(found.scored.rows) == count["test"]
+    assert len(found.images) == count["test"]
     seen = count["train"] + count["val"]
     assert any(f"Left out: {seen} images of {copy.path}" in text for text in told.texts)
     with pytest.raises(MetricError, match="were trained on"):
-        bench_of(learns, "train", test_store=copy)
+        data_of(learns, "train", test_store=copy)
 
 
 def renamed_world(world: World, names: dict[str, str]) -> World:

@@ -51,13 +51,11 @@ def test_every_method_is_run_and_finished_cells_are_kept(
 ) -> None:
     first, _ = table_of(store, tmp_path / "out", methods="C1,C3")
     spy = Mock(side_effect=train)
-    monkeypatch.setattr("c3tools.ablation.image_table.run_training", spy)
+    monkeypatch.setattr("c3tools.training.loop.train", spy)
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
     trained = [call.kwargs["label"] for call in spy.mock_calls]
-    assert trained == [
-        f"{name}, from photos, seed 0" for name in ("c2-collapse", "c2-corrupt", "lafite")
-    ]
+    assert trained == [f"Training {name}" for name in ("c2-collapse", "c2-corrupt", "lafite")]
     assert finished(told) == 2
     assert [row["method"] for row in every.rows] == list(IMAGE_METHODS)
     scores, kept = every.runs[0].scores, every.runs[0].values
@@ -112,9 +110,7 @@ def test_generators_are_trained_at_a_time(
 ) -> None:
     monkeypatch.undo()  # the other processes know the real sizes alone
     monkeypatch.setattr("c3tools.ablation.image_table.SAMPLING_STEPS", 1)
-    monkeypatch.setattr(
-        "c3tools.ablation.image_table.run_training", None
-    )  # nothing is trained in this process
+    monkeypatch.setattr("c3tools.training.loop.train", None)  # nothing is trained in this process
     small = ["validations=1", "batch_size=4", "pixels=16"]
     table, _ = table_of(store, tmp_path / "out", methods="C1,C3,oracle", jobs=2, steps=1, set=small)
     assert [run.method for run in table.runs] == ["C1", "C3", "oracle"]

@@ -105,7 +105,6 @@ def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names(tmp_p
         "parameters": 0,
         "training_seconds": 0.0,
         "images": 0,
-        "command": "",
     }
     assert (
         table.to_dict()["runs"][0]

@@ -19,9 +19,11 @@ from c3tools import Captioner, devices
 from c3tools.arrays import Matrix
 from c3tools.captioning.config import UNCONDITIONAL, DecoderConfig, TrainingConfig, load_size
 from c3tools.captioning.model import CaptionDecoder, Decoder
-from c3tools.captioning.train_captioner import DecoderTask, fit
+from c3tools.captioning.task import CaptioningTask
+from c3tools.captioning.train_captioner import DecoderTask
 from c3tools.moments import Moments
 from c3tools.store import Rows, Store
+from c3tools.training.loop import train
 from c3tools.transforms import preset
 from tests.conftest import build_store
 from tests.stores import unit
@@ -120,6 +122,11 @@ def task_of(
     size = replace(load_size("tiny", changes), training=training)
     pipeline = preset(name, sigma=0.02).fit(world.moments)
     return DecoderTask(*world.split(held_out), pipeline, size, CPU, start)
+
+
+def fit(task: CaptioningTask, record: dict[str, Any] | None = None) -> Captioner:
+    """Train a captioner in memory."""
+    return task.captioner(train(task), record or {})
 
 
 @cache

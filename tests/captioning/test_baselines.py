@@ -21,6 +21,7 @@ from c3tools.captioning.model import CaptionDecoder
 from c3tools.captioning.steering import CANDIDATES, write_steered
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.errors import DecoderError
+from c3tools.reporter import Progress
 from c3tools.store import Rows
 from tests.conftest import unit_rows
 from tests.golden import recorded
@@ -77,7 +78,9 @@ def test_methods_follow_their_formulas(
         expected = [
             by_definition(tiny_model, *rows, candidates) for rows in zip(x, images, strict=True)
         ]
-        assert write_steered(tiny_model, LETTERS, x, images, method, COUNTING) == expected
+        progress = Progress()
+        written = write_steered(tiny_model, LETTERS, x, images, method, COUNTING, progress)
+        assert written == expected
         assert len({*map(tuple, expected)}) > 1
 
 

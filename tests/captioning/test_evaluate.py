@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from c3tools.identity import ModelIdentity
 from c3tools.metrics.caption_scores import score_captions
 from c3tools.metrics.clip_score import clip_scores
 from c3tools.store import Rows, Store
+from c3tools.transforms import preset
 from tests.conftest import build_store, make_store, write_jsonl
 
 from .conftest import ANIMALS, TOY, World, counting_encoder
@@ -55,6 +57,26 @@ def references_file(folder: Path, known: Any, name: str) -> Path:
     return write_jsonl(folder / "theirs.jsonl", *rows)
 
 
+def test_some_images_are_captioned_and_with_another_pipeline(
+    captions_store: Store, captioner: Captioner
+) -> None:
+    score = partial(evaluate_captions, captions_store, decoder=captioner, resamples=0)
+    every = score().captions
+    first, *others = every
+    few = score(limit=5).captions
+    assert few == {key: every[key] for key in few}
+    assert len(few) == 5
+    assert [*few] != [*every][:5]  # drawn
+    assert score(without=[first]).captions == {key: every[key] for key in others}
+    with pytest.raises(MetricError, match="has a reference"):
+        score(without=every)
+    decap = preset("decap").fit(captions_store)
+    expected = replace(captioner, pipeline=decap).caption(
+        embeddings=captions_store.load("image", "test").embeddings
+    )
+    assert [*score(pipeline=decap).captions.values()] == expected != [*every.values()]
+
+
 def test_two_sets_of_captions_are_compared_without_a_store(
     known: Any, perfect: Any, tmp_path: Path
 ) -> None:
@@ -82,7 +104,7 @@ def test_clip_scores_are_those_of_the_stored_images(
     encoder = counting_encoder(ANIMALS)
     encoder.identity = captions_store.info.model
     monkeypatch.setattr(
-        "c3tools.captioning.evaluate_captions.resolve_encoder", lambda **options: encoder
+        "c3tools.captioning.evaluate_captions.resolve_encoder", lambda *_, **__: encoder
     )
     # two and one
     known = {key: texts[rank:] for rank, (key, texts) in enumerate([*known.items()][:2])}
@@ -149,7 +171,7 @@ def test_all_metrics_match_captions_with_images_in_the_same_way(
     encoder = counting_encoder(ANIMALS)
     encoder.identity = captions_store.info.model
     monkeypatch.setattr(
-        "c3tools.captioning.evaluate_captions.resolve_encoder", lambda **options: encoder
+        "c3tools.captioning.evaluate_captions.resolve_encoder", lambda *_, **__: encoder
     )
     options: Any = {"metrics": ["CIDEr", "CLIPScore"], "resamples": 0}
     expected = evaluate_captions(captions_store, captions=perfect, **options).scores
@@ -163,7 +185,7 @@ def test_coco_results_are_scored_by_all_metrics(
     encoder = counting_encoder(ANIMALS)
     encoder.identity = ModelIdentity(TOY)
     monkeypatch.setattr(
-        "c3tools.captioning.evaluate_captions.resolve_encoder", lambda **options: encoder
+        "c3tools.captioning.evaluate_captions.resolve_encoder", lambda *_, **__: encoder
     )
     rows = world.images.embeddings[:3]
     images = Rows.of("image", ["000000000007", "000000000042", "000000000139"], rows)

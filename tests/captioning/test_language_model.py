@@ -22,12 +22,12 @@ from c3tools.captioning.esper import EsperTask
 from c3tools.captioning.generation import GenerationConfig, generate
 from c3tools.captioning.language_model import LanguageModelDecoder
 from c3tools.captioning.steering import CANDIDATES
-from c3tools.captioning.train_captioner import DecoderTask, fit
+from c3tools.captioning.train_captioner import DecoderTask
 from c3tools.errors import DecoderError, MissingExtraError
 from c3tools.transforms import preset
 from tests.conftest import unit_rows
 
-from .conftest import ANIMALS, CPU, DIM, counting_encoder, greedy_without_cache, make_world
+from .conftest import ANIMALS, CPU, DIM, counting_encoder, fit, greedy_without_cache, make_world
 
 hf = pytest.importorskip("transformers")
 END = "<|endoftext|>"

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,14 +12,24 @@ import torch
 from c3tools import Captioner, train_captioner
 from c3tools.captioning.config import SIZES, Size, TrainingConfig, load_size
 from c3tools.captioning.tokenizer import PAD_ID, TokenRows
-from c3tools.captioning.train_captioner import CaptionerSettings, fit, training_rows
+from c3tools.captioning.train_captioner import CaptionerSettings, _rows_to_learn, training_rows
 from c3tools.errors import C3Error, DecoderError, OutputError, TransformError
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import Messages, build_store, unit_rows
 
-from .conftest import ANIMALS, SPLITS, TOY, World, counting_encoder, mean_loss, store_of, task_of
+from .conftest import (
+    ANIMALS,
+    SPLITS,
+    TOY,
+    World,
+    counting_encoder,
+    fit,
+    mean_loss,
+    store_of,
+    task_of,
+)
 
 
 @pytest.fixture
@@ -210,6 +221,28 @@ def test_few_pairs_from_scratch_and_on_top_of_texts(
     assert captioner.pipeline.config() == made[0].pipeline.config()
 
 
+def test_pseudo_pairs_are_images_with_their_nearest_training_captions(
+    captions_store: Store, train: Any
+) -> None:
+    settings = Mock(train_split="train", train_fraction=1, pseudo_pairs=True)
+    learned = _rows_to_learn(captions_store, settings)
+    images = captions_store.load("image")
+    texts = training_rows(captions_store).train
+    for rows, split in ((learned.train, "train"), (learned.val, "val")):
+        owners = captions_store.load("image", split).keys
+        assert rows.keys == [f"{image}#{rank}" for image in owners for rank in range(5)]
+        assert rows.modality == "image"
+        for row in range(0, len(rows), 7):
+            image, rank = rows.keys[row].split("#")
+            embedding = images.embeddings[images.keys.index(image)]
+            np.testing.assert_array_equal(rows.embeddings[row], embedding)
+            order = np.argsort(-(texts.embeddings @ embedding), kind="stable")
+            assert rows.captions[row] == texts.captions[order[int(rank)]]
+    record = train(pseudo_pairs=True, sigma=None).record
+    assert (record["modality"], record["sigma"]) == ("image", 0)
+    assert record["captions"] == {"train": 280, "val": 40}
+
+
 def test_language_models_are_continued_and_put_behind_espers_mapper(
     language_model: Captioner, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +280,7 @@ def test_settings_that_contradict_each_other_are_refused(
         "other-model": {"esper": True, "start": "lm", "set": [], "store": "other"},
         "sigma": {"pipeline": preset("c1"), "sigma": 0.1},
         "lafite": {"preset": "lafite", "sigma": 0.2},
+        "--pseudo-pairs": {"pseudo_pairs": True, "pairs": 0.5},
         "--pairs .* 0": {"pairs": 0},
         "--pairs .* 1.5": {"pairs": 1.5},
         "--train-fraction .* 1.5": {"train_fraction": 1.5},

@@ -322,6 +322,7 @@ CASES = {
     "train-decoder monitor": Case("cross-modal"),
     "train-decoder start": Case("c3-decoder", "train-decoder --epochs 1 --precision fp32 -o new"),
     "train-decoder pairs": Case("0.5"),
+    "train-decoder pseudo_pairs": Case(),
     "train-decoder esper": Case(
         "",
         "train-decoder --store tiny-store --from language-model --epochs 1 --precision fp32 -o new",
@@ -346,6 +347,7 @@ CASES = {
     "evaluate metrics": Case("CIDEr"),
     "evaluate resamples": Case("0"),
     "evaluate beams": Case("1"),
+    "evaluate limit": Case("3"),
     "evaluate length_penalty": Case("3"),
     "evaluate top_p": Case("0.9"),
     "evaluate temperature": Case("2", f"{EVALUATE} --top-p 0.9"),

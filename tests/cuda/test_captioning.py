@@ -16,12 +16,19 @@ from c3tools.captioning.config import UNCONDITIONAL, TrainingConfig, load_size
 from c3tools.captioning.esper import EsperTask
 from c3tools.captioning.generation import GenerationConfig, generate
 from c3tools.captioning.steering import CANDIDATES
-from c3tools.captioning.train_captioner import DecoderTask, fit
+from c3tools.captioning.train_captioner import DecoderTask
 from c3tools.devices import Compute
 from c3tools.store import Rows
 from c3tools.training.loop import train
 from c3tools.transforms import preset
-from tests.captioning.conftest import ANIMALS, DIM, counting_encoder, make_world, trained_captioner
+from tests.captioning.conftest import (
+    ANIMALS,
+    DIM,
+    counting_encoder,
+    fit,
+    make_world,
+    trained_captioner,
+)
 from tests.conftest import unit_rows
 from tests.fake_cuda import FakeCuda
 
