@@ -106,7 +106,7 @@ class Hit:
     image_key: str | None = None
     split: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
-    rows: list[Hit] = field(default_factory=list)
+    rows: list[Hit] = field(default_factory=list, repr=False)
 
     @property
     def item(self) -> str:
