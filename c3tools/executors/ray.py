@@ -83,7 +83,7 @@ class RayExecutor(Executor):
                     f"token ({reason_of(error)}).",
                     remedy="Start one with `ray start --head`, add this machine with `ray start "
                     "--address=HEAD:6379`, and use "
-                    "--address HEAD:6379. If it asks for a token, see docs/guides/cluster.md.",
+                    "--address HEAD:6379. If it asks for a token, see docs/guides/ray.md.",
                 ) from error
             self._joined = True
         try:

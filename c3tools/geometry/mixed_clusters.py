@@ -51,20 +51,20 @@ def measure_mixed_clusters(
 ) -> MixedClusters | None:
     """Cluster each half of at most 5,000 items with pairs; None with fewer than 50.
 
+    Items with equal rows of one modality, such as one text for many images, count as one.
     The rows of each half are collapsed with the means of the other half: those of the rows
     themselves would mix them better than rows are mixed that come later.
 
     Args:
-        sample: rows of both modalities, and which of them are pairs.
+        sample: rows of both modalities, each row of the first with one or more of the second.
         collapses: False for rows that are collapsed already, such as those of an index.
         count: the number of clusters; by default the rounded root of the rows of the rarer
             modality.
         seed: of halves, starts, permutations and resamples.
     """
-    items = np.unique(sample.item_index)
-    if len(items) < LEAST_ITEMS:
+    if not sample.paired or sample.distinct_items.max() + 1 < LEAST_ITEMS:
         return None
-    drawn = generator(seed, "mixed clusters").permutation(items)[:_ITEMS]
+    drawn = generator(seed, "mixed clusters").permutation(len(sample.first))[:_ITEMS]
     halves = [np.sort(half) for half in np.array_split(drawn, 2)]
     kappas: dict[str, list[Array]] = {name: [] for name in CLUSTERINGS}
     one_kind: dict[str, list[float]] = {name: [] for name in CLUSTERINGS}
@@ -99,7 +99,7 @@ def measure_mixed_clusters(
         for name, (first_labels, second_labels) in labels.items():
             kappas[name].append(kappa_of_pairs(first_labels[part.item_index], second_labels))
             one_kind[name].append(modality_information(first_labels, second_labels, seed=seed))
-        pair_items.append(half[part.item_index])
+        pair_items.append(sample.distinct_items[half[part.item_index]])
 
     items_of_pairs = np.concatenate(pair_items)
     kappa = {}

@@ -322,7 +322,7 @@ def judge_clusters(mixed: MixedClusters | None, modalities: Sequence[str]) -> An
     names = " and ".join(f"{name}s" for name in modalities)
     answer = partial(Answer, f"Can {names} be clustered together?")
     if mixed is None:
-        return answer("unknown", f"It takes {LEAST_ITEMS} items with pairs to tell.")
+        return answer("unknown", f"It takes {LEAST_ITEMS} different items with pairs.")
     kappa = mixed.kappa["cross"]
     low, high = kappa.interval or (0.0, 1.0)
     one_kind = mixed.one_kind["cross"]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -87,30 +91,24 @@ def test_unrelated_pairs_do_not_come_together_and_few_are_not_judged() -> None:
     assert low < 0.02 and high < 0.1
     few = Sample(first[:49], second[:49], np.arange(49), complete=True)
     assert measure_mixed_clusters(few) is None
+    one_text_for_ten = Sample(first, second[np.arange(400) // 10], np.arange(400), complete=True)
+    assert measure_mixed_clusters(one_text_for_ten) is None
 
 
-def test_cross_centroids_are_those_of_twenty_lines_of_numpy() -> None:
-    first, second = narrow_cones(300)
-    first, second = (rows - rows.mean(axis=0) for rows in (first, second))
+def test_cross_centroids_are_those_of_the_guide() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "clusters.md"
+    (code,) = re.findall(
+        r"^```python\n(import numpy.*?)^```$", guide.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    of_guide: dict[str, Any] = {}
+    exec(code, of_guide)
+    first, second = (rows - rows.mean(axis=0) for rows in narrow_cones(300))
     x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second))
-    centroids = y[generator(0, "starts").permutation(300)[:12]]
-
-    def means(rows: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-        sums = np.array([rows[labels == c].sum(axis=0) for c in range(len(centroids))])
-        sums[np.bincount(labels, minlength=len(sums)) == 0] = centroids[
-            np.bincount(labels, minlength=len(sums)) == 0
-        ]
-        return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True))
-
-    for _ in range(20):
-        centroids = means(y, np.argmax(y @ centroids.T, axis=1), centroids)
-    of_x = of_y = centroids
-    for _ in range(6):
-        of_x = means(x, np.argmax(x @ of_y.T, axis=1), of_x)
-        of_y = means(y, np.argmax(y @ of_x.T, axis=1), of_y)
+    starts = y[generator(0, "starts").permutation(300)[:12]]
+    expected = of_guide["cross_centroids"](x, y, starts)
     found = cross_centroids(x, y, 12, generator(0, "starts"))
-    assert found[0] == pytest.approx(of_x, abs=1e-5)
-    assert found[1] == pytest.approx(of_y, abs=1e-5)
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    assert found[1] == pytest.approx(expected[1], abs=1e-5)
 
 
 @pytest.mark.parametrize(
