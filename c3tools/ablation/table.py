@@ -133,29 +133,34 @@ class Ablation:
         suffix: str = "",
         facts: Sequence[str] = (),
     ) -> Table:
-        """Return one table: what names a row, facts of it, and its scores, without ``suffix`` in
-        their names.
+        """Return one table: a row for each method and sigma, and one of real photos.
+
+        Args:
+            title: above the table.
+            metrics: names of scores; those that no row has are left out.
+            with_interval: the score that is followed by its interval.
+            suffix: left out of the names of scores.
+            facts: keys of a row that come before the scores.
         """
+        known = self.rows[0]["scores"] if self.rows else {}
+        metrics = [name for name in metrics if name in known]
+        columns = ["method", "sigma", *facts]
+        real = ["real photos", "", *("" for _ in facts)]
         lines = []
-        real = {"method": "real photos"}
         for row in self.rows:
-            line = {"method": row["method"], "sigma": self._sigma(row)}
-            for name in facts:
-                line[name] = format(row[name], "," if name == "images" else "")
-            for name in metrics:
-                if name not in row["scores"]:
-                    continue
-                score = row["scores"][name]
-                heading = name.replace(suffix, "")
-                line[heading] = _with_spread(name, score)
-                real[heading] = score_text(name, self.real.get(name))
-                if name == with_interval:
-                    line[_INTERVAL] = score_text(name, score["interval"], interval)
-            lines.append(line)
-        columns = list(lines[0]) if lines else []
-        if self.real:
-            lines.append(real)
-        return Table(columns, [[line.get(name, "") for name in columns] for line in lines], title)
+            facts_of_row = [format(row[name], "," if name == "images" else "") for name in facts]
+            lines.append([row["method"], self._sigma(row), *facts_of_row])
+        for name in metrics:
+            columns.append(name.replace(suffix, ""))
+            real.append(score_text(name, self.real.get(name)))
+            for row, line in zip(self.rows, lines, strict=True):
+                line.append(_with_spread(name, row["scores"][name]))
+            if name == with_interval:
+                columns.append(_INTERVAL)
+                real.append("")
+                for row, line in zip(self.rows, lines, strict=True):
+                    line.append(score_text(name, row["scores"][name]["interval"], interval))
+        return Table(columns, [*lines, real] if self.real else lines, title)
 
     def _sigma(self, row: Row) -> str:
         """Return the sigma of a row and its source, or a dash if there is no noise."""
