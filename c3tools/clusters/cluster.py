@@ -105,13 +105,14 @@ class Clusters:
         names = list(self.record["rows"])
         clusters = sorted(self.record["clusters"], key=lambda each: -sum(each["rows"].values()))
         columns = ["cluster", *(f"{name}s" for name in names)]
-        if len(names) > 1:
+        has_pairs = clusters[0]["pairs_together"] is not None
+        if has_pairs:
             columns.append("pairs together")
         left = ("words", "most central text") if "text" in names else ()
         rows = []
         for cluster in clusters[:_SHOWN_CLUSTERS]:
             row = [str(cluster["cluster"]), *(f"{cluster['rows'][name]:,}" for name in names)]
-            if len(names) > 1:
+            if has_pairs:
                 row.append(f"{cluster['pairs_together']:,}")
             if left:
                 row += [", ".join(cluster["words"]), cluster["central_text"] or ""]

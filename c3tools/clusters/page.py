@@ -72,7 +72,7 @@ def clusters_page(
                     picture = pictures.get(row.get("path") or "", NO_PATH)
                     photos.append({**vars(picture), "key": row["key"]})
         sizes = [counted(count, name) for name, count in each["rows"].items()]
-        if len(sizes) > 1:
+        if each["pairs_together"] is not None:
             together = counted(each["pairs_together"], "pair together", "pairs together")
             sizes.append(together)
         colour = _COLOURS[each["cluster"] % len(_COLOURS)]

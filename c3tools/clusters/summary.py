@@ -61,7 +61,8 @@ def summarise(
     """
     rows = {name: np.bincount(each.labels, minlength=count) for name, each in clustered.items()}
     together = np.zeros(count, np.int64)
-    if pairs:
+    has_pairs = any(len(numbers) for numbers in pairs.values())
+    if has_pairs:
         first, second = (clustered[name].labels[numbers] for name, numbers in pairs.items())
         together = np.bincount(first[first == second], minlength=count)
 
@@ -95,7 +96,7 @@ def summarise(
             {
                 "cluster": number,
                 "rows": {name: int(each[number]) for name, each in rows.items()},
-                "pairs_together": int(together[number]),
+                "pairs_together": int(together[number]) if has_pairs else None,
                 "words": [word for word in words if apart[word] > 0],
                 "central_text": central[number],
             }

@@ -72,6 +72,7 @@ def test_words_set_a_cluster_apart(tmp_path: Path) -> None:
     table = pa.table({"key": list("abcde"), "caption": captions})
     cosines = np.array([0.1, 0.2, 0.3, 0.9, 0.4], np.float32)
     found = summarise({"text": ClusteredRows(table, np.array([0, 0, 1, 1, 1]), cosines)}, {}, 3)
+    assert found[0]["pairs_together"] is None
     assert found[0]["words"][0] == "dog" and found[1]["words"][0] == "bus"
     assert [each["central_text"] for each in found] == ["the dog runs", "a blue bus", None]
 
