@@ -26,6 +26,7 @@ out = _console()  # quiet where JSON goes to standard output
 # messages contain paths and commands that people copy, so no line breaks are inserted
 err = _console(stderr=True, soft_wrap=True)
 message = err.print
+SCHEMA = 1  # of the objects that --json writes: docs/reference/json.md
 SHORT = 20  # rows of a table that a file has in full
 # control characters as JSON spells them
 _ESCAPED = {code: json.dumps(chr(code))[1:-1] for code in CONTROL_CHARACTERS}
@@ -35,8 +36,10 @@ _VERDICTS = {"yes": "green", "partly": "yellow", "no": "red", "unknown": "dim"}
 
 def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None) -> None:
     """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, or
-    nowhere for None.
+    nowhere for None. An object begins with ``schema``.
     """
+    if isinstance(value, Mapping):
+        value = {"schema": SCHEMA, **value}
     encode = partial(json_text, value, indent=2, sort_keys=False)
     text = encode()
     try:

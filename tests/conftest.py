@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -97,11 +99,51 @@ def browser() -> Iterator[Any]:
     driver.quit()
 
 
+@cache
+def documented_keys() -> dict[str, tuple[str, set[str]]]:
+    """By command, the kind of value that docs/reference/json.md promises, and its keys."""
+    page = Path(__file__).parent.parent / "docs" / "reference" / "json.md"
+    rows = re.findall(
+        r"^\| `c3 (.+?)` \| (\w*) ?\| (.*) \|$", page.read_text("utf-8"), re.MULTILINE
+    )
+    keys: dict[str, tuple[str, set[str]]] = {}
+    for command, kind, cell in rows:
+        outermost = re.sub(r"\([^()]*\)", "", cell)  # without the keys of what a key has
+        keys[command] = (kind, set(re.findall(r"`([^`]+)`", outermost)))
+    return keys
+
+
+def undocumented_keys(command: str, value: Any) -> set[str]:
+    """Return the keys of what a command writes that are not on the page."""
+    rows = [value] if isinstance(value, dict) else value
+    wanted = "object" if isinstance(value, dict) else "list"
+    keys = {"schema"}
+    for name in (command, f"{command} --list"):
+        kind, of_name = documented_keys().get(name, ("", set()))
+        keys |= of_name if kind == wanted else set()
+    written: set[str] = set().union(*rows)
+    if command == "index":  # of -k
+        written = {re.sub(r"@\d+$", "@10", key) for key in written}
+    return written - keys
+
+
 @pytest.fixture
 def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C3:
     """Run `c3 ARGUMENTS` in an empty folder; the result has exit_code, stdout and stderr."""
-    from c3tools.cli import app
+    from c3tools.cli import _derive, app
 
+    run_command = _derive._Command.run
+    write_json = _derive.write_json
+
+    def run_and_check(command: Any, **values: Any) -> None:
+        def write(value: Any, destination: str | None) -> None:
+            assert undocumented_keys(command.name, value) == set()
+            write_json(value, destination)
+
+        monkeypatch.setattr(_derive, "write_json", write)
+        run_command(command, **values)
+
+    monkeypatch.setattr(_derive._Command, "run", run_and_check)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("C3_STORE", raising=False)
 

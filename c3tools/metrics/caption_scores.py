@@ -9,6 +9,7 @@ from ..arrays import Array, Indices
 from ..errors import MetricError
 from ..lists import as_list
 from ..plugins import load_plugin, plugins
+from ..reporter import counted
 from .caption_metric import CaptionMetric, CaptionSet, EncodedImages, Score
 from .clip_score import ClipScore
 from .java_metrics import Meteor, Spice
@@ -131,6 +132,11 @@ def score_captions(
     captions = CaptionSet(predictions, references, images)
     scores: dict[str, Score] = {}
     notes: list[str] = []
+    empty_keys = [key for key, caption in predictions.items() if not caption.strip()]
+    if empty_keys:
+        of_all = f"of {len(predictions):,} captions"
+        number = counted(len(empty_keys), f"{of_all} is empty", f"{of_all} are empty")
+        notes.append(f"{number}; the first is {empty_keys[0]}.")
     for metric in selected:
         lacking = metric.missing()
         if lacking:

@@ -143,7 +143,7 @@ def test_letters_that_the_terminal_cannot_show_do_not_stop_a_command(
     said = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
     assert (said.returncode, b"Traceback" in said.stderr) == (1, False)
     assert f" {name}/1 ".encode(encoding, "replace") in said.stderr  # in one colour
-    assert said.stdout.startswith(b'{\n  "error": "')
+    assert said.stdout.startswith(b'{\n  "schema": 1,\n  "error": "')
     assert (name.encode() in said.stdout) == (encoding == "utf-8")
     assert f" {name}/1 " in json.loads(said.stdout.decode(encoding))["error"]
 
@@ -190,7 +190,10 @@ def test_errors_of_the_machine_are_like_others(c3: C3, monkeypatch: pytest.Monke
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     write_json({"price": math.nan}, "-")
-    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"price": None}
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "schema": 1,
+        "price": None,
+    }
 
 
 def test_json_on_standard_output_has_no_control_characters(
@@ -200,4 +203,4 @@ def test_json_on_standard_output_has_no_control_characters(
     write_json({"caption": caption}, "-")
     printed = capsys.readouterr().out
     assert not set(map(ord, printed)) & CONTROL_CHARACTERS
-    assert json.loads(printed) == {"caption": caption}
+    assert json.loads(printed) == {"schema": 1, "caption": caption}

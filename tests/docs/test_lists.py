@@ -15,6 +15,7 @@ from c3tools.encoders.backends import BACKENDS
 from c3tools.metrics.caption_scores import METRICS
 from c3tools.transforms import PRESETS
 from c3tools.transforms.pipeline import step_kinds
+from tests.conftest import documented_keys
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 
@@ -63,3 +64,7 @@ def test_the_page_of_other_tools_names_tests_that_exist() -> None:
     assert len(names) > 15
     missing = [name for room, name in names if not (tests / (room or "examples") / name).is_file()]
     assert missing == []
+
+
+def test_the_page_of_json_has_a_row_for_each_command() -> None:
+    assert [name for name in documented_keys() if not name.endswith(" --list")] == list(COMMANDS)

@@ -74,7 +74,7 @@ def test_empty_captions_score_nothing_and_what_cannot_be_scored_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     empty = score_captions({"a": ""}, REFERENCES)
-    assert (empty.corpus["CIDEr"], empty.corpus["ROUGE-L"], "CIDEr" in empty.notes[0]) == (
+    assert (empty.corpus["CIDEr"], empty.corpus["ROUGE-L"], "CIDEr" in empty.notes[-1]) == (
         0,
         0,
         True,
@@ -160,3 +160,11 @@ def test_an_interrupted_meteor_can_be_collected(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(KeyboardInterrupt):
         java_metrics.Meteor().score(CaptionSet({"a": "a dog"}, {"a": ["a dog"]}))
     assert not scorer.lock.locked()
+
+
+def test_empty_captions_are_counted() -> None:
+    references = {key: ["a dog runs"] for key in "abc"}
+    captions = {"a": "a dog runs", "b": " ", "c": ""}
+    scored = score_captions(captions, references, metrics=["ROUGE-L"])
+    assert scored.notes == ["2 of 3 captions are empty; the first is b."]
+    assert score_captions({"a": "a dog"}, references, metrics=["ROUGE-L"]).notes == []
