@@ -177,6 +177,7 @@ def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, hub: H
         )
     )
     content = json.loads(Path("made.json").read_text())
+    assert content.pop("schema") == 1
     assert [image["asked"] for image in content["images"]] == ["a dog", "a dog", "a cat", "a cat"]
     assert {**content, "format_version": 1} == json.loads(Path("c3-images/images.json").read_text())
     assert (
