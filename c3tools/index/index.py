@@ -228,7 +228,7 @@ class Index:
 
     @cached_property
     def items(self) -> Items:
-        """Which of ``rows`` are one item."""
+        """The items of ``rows``: which of them are one hit."""
         return Items.of(self.rows)
 
     @cached_property
