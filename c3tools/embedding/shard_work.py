@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -119,7 +120,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         return f"{self.modality} shard {task[0]}"
 
     def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
-        """Embed the inputs of these shards and write them; images are decoded ahead, across shards.
+        """Embed the inputs of these shards and write them; images are decoded ahead, across shards,
+        and a shard is written while the next one is encoded.
 
         Raises:
             StoreError: if a shard cannot be written.
@@ -134,56 +136,72 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         shards = ((number, self._items.take(positions)) for number, positions in tasks)
         start = time.perf_counter()
         encoded = encode(self._encoder, shards, report)
-        for number, encoded_batches in groupby(encoded, key=lambda pair: pair[0].shard):
-            batches = []
-            features = [no_features]
-            for batch, features_of_batch in encoded_batches:
-                batches.append(batch)
-                features.append(features_of_batch)
-            rows = [row for batch in batches for row in batch.rows]
-            failures = [failure for batch in batches for failure in batch.failures]
-            embeddings = np.concatenate(features)
-            encoding_ended = time.perf_counter()
+        writing: Future[ModalitySummary] | None = None
+        with ThreadPoolExecutor(1) as writer:
+            for number, encoded_batches in groupby(encoded, key=lambda pair: pair[0].shard):
+                batches = []
+                features = [no_features]
+                for batch, features_of_batch in encoded_batches:
+                    batches.append(batch)
+                    features.append(features_of_batch)
+                embeddings = np.concatenate(features)
+                elapsed = time.perf_counter() - start
+                if writing is not None:
+                    yield writing.result()
+                writing = writer.submit(self._write_shard, number, batches, embeddings, elapsed)
+                start = time.perf_counter()
+            if writing is not None:
+                yield writing.result()
 
-            # Write a new shard, or stage one that takes the place of the shard that is there
-            info = self.store.info
-            names = rows[0] if rows else ("key",)
-            columns = {name: [row[name] for row in rows] for name in names}
-            kept_values = [row["columns"] or {} for row in rows]
-            for name in info.columns:
-                columns[name] = [values.get(name) for values in kept_values]
-            table = shard_table(info, self.modality, embeddings, columns)
-            recorded_failures = failures
-            folder = self.store.path
-            with writing_to(folder):
-                if number in self.edits:
-                    folder /= REWRITING
-                    # The former row of an input that fails now stays, so the failure is not
-                    # recorded
-                    table, recorded_failures = rewritten_shard(
-                        self.store, self.modality, number, self.edits[number], table
-                    )
-                path = folder / part_name(self.modality, number)
-                write_rows(path, info, self.modality, table, recorded_failures)
-            writing_ended = time.perf_counter()
+    def _write_shard(
+        self, number: int, batches: Sequence[Batch], embeddings: Matrix, elapsed: float
+    ) -> ModalitySummary:
+        """Write a new shard, or stage one that takes the place of the shard that is there.
 
-            waiting = sum(batch.waited for batch in batches)
-            summary = ModalitySummary(
-                truncated=sum(batch.truncated for batch in batches),
-                seconds={
-                    "waiting": waiting,
-                    "encoding": encoding_ended - start - waiting,
-                    "writing": writing_ended - encoding_ended,
-                },
-            )
+        Args:
+            number: of the shard.
+            batches: of its inputs.
+            embeddings: of their rows (n, d).
+            elapsed: seconds in which they were decoded and encoded.
+        """
+        start = time.perf_counter()
+        info = self.store.info
+        rows = [row for batch in batches for row in batch.rows]
+        failures = [failure for batch in batches for failure in batch.failures]
+        names = rows[0] if rows else ("key",)
+        columns = {name: [row[name] for row in rows] for name in names}
+        kept_values = [row["columns"] or {} for row in rows]
+        for name in info.columns:
+            columns[name] = [values.get(name) for values in kept_values]
+        table = shard_table(info, self.modality, embeddings, columns)
+        recorded_failures = failures
+        folder = self.store.path
+        with writing_to(folder):
             if number in self.edits:
-                summary.updated = len(rows)
-                summary.not_updated = len(failures)
-            else:
-                summary.embedded = len(rows)
-                summary.failed = len(failures)
-            yield summary
-            start = writing_ended
+                folder /= REWRITING
+                # The former row of an input that fails now stays, so the failure is not recorded
+                table, recorded_failures = rewritten_shard(
+                    self.store, self.modality, number, self.edits[number], table
+                )
+            path = folder / part_name(self.modality, number)
+            write_rows(path, info, self.modality, table, recorded_failures)
+
+        waiting = sum(batch.waited for batch in batches)
+        summary = ModalitySummary(
+            truncated=sum(batch.truncated for batch in batches),
+            seconds={
+                "waiting": waiting,
+                "encoding": elapsed - waiting,
+                "writing": time.perf_counter() - start,
+            },
+        )
+        if number in self.edits:
+            summary.updated = len(rows)
+            summary.not_updated = len(failures)
+        else:
+            summary.embedded = len(rows)
+            summary.failed = len(failures)
+        return summary
 
     def _images(
         self, encoder: Encoder, shards: Shards, report: Report

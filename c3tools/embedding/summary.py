@@ -46,7 +46,7 @@ class ModalitySummary:
             is kept.
         to_embed, to_update, to_remove: what a run would do, if it is only planned.
         seconds: summed over processes: ``waiting`` for inputs to be read and decoded, ``encoding``,
-            ``writing``.
+            ``writing``, which is done beside the others.
         elapsed: wall-clock seconds.
     """
 

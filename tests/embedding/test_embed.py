@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from c3tools.corpus.reading import read_corpus
 from c3tools.embedding.embed import embed, embed_corpus
 from c3tools.embedding.shard_work import EmbedOptions
 from c3tools.embedding.summary import EmbedSummary, ModalitySummary
-from c3tools.encoders import Encoder
+from c3tools.encoders import Encoder, load_encoder
 from c3tools.errors import C3Error, StoreError, UnreachableError
-from c3tools.store import Store
+from c3tools.store import Store, write_rows
 from c3tools.store.verify import verify_store
 from tests.conftest import Counted, Messages, copy_photos
 from tests.connect.photos import save_tiny_clip
@@ -98,6 +99,31 @@ def test_photos_and_captions_end_up_in_the_store(
     assert set(texts.column("image_key")) == set(images.keys)
     assert store.moments("image", "val").n == 1
     assert summary.to_dict()["modalities"]["image"]["rate"] > 0
+
+
+def test_a_shard_is_written_while_the_next_one_is_encoded(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(backend="torch", precision="fp32")
+    second_shard = threading.Event()
+    tokenise = encoder.tokenise
+    batches: list[Any] = []
+
+    def counting(texts: Any) -> Any:
+        batches.append(texts)
+        if len(batches) == 2:
+            second_shard.set()
+        return tokenise(texts)
+
+    def write(*arguments: Any, **options: Any) -> Any:
+        assert second_shard.wait(60), "the second shard was not begun"
+        return write_rows(*arguments, **options)
+
+    monkeypatch.setattr(encoder, "tokenise", counting)
+    monkeypatch.setattr("c3tools.embedding.shard_work.write_rows", write)
+    options = EmbedOptions(shard_size=10, workers=0)
+    embed_corpus(read_corpus(photos / "captions.jsonl"), tmp_path / "s", encoder, options)
+    assert len(Store.open(tmp_path / "s").load("text")) == 20
 
 
 def test_everything_odd_is_embedded_and_everything_bad_is_listed(
