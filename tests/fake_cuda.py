@@ -35,6 +35,8 @@ import torch._dynamo  # else optimisers import it in the middle of a test
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from c3tools import devices
+
 CPU = torch.device("cpu")
 GIB = 1 << 30
 T = torch.Tensor
@@ -364,6 +366,7 @@ class FakeCuda(TorchFunctionMode):
         for owner, name, function in (
             (torch, "Generator", _Generator),
             (torch, "autocast", _autocast),
+            (devices, "_may_have_gpu", lambda: True),
             (torch._C, "_group_tensors_by_device_and_dtype", _group_by_device),
         ):
             self._patches.enter_context(mock.patch.object(owner, name, function))

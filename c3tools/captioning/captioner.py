@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer
 
+from .. import devices
 from ..arrays import Mask, Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
 from ..choices import NumberFormat, PositiveInt, Steer, checked
@@ -423,17 +424,18 @@ class Captioner(HubRepository):
             self.pipeline.save(new)
 
     @classmethod
-    def load(cls, folder: str | Path | None = None, device: str = "cpu") -> Captioner:
+    def load(cls, folder: str | Path | None = None, device: str | None = None) -> Captioner:
         """Load what `save` wrote.
 
         Args:
             folder: the folder; ``c3-mini`` for the bundled captioner of that model;
                 ``hf-hub:ORG/NAME`` for one of the hub; None for the default; see `find`.
-            device: of the weights.
+            device: of the weights; None for the fastest available.
 
         Raises:
             DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.
         """
+        device = devices.pick(device, "fp32").device
         with reading(cls.find(folder), DECODER) as (local, content):
             config = content["config"]
             if content["kind"] == _BUILT_IN:

@@ -200,7 +200,7 @@ def train_captioner(
     )
     store = Store.open(store, reporter=reporter)
     _check_settings(asked, pipeline)
-    previous = None if start is None else Captioner.load(start)
+    previous = None if start is None else Captioner.load(start, "cpu")
     training_pipeline, changes = _choose_pipeline(store, asked, pipeline, previous, reporter)
     compute = devices.pick(device, precision)
     settings = replace(

@@ -70,7 +70,7 @@ class ShardEdit:
 
 class EmbedWork(Work[ShardTask, ModalitySummary]):
     """The embedding of one modality; a task is one shard, whose bytes are the same wherever it is
-    made.
+    made by the same model of GPU, or by as many threads of the same kind of CPU.
 
     Args:
         store: the store to write to, which already exists.

@@ -23,8 +23,8 @@ from .preprocessing import UNREADABLE, ImagePreprocessor
 Modality = Literal["image", "text", "query", "audio"]
 T = TypeVar("T")
 
-# Inputs per batch. On a CPU the activations of a small batch stay in its cache; a GPU gains nothing
-# from larger batches.
+# Inputs per batch. On a CPU the activations of a small batch stay in its cache. On a GPU
+# `benchmarks/gpu.py forward` measures other sizes.
 ON_CPU = {"image": 32, "text": 128}
 _ON_GPU = {"image": 256, "text": 1024}
 # Batches of inputs up to these sizes are full; batches of larger inputs have fewer.

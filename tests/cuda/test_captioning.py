@@ -107,6 +107,12 @@ def test_a_captioner_is_trained_as_on_the_cpu(gpu: str, precision: str, tmp_path
         assert loaded.decoder.device.type == torch.device(device).type
 
 
+@pytest.mark.usefixtures("shadow")
+def test_a_captioner_is_on_the_fastest_device_unless_asked_otherwise() -> None:
+    assert Captioner.load("c3-mini").decoder.device == torch.device("cuda:0")
+    assert Captioner.load("c3-mini", "cpu").decoder.device == torch.device("cpu")
+
+
 def test_a_step_of_training_waits_once(shadow: FakeCuda) -> None:
     task = task_on(Compute("cuda:1", "fp32"), replace(QUICK, epochs=4))
     shadow.log.clear()

@@ -51,6 +51,7 @@ def test_a_generator_is_trained_as_on_the_cpu(gpu: str, precision: str, tmp_path
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
     generator.save(tmp_path / "generator")
+    assert Generator.load(tmp_path / "generator").compute.device == "cuda"
     images = []
     for compute in (Compute(gpu, "fp32"), Compute("cpu", "fp32")):
         loaded = Generator.load(tmp_path / "generator", compute)
