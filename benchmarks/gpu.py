@@ -1,198 +1,381 @@
-"""Measure everything that can run on a GPU, in one table: embedding, training, sampling and the gap
-report.
+"""Measure on one GPU what c3tools does there; each command prints one table.
 
-    python benchmarks/gpu.py                        # the first CUDA GPU; about 10 minutes, most of
-    them on the CPU python benchmarks/gpu.py --device cpu --small   # the same code on a CPU with
-    little data: the values mean nothing
+    python benchmarks/gpu.py forward       # a model on inputs that are on the card; the roofline
+    python benchmarks/gpu.py pipeline      # the same from memory of the host, batch after batch
+    python benchmarks/gpu.py decode        # JPEGs a second, by the number of processes
+    python benchmarks/gpu.py embed         # c3 embed on 100,000 JPEGs in a tar
+    python benchmarks/gpu.py texts         # a million captions: tokens, text tower, c3 embed
+    python benchmarks/gpu.py determinism   # bytes of two runs, and cosines with the CPU
+    python benchmarks/gpu.py decoder       # training and captions, and the same ones as on the CPU
+    python benchmarks/gpu.py generator     # training steps and sampled images
+    python benchmarks/gpu.py faiss         # training of cells, exact neighbours, search in a split
+    python benchmarks/gpu.py memory        # peaks, and halving where there is too little
 
-Each row has the name of the card. Rates of images and texts are those of the model on ready inputs,
-at the batch size of `c3 embed`, as the median of three rounds. The other rows are whole commands on
-the bundled photos. The last rows compare with the CPU in fp32: the smallest cosine over photos and
-captions, which should be at least 0.9999 in fp32 and 0.99 in bf16, and the share of photos with the
-same caption, which should be near 100 %. None of this has been run on a GPU yet. Without a CUDA
-GPU, and without ``--device cpu``, the script prints a message and ends.
+A command takes at most eight minutes on an H100; none has been run on one yet. ``--small`` runs it
+on little data, so that its values mean nothing: with ``--device cpu``, or with ``--device shadow``,
+the GPU on paper of tests/fake_cuda.py. The share of the peak (MFU) is the model's operations (by
+open_clip's model profile) over the card's dense peak (by its data sheet). clip-retrieval reports
+2,500 JPEGs a second from tars, for ViT-B/32 in fp16 on an A100.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import platform
-import statistics
+import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from measuring import print_table, timed
+from measuring import print_table
 
 import c3tools
+from c3tools.arrays import Matrix
 from c3tools.assets.paths import PHOTOS
-from c3tools.devices import pick
+from c3tools.corpus.items import ImageItem
+from c3tools.corpus.reading import read_corpus
+from c3tools.curation.near_copies import _NearestRows
+from c3tools.embedding.decoding import decoded_batches
+from c3tools.embedding.embed import embed_corpus
+from c3tools.embedding.shard_work import EmbedOptions
 from c3tools.encoders import Encoder, load_encoder
+from c3tools.executors import cores
+from c3tools.index import build_index
+from c3tools.reporter import SILENT
 
-MODELS = (("c3-mini", None), ("ViT-B-32", 0))  # with the seed of random weights
-ROUNDS = 3
+Cells = list[tuple[Any, ...]]
+# GFLOP of an image and of a text of 77 tokens
+MODELS = {"ViT-B-32": (8.82, 5.96), "ViT-L-14": (162.03, 13.30), "ViT-H-14": (334.59, 47.09)}
+# TFLOP/s in bf16 and fp16, and in fp32 without TF32
+PEAKS = {"H100": (989, 67), "H200": (989, 67), "A100": (312, 19.5), "L40": (362, 91)}
+ROWS = [json.loads(line) for line in (PHOTOS / "captions.jsonl").open(encoding="utf-8")]
+CAPTIONS = [caption for row in ROWS for caption in row["captions"]]
+JPEGS = [PHOTOS / "images" / row["image"] for row in ROWS]
 
 
-class Table:
-    """The rows of one device.
+@dataclass(frozen=True)
+class Setting:
+    """Where and how much is measured."""
 
-    Args:
-        card: the device's name.
-    """
+    device: str
+    small: bool
+    folder: Path
 
-    def __init__(self, card: str) -> None:
-        self.card = card
-        self.rows: list[tuple[str, str, str, str]] = []
+    def size(self, full: int, small: int) -> int:
+        """Return a number of inputs."""
+        return small if self.small else full
 
-    def add(self, what: str, value: float, unit: str) -> None:
-        """Add a row."""
-        shown = f"{value:,.1f}" if abs(value) >= 10 else f"{value:.5f}"
-        self.rows.append((self.card, what, shown, unit))
+    def encoder(self, model: str = "ViT-B-32", precision: Any = "auto") -> Encoder:
+        """Load a model with random weights; a small one where little is measured."""
+        options: dict[str, Any] = {"device": self.device, "backend": "torch"}
+        if self.small:
+            return load_encoder("c3-mini", precision="fp32", **options)
+        return load_encoder(model, random_init=0, precision=precision, **options)
 
-    @contextmanager
-    def seconds(self, what: str) -> Iterator[None]:
-        """Add the time of a block."""
+    def seconds(self, work: Callable[[], Any]) -> float:
+        """Return how long the second run of some work takes, to the end of the card's part."""
+        for _ in range(2):
+            self.wait()
+            start = time.perf_counter()
+            work()
+            self.wait()
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Wait for the card."""
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+    def peak(self, precision: str) -> float | None:
+        """Return the card's TFLOP/s."""
+        name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else ""
+        for card, (half, full) in PEAKS.items():
+            if card in name:
+                return full if precision == "fp32" else half
+        return None
+
+
+def pixels_of(encoder: Encoder, count: int) -> Any:
+    """Return pixels of the bundled photos, over and over."""
+    some = np.stack([encoder.pixels(photo) for photo in JPEGS[:8]])
+    return some[np.arange(count) % len(some)]
+
+
+def forward(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Run image towers on pixels that are on the card."""
+    cells: Cells = []
+    for model, (gflop, _) in list(MODELS.items())[: setting.size(3, 1)]:
+        for precision in ("bf16", "fp16", "fp32")[: setting.size(3, 1)]:
+            encoder = setting.encoder(model, precision)
+            backend: Any = encoder.backend
+            peak = setting.peak(precision)
+            for batch in (64, 256, 512, 1024, 2048)[: setting.size(5, 1)]:
+                count = setting.size(batch, 2)
+                pixels = torch.from_numpy(pixels_of(encoder, count)).to(setting.device)
+                rounds = setting.size(max(4, 4096 // batch), 1)
+
+                def work(
+                    backend: Any = backend, pixels: Any = pixels, rounds: int = rounds
+                ) -> None:
+                    for _ in range(rounds):
+                        backend._features("image", pixels)
+
+                rate = rounds * count / setting.seconds(work)
+                roofline = f"{1000 * peak / gflop:,.0f}" if peak else ""
+                mfu = f"{rate * gflop / 1000 / peak:.0%}" if peak else ""
+                names = (encoder.identity.name, encoder.compute.precision)
+                cells.append((*names, count, f"{rate:,.1f}", roofline, mfu))
+    return ("model", "precision", "batch", "images/s", "roofline", "MFU"), cells
+
+
+def pipeline(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Run image batches from memory of the host, with several ahead and with none."""
+    encoder = setting.encoder()
+    size = setting.size(encoder.batch_size("image"), 2)
+    rounds = setting.size(80, 3)
+    cells: Cells = []
+    for memory in ("pageable", "pinned"):
+        for ahead in (0, 1, 2, 3):
+            pixels = pixels_of(encoder, size)
+            if memory == "pinned":
+                pinned = encoder.compute.empty_pixels(pixels.shape)
+                pinned[:] = pixels
+                pixels = pinned
+            encoder.backend.ahead = ahead
+            batches = [(number, pixels) for number in range(rounds)]
+
+            def work(batches: Any = batches) -> None:
+                list(encoder.encode_batches("image", batches))
+
+            seconds = setting.seconds(work)
+            cells.append((memory, ahead, f"{rounds * size / seconds:,.0f}"))
+    return ("memory of the host", "batches ahead", "images/s"), cells
+
+
+def decode(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Decode bundled photos by 1, 2, 4, … processes."""
+    encoder = setting.encoder()
+    count = setting.size(4000, 8)
+    photos = islice(cycle(JPEGS), count)
+    items = [ImageItem(str(n), str(photo), None, None) for n, photo in enumerate(photos)]
+    cells: Cells = []
+    workers = 1
+    while workers <= cores():
         start = time.perf_counter()
-        yield
-        self.add(what, time.perf_counter() - start, "s")
+        for _ in decoded_batches(
+            [(0, items)],
+            encoder.preprocess,
+            batch_size=encoder.batch_size("image"),
+            workers=workers,
+            compute=encoder.compute,
+        ):
+            pass
+        cells.append((workers, f"{count / (time.perf_counter() - start):,.0f}"))
+        workers *= 2
+    return ("processes", "images/s"), cells
 
 
-def card_of(device: str) -> str:
-    """Return the name of a device's card or processor."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
-def bundled_rows() -> list[dict[str, Any]]:
-    """Return a row for each bundled photo: image, captions, split."""
-    return [
-        json.loads(line)
-        for line in (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-
-
-def captions_of(count: int) -> list[str]:
-    """Return captions of the bundled photos."""
-    return [caption for row in bundled_rows() for caption in row["captions"]][:count]
-
-
-def rate(
-    encoder: Encoder, modality: Literal["image", "text"], inputs: np.ndarray, batches: int
-) -> float:
-    """Return inputs per second of a tower, on one batch that is run again and again."""
-
-    def work() -> int:
-        for _ in range(batches):
-            encoder.backend.submit(modality, inputs)()
-        return batches * len(inputs)
-
-    work()  # warms up
-    return statistics.median(timed(work) for _ in range(ROUNDS))
-
-
-def measure_encoders(table: Table, device: str, photos: list[Path], small: bool) -> None:
-    """Add rates of both towers in every precision of the device, and their cosines with the CPU in
-    fp32.
-    """
-    captions = captions_of(20 if small else 395)
-    for name, seed in MODELS[:1] if small else MODELS:
-        exact = load_encoder(
-            name, random_init=seed, device="cpu", backend="torch", precision="fp32"
-        )
-        expected = exact.encode_images(photos), exact.encode_texts(captions)
-        fastest: Any = "bf16" if device == "cpu" else pick(device).precision
-        for precision in dict.fromkeys(("fp32", fastest)):
-            encoder = load_encoder(
-                name, random_init=seed, device=device, backend="torch", precision=precision
-            )
-            images, texts = (
-                (1, 8) if small else (encoder.batch_size("image"), encoder.batch_size("text"))
-            )
-            some = np.stack([encoder.pixels(photo) for photo in photos])
-            pixels = some[np.arange(images) % len(some)]
-            words = encoder.tokenise(captions)[np.arange(texts) % len(captions)]
-            tokens = max((batch for _, batch in encoder.token_batches(words, texts)), key=len)
-            batches = 1 if small else 8
-            table.add(
-                f"embed images, {name}, {precision}",
-                rate(encoder, "image", pixels, batches),
-                "images/s",
-            )
-            table.add(
-                f"embed texts, {name}, {precision}",
-                rate(encoder, "text", tokens, batches),
-                "texts/s",
-            )
-            got = encoder.encode_images(photos), encoder.encode_texts(captions)
-            for kind, a, b in zip(("photos", "captions"), got, expected, strict=True):
-                table.add(
-                    f"agreement of {kind}, {name}, {precision}",
-                    float((a * b).sum(axis=1).min()),
-                    "cosine, min",
-                )
-
-
-def measure_commands(
-    table: Table, device: str, folder: Path, photos: list[Path], small: bool
-) -> None:
-    """Add the time of the commands on the bundled photos, and the share of captions that are those
-    of the CPU.
-    """
-    corpus = folder / "photos"
-    corpus.mkdir()
-    lines = {row["image"]: f"{json.dumps(row)}\n" for row in bundled_rows()}
-    for photo in photos:
-        (corpus / photo.name).write_bytes(photo.read_bytes())
-    (corpus / "captions.jsonl").write_text(
-        "".join(lines[photo.name] for photo in photos), encoding="utf-8"
+def embedded(setting: Setting, inputs: Path, name: str) -> tuple[Any, ...]:
+    """Embed a corpus, and return a row: inputs, rate, and seconds of each stage."""
+    summary = embed_corpus(
+        read_corpus(inputs), setting.folder / name, setting.encoder(), EmbedOptions()
     )
-    with table.seconds("c3 embed"):
-        store = c3tools.embed(
-            corpus, folder / "store", device=device, backend="torch", precision="fp32"
-        )
-    with table.seconds("c3 gap-report (by numpy, on the CPU)"):
-        c3tools.gap_report(store)
-    features = c3tools.read_features(store=store)
-    with table.seconds("c3 connect heads"):
-        c3tools.connect_heads(
-            features,
-            output=folder / "heads",
-            epochs=1 if small else 20,
-            batch_size=8,
-            device=device,
-        )
-    training: dict[str, Any] = {"sigma": 0.1, "train_split": "all", "device": device}
-    with table.seconds("c3 train-decoder, size tiny"):
+    (modality,) = (one for one in summary.modalities.values() if one.embedded)
+    seconds = [f"{value:,.1f}" for value in modality.seconds.values()]
+    return (inputs.name, f"{modality.embedded:,}", f"{modality.rate:,.0f}", *seconds)
+
+
+STAGES = ("inputs", "number", "a second", "waiting s", "encoding s", "writing s")
+
+
+def embed(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Embed a tar of JPEGs: the bundled ones, each with other bytes at its end."""
+    path = setting.folder / "photos.tar"
+    contents = [photo.read_bytes() for photo in JPEGS]
+    with tarfile.open(path, "w") as tar:
+        for number in range(setting.size(100_000, 8)):
+            content = contents[number % len(contents)] + str(number).encode()
+            entry = tarfile.TarInfo(f"{number:06d}.jpg")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return STAGES, [embedded(setting, path, "store")]
+
+
+def texts(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Tokenise captions, run the text tower on tokens, and embed a file of captions."""
+    encoder = setting.encoder()
+    count = setting.size(1_000_000, 20)
+    captions = [f"{CAPTIONS[n % len(CAPTIONS)]} {n}" for n in range(count)]
+    start = time.perf_counter()
+    tokens = encoder.tokenise(captions[: setting.size(100_000, 20)])
+    tokens_rate = len(tokens) / (time.perf_counter() - start)
+    batches = list(encoder.token_batches(tokens, None))
+    seconds = setting.seconds(lambda: list(encoder.encode_batches("text", batches)))
+    path = setting.folder / "captions.jsonl"
+    path.write_text("".join(json.dumps({"caption": text}) + "\n" for text in captions))
+    cells: Cells = [
+        ("tokenised", f"{len(tokens):,}", f"{tokens_rate:,.0f}", "", "", ""),
+        ("tokens embedded", f"{len(tokens):,}", f"{len(tokens) / seconds:,.0f}", "", "", ""),
+        embedded(setting, path, "texts"),
+    ]
+    return STAGES, cells
+
+
+def determinism(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Compare two runs on the card, and each precision with the CPU in fp32."""
+    count = setting.size(len(JPEGS), 4)
+    photos = JPEGS[:count]
+    captions = CAPTIONS[:count]
+
+    def rows(encoder: Encoder) -> tuple[Matrix, Matrix]:
+        return encoder.encode_images(photos), encoder.encode_texts(captions)
+
+    on_cpu = Setting("cpu", setting.small, setting.folder).encoder(precision="fp32")
+    expected = rows(on_cpu)
+    cells: Cells = []
+    for precision in ("fp32", "bf16", "fp16")[: setting.size(3, 1)]:
+        first = rows(setting.encoder(precision=precision))
+        second = rows(setting.encoder(precision=precision))
+        for name, a, b, exact in zip(("photos", "captions"), first, second, expected, strict=True):
+            cosine = float((a * exact).sum(axis=1).min())
+            is_same = "same" if a.tobytes() == b.tobytes() else "differ"
+            cells.append((name, precision, is_same, f"{cosine:.6f}"))
+    return ("inputs", "precision", "bytes of two runs", "least cosine with the CPU"), cells
+
+
+def small_store(setting: Setting) -> c3tools.Store:
+    """Embed some bundled photos with their captions."""
+    folder = setting.folder / "corpus"
+    folder.mkdir()
+    photos = JPEGS[: setting.size(len(JPEGS), 12)]
+    for photo in photos:
+        (folder / photo.name).write_bytes(photo.read_bytes())
+    lines = [json.dumps(row) for row in ROWS[: len(photos)]]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    encoder = load_encoder("c3-mini", device=setting.device, backend="torch", precision="fp32")
+    embed_corpus(read_corpus(folder), setting.folder / "c3-store", encoder, EmbedOptions())
+    return c3tools.Store.open(setting.folder / "c3-store")
+
+
+def decoder(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Train a decoder, and write captions with it and with the same one on the CPU."""
+    store = small_store(setting)
+    cells: Cells = []
+    for size in ("tiny", "small")[: setting.size(2, 1)]:
+        output = setting.folder / size
+        epochs = setting.size(100, 1)
+        options: dict[str, Any] = {"size": size, "epochs": epochs, "train_split": "all"}
+        start = time.perf_counter()
         captioner = c3tools.train_captioner(
-            store, output=folder / "decoder", size="tiny", epochs=1 if small else 20, **training
+            store, output=output, sigma=0.1, device=setting.device, **options
         )
-    steps = 2 if small else 500
-    with table.seconds(f"c3 train-generator, size tiny, {steps} steps"):
-        generator = c3tools.train_generator(
+        trained = time.perf_counter() - start
+        rows = np.tile(store.load("image").embeddings.astype(np.float32), (setting.size(50, 1), 1))
+        seconds = setting.seconds(partial(captioner.caption, embeddings=rows))
+        on_cpu = c3tools.Captioner.load(output, "cpu")
+        some = rows[:50]
+        ours = captioner.caption(embeddings=some)
+        same = np.mean([a == b for a, b in zip(ours, on_cpu.caption(embeddings=some), strict=True)])
+        rate = f"{len(rows) / seconds:,.0f}"
+        cells.append((size, f"{trained:,.1f}", rate, f"{same:.0%}"))
+    return ("size", "training s", "captions/s, 5 beams", "those of the CPU"), cells
+
+
+def generator(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Train a generator for some steps, and sample."""
+    store = small_store(setting)
+    cells: Cells = []
+    sizes: list[Any] = ["tiny", "small", "base"]
+    for size in sizes[: setting.size(3, 1)]:
+        steps = setting.size(200, 1)
+        start = time.perf_counter()
+        trained = c3tools.train_generator(
             store,
-            output=folder / "generator",
-            size="tiny",
+            output=setting.folder / f"generator-{size}",
+            size=size,
             steps=steps,
             sigma=0.1,
             train_split="all",
-            device=device,
+            device=setting.device,
         )
-    embeddings = store.load("image").embeddings.astype(np.float32)
-    n, sampling = (2, 2) if small else (len(embeddings), 25)
+        rate = steps / (time.perf_counter() - start)
+        rows = store.load("image").embeddings[: setting.size(64, 1)].astype(np.float32)
+        start = time.perf_counter()
+        trained.generate(embeddings=rows, modality="image", sampling_steps=setting.size(25, 1))
+        images = len(rows) / (time.perf_counter() - start)
+        cells.append((size, f"{rate:,.1f}", f"{images:,.1f}"))
+    return ("size", "steps/s, with start and end", "images/s"), cells
+
+
+def faiss(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Build an index of random vectors, search it, and find all nearest neighbours.
+
+    Which device is used is FAISS's matter: faiss-gpu uses all GPUs.
+    """
+    count = setting.size(1_000_000, 3_000)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(count, setting.size(512, 16))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.save(setting.folder / "image.npy", vectors)
+    c3tools.import_embeddings(image=setting.folder / "image.npy", store=setting.folder / "store")
+    cells: Cells = []
+    for factory in (
+        f"IVF{setting.size(16384, 16)},SQfp16",
+        f"OPQ8_16,IVF{setting.size(4096, 16)},PQ8",
+    ):
+        start = time.perf_counter()
+        index = build_index(
+            setting.folder / "store",
+            output=setting.folder / factory.partition(",")[0],
+            preset="c1",
+            factory=factory,
+        )
+        cells.append((f"build {factory}", f"{time.perf_counter() - start:,.1f}"))
+        for name, split in (("10 nearest", None), ("in a split", "val")):
+            start = time.perf_counter()
+            index.rank(vectors[:1000], "image", split=split)
+            cells.append((f"{name} of 1,000, {factory}", f"{time.perf_counter() - start:,.2f}"))
+    numbers = np.arange(count)
     start = time.perf_counter()
-    generator.generate(embeddings=embeddings[:n], modality="image", sampling_steps=sampling)
-    table.add(f"sample, {sampling} steps", n / (time.perf_counter() - start), "images/s")
-    on_cpu = c3tools.Captioner.load(folder / "decoder", "cpu")
-    mine, theirs = (one.caption(embeddings=embeddings) for one in (captioner, on_cpu))
-    same = np.mean([a == b for a, b in zip(mine, theirs, strict=True)])
-    table.add("agreement of captions with the CPU", 100 * float(same), "% the same")
+    _NearestRows(vectors, numbers, SILENT).pairs(numbers)
+    cells.append(
+        (f"nearest rows of {count:,}, as c3 duplicates", f"{time.perf_counter() - start:,.1f}")
+    )
+    return ("work", "seconds"), cells
+
+
+def memory(setting: Setting) -> tuple[tuple[str, ...], Cells]:
+    """Show the peak of memory by batch, and embeddings where only a part of the card is free."""
+    if setting.device == "cpu":
+        return ("batch", "peak MiB", "cosine"), []
+    cells: Cells = []
+    encoder = setting.encoder()
+    pixels = pixels_of(encoder, setting.size(1024, 8))
+    expected = encoder.backend.submit("image", pixels)()
+    for share in (1.0, 0.02):
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(share, setting.device)
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        rows = encoder.backend.submit("image", pixels)()
+        peak = torch.cuda.max_memory_allocated(setting.device) / 2**20
+        cosine = float((rows * expected).sum(axis=1).min())
+        cells.append((f"{share:.0%}", len(pixels), f"{peak:,.0f}", f"{cosine:.6f}"))
+    return ("of the card", "batch", "peak MiB", "least cosine with the first"), cells
+
+
+COMMANDS = (
+    forward, pipeline, decode, embed, texts, determinism, decoder, generator, faiss, memory
+)  # fmt: skip
 
 
 def main() -> None:
@@ -200,22 +383,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cuda")
+    names = [command.__name__ for command in COMMANDS]
+    parser.add_argument("command", choices=names, nargs="+")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu or shadow")
     parser.add_argument("--small", action="store_true", help="on little data, to see that it runs")
     arguments = parser.parse_args()
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+    device = arguments.device
+    card: Any = nullcontext()
+    if device == "shadow":
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from tests.fake_cuda import FakeCuda
+
+        card = FakeCuda()
+        device = "cuda"
+    elif device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(
-            "This machine has no CUDA GPU that torch sees; --device cpu --small runs the same code."
+            "torch sees no CUDA GPU here; --small --device cpu (or shadow) runs the same code."
         )
-    table = Table(card_of(arguments.device))
-    rows = sorted(bundled_rows(), key=lambda row: (row["split"] == "test", row["image"]))
-    photos = [PHOTOS / "images" / row["image"] for row in rows][: 12 if arguments.small else None]
-    measure_encoders(
-        table, arguments.device, photos[: 3 if arguments.small else None], arguments.small
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        measure_commands(table, arguments.device, Path(folder), photos, arguments.small)
-    print_table(("device", "what", "value", "unit"), table.rows)
+    for name in arguments.command:
+        command = COMMANDS[names.index(name)]
+        with card, tempfile.TemporaryDirectory() as folder:
+            if device != "cpu":
+                print(f"{name} on {torch.cuda.get_device_name(device)}, torch {torch.__version__}")
+            columns, cells = command(Setting(device, arguments.small, Path(folder)))
+            print_table(columns, [tuple(map(str, row)) for row in cells])
 
 
 if __name__ == "__main__":
