@@ -610,11 +610,10 @@ def _detect_captions(
     for _, _, path in sorted(ranked):
         if _may_be_read(corpus, path.name, path, allowed_folder):
             caption_files.append(path)
-    previous_folder: Path | None = None
+    first_of_folder: dict[Path, Path] = {}
     for path in caption_files:
         name = path.relative_to(folder).as_posix()
-        is_first = path.parent != previous_folder
-        previous_folder = path.parent
+        is_first = first_of_folder.setdefault(path.parent, path) == path
         why_unused = ""
         try:
             matched = sources.add(name, path, options)
@@ -782,6 +781,8 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                 key = key_of_name(caption_row.file_name)
             captions_by_key[as_storable(key)].append(caption_row)
     path_by_key = {image.key: image.path for image in chain(corpus.images, corpus.videos)}
+    has_files = bool(path_by_key)
+    names_in_containers: set[str | None] = set()
     for container in sorted(containers, key=str):
         corpus.containers.append(str(container))
         read_container = containers[container]
@@ -799,6 +800,7 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                 # What the captions file says of the image comes first
                 if options.captions is not None:
                     caption_rows = captions_by_key.pop(image.key, [])
+                    names_in_containers.update(row.file_name for row in caption_rows)
                     captions, split_in_captions = _join_rows(caption_rows)
                     row_split = split_in_captions or row_split
                     if caption_rows:
@@ -819,7 +821,14 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                 raise
             else:
                 raise CorpusError(f"{container}: {reason}.") from error
-    corpus.captions_without_image += sorted(captions_by_key)
+    # The captions file may also name images that lie in folders
+    if has_files:
+        not_in_files = corpus.captions_without_image
+        corpus.captions_without_image = [
+            name for name in not_in_files if name not in names_in_containers
+        ]
+    else:
+        corpus.captions_without_image += sorted(captions_by_key)
 
 
 def _check(corpus: Corpus, captions: Path | None) -> None:

@@ -125,16 +125,18 @@ def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
             continue
         sample = samples.setdefault(key, _Sample())
         if member.content is None:
-            # a.jpg is the image of its sample, even where a.seg.jpg comes first
-            is_better = False
-            if sample.image is not None:
-                _, suffix_before = _split_member(sample.image.name)
-                is_better = "." not in suffix and "." in suffix_before
-            if sample.image is None or is_better:
+            first = sample.image
+            if first is None:
                 sample.image = member
-            else:
-                message = f"the sample already has an image: {sample.image.name}"
-                _skip_member(corpus, path, member.name, Refusal("SecondImage", message))
+                continue
+            # a.jpg is the image of its sample, even where a.seg.jpg comes first
+            second = member
+            _, first_suffix = _split_member(first.name)
+            if "." not in suffix and "." in first_suffix:
+                second = first
+                sample.image = member
+            message = f"the sample already has an image: {sample.image.name}"
+            _skip_member(corpus, path, second.name, Refusal("SecondImage", message))
         elif suffix == "json":
             try:
                 sample.record = dict(json.loads(member.content).items())

@@ -507,13 +507,15 @@ def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
     rewritten: list[str] = []
     if repair:
         # Remove what is damaged: shards, and files that are written again below
-        first_check = {finding.file: finding.check for finding in reversed(result.defects)}
+        first_check: dict[str, str] = {}
+        for finding in result.defects:
+            first_check.setdefault(finding.file, finding.check)
         for name, check in first_check.items():
             if check in _OF_ROWS and part_named(name) is not None:
                 removed.append(name)
         rewritten = [name for name in _REWRITABLE if name in first_check]
         for name in (*removed, *rewritten):
-            if name != INFO_FILE:
+            if name != INFO_FILE:  # until a copy of it is found
                 remove(path / name)
         result.repaired += [f"{name} was removed and has to be made again" for name in removed]
 

@@ -789,3 +789,27 @@ def test_two_files_whose_names_differ_in_their_unicode_form_alone_are_refused(
     if len(list(tmp_path.iterdir())) == 1:
         pytest.skip("this file system takes them for one file")
     assert_refused("Two images have the key '\u00e9.png'", tmp_path)
+
+
+def test_the_second_captions_file_of_a_folder_becomes_a_note_beside_other_folders(
+    tmp_path: Path,
+) -> None:
+    for name in "ab":
+        image(tmp_path / f"{name}/{name}.png")
+        write_jsonl(tmp_path / name / "captions.jsonl", {"image": f"{name}.png", "text": name})
+        (tmp_path / name / "captions.csv").write_text("foo,bar\n1,2\n")
+    corpus = read_corpus(tmp_path)
+    assert pairs(corpus) == [("a", "a/a"), ("b", "b/b")]
+    assert sum("captions.csv is not used" in note for note in corpus.notes) == 2
+
+
+def test_captions_of_a_folder_and_a_tar_lack_an_image_if_neither_has_it(tmp_path: Path) -> None:
+    image(tmp_path / "photos/f.png")
+    photo = (tmp_path / "photos/f.png").read_bytes()
+    tar = write_tar(tmp_path / "x.tar", [("t.png", photo)])
+    file = write_jsonl(
+        tmp_path / "c.jsonl", *({"image": f"{name}.png", "text": name} for name in "ftz")
+    )
+    corpus = read_corpus([tmp_path / "photos", tar], captions=file)
+    assert pairs(corpus) == [("f", "f"), ("t", "t")]
+    assert corpus.captions_without_image == ["z.png"]
