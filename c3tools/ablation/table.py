@@ -137,7 +137,8 @@ class Ablation:
 
         Args:
             title: above the table.
-            metrics: names of scores; those that no row has are left out.
+            metrics: names of scores; those that the first row lacks are left out, since all rows
+                have the same.
             with_interval: the score that is followed by its interval.
             suffix: left out of the names of scores.
             facts: keys of a row that come before the scores.
@@ -148,7 +149,9 @@ class Ablation:
         real = ["real photos", "", *("" for _ in facts)]
         lines = []
         for row in self.rows:
-            facts_of_row = [format(row[name], "," if name == "images" else "") for name in facts]
+            facts_of_row = [
+                f"{row[name]:,}" if name == "images" else str(row[name]) for name in facts
+            ]
             lines.append([row["method"], self._sigma(row), *facts_of_row])
         for name in metrics:
             columns.append(name.replace(suffix, ""))

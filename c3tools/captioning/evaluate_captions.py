@@ -174,7 +174,34 @@ def evaluate_captions(
     """
     metric_names = DEFAULT_METRICS if metrics is None else as_list(metrics)
     image_metrics = [metric.name for metric in require_metrics(metric_names) if metric.needs_images]
-    if captions is None:
+    if isinstance(references, str | Path):
+        references = read_references(references)
+    load_encoder = partial(
+        resolve_encoder,
+        encoder,
+        device=device,
+        backend=backend,
+        precision=precision,
+        reporter=reporter,
+    )
+    images: _Images | None = None
+    if captions is not None:
+        # Captions are given: a store is needed only for references, or for images to compare with
+        if references is None or image_metrics:
+            images = _open_images(
+                store, modality, references, image_metrics, load_encoder, reporter
+            )
+        known_references = _references(references, images)
+        predictions = read_predictions(captions)
+        aligned = align_keys(predictions, known_references)
+        # If none has a reference, all are kept, and `score_captions` refuses them
+        scored_captions = {key: predictions[key] for key in aligned} or predictions
+        left_out = [key for key in predictions if key not in scored_captions]
+        notes = _notes_on_coverage(
+            scored_captions, left_out, known_references, images if references is None else None
+        )
+    else:
+        # The decoder writes captions of the images in the split that have references
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
         if pipeline is not None:
@@ -189,36 +216,10 @@ def evaluate_captions(
                 seed=seed,
             )
         )
-    if isinstance(references, str | Path):
-        references = read_references(references)
-
-    comparing = [*image_metrics, "--steer"] if steer and captions is None else image_metrics
-    load_encoder = partial(
-        resolve_encoder,
-        encoder,
-        device=device,
-        backend=backend,
-        precision=precision,
-        reporter=reporter,
-    )
-    images: _Images | None = None
-    if captions is not None:
-        # Captions are given: a store is needed only for references, or for images to compare with
-        if references is None or image_metrics:
-            images = _open_images(store, modality, references, comparing, load_encoder, reporter)
-        known_references = _references(references, images)
-        predictions = read_predictions(captions)
-        aligned = align_keys(predictions, known_references)
-        # If none has a reference, all are kept, and `score_captions` refuses them
-        scored_captions = {key: predictions[key] for key in aligned} or predictions
-        left_out = [key for key in predictions if key not in scored_captions]
-        notes = _notes_on_coverage(
-            scored_captions, left_out, known_references, images if references is None else None
+        compared_with_images = [*image_metrics, "--steer"] if steer else image_metrics
+        images = _open_images(
+            store, modality, references, compared_with_images, load_encoder, reporter
         )
-    else:
-        # The decoder writes captions of the images in the split that have references
-        assert isinstance(decoder, Captioner)
-        images = _open_images(store, modality, references, comparing, load_encoder, reporter)
         known_references = _references(references, images)
         decoder.check_model(images.store.info.model, images.store.info.dim)
         rows, left_out = images_with_references(

@@ -53,6 +53,7 @@ class Source:
             StoreError: if a modality has too few rows to be collapsed, or rows of an export have
                 not gone through its whole pipeline.
         """
+        # The pipeline of an export, and how many of its steps the rows went through
         pipeline_and_applied = Pipeline.of_export(store)
         if pipeline_and_applied is None:
             if pipeline is None:
@@ -67,6 +68,7 @@ class Source:
                 pipeline = calibration.pipeline
             return cls(store, pipeline, is_transformed=False, coder=None, split=split)
         exported_pipeline, applied = pipeline_and_applied
+        # An index: its codes are of rows that went through all steps
         if store.info.code_size:
             store.require_listed(TRAINED_FILE)
             coder = CodeFormat(read_all(store.path / TRAINED_FILE))

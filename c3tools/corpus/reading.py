@@ -757,6 +757,23 @@ def _passed_over(corpus: Corpus) -> str:
     return "".join(f" {note}" for note in corpus.notes)
 
 
+def _captions_by_key(file: Path, options: ReadOptions) -> dict[str, list[CaptionRow]]:
+    """Return the rows of a captions file by the key of their image.
+
+    Raises:
+        CorpusError: if a row names no image.
+    """
+    captions_by_key: dict[str, list[CaptionRow]] = defaultdict(list)
+    for caption_row in read_captions(file, options):
+        key = caption_row.key
+        if not key:
+            if not caption_row.file_name:
+                raise _no_image(file, caption_row)
+            key = key_of_name(caption_row.file_name)
+        captions_by_key[as_storable(key)].append(caption_row)
+    return captions_by_key
+
+
 def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: ReadOptions) -> None:
     """Add the images and videos of all containers, in the order of their paths; of those with one
     key the first counts.
@@ -768,18 +785,12 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
     is_only_input = len(containers) == 1 and not any((corpus.images, corpus.videos, corpus.texts))
     # The rows of the captions file that was given, by the key of their image; the captions in
     # containers are not used then
-    captions_by_key: dict[str, list[CaptionRow]] = defaultdict(list)
+    captions_by_key: dict[str, list[CaptionRow]] = {}
     container_options = options
     if options.captions is not None:
         options.note_use("captions")
         container_options = replace(options, text_column=None)
-        for caption_row in read_captions(options.captions, options):
-            key = caption_row.key
-            if not key:
-                if not caption_row.file_name:
-                    raise _no_image(options.captions, caption_row)
-                key = key_of_name(caption_row.file_name)
-            captions_by_key[as_storable(key)].append(caption_row)
+        captions_by_key = _captions_by_key(options.captions, options)
     path_by_key = {image.key: image.path for image in chain(corpus.images, corpus.videos)}
     has_files = bool(path_by_key)
     names_in_containers: set[str | None] = set()

@@ -130,12 +130,14 @@ def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
                 sample.image = member
                 continue
             # a.jpg is the image of its sample, even where a.seg.jpg comes first
+            used = first
             second = member
             _, first_suffix = _split_member(first.name)
             if "." not in suffix and "." in first_suffix:
+                used = member
                 second = first
-                sample.image = member
-            message = f"the sample already has an image: {sample.image.name}"
+            sample.image = used
+            message = f"the sample already has an image: {used.name}"
             _skip_member(corpus, path, second.name, Refusal("SecondImage", message))
         elif suffix == "json":
             try:

@@ -109,7 +109,8 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     import torch
 
     with explain_failures(model), torch.random.fork_rng(devices=[]):
-        torch.manual_seed((random_init or 0) % 2**63)  # torch takes no larger one
+        # Also trained weights may lack some, which are drawn. torch takes no larger seed
+        torch.manual_seed((random_init or 0) % 2**63)
         network, _, transform = open_clip.create_model_and_transforms(
             architecture,
             pretrained=pretrained if random_init is None else None,
@@ -139,6 +140,7 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     preprocess = ImagePreprocessor(geometry, config)
     identity = {
         "name": model,
+        # local-dir: and hf-hub: bring their architecture, so the whole name stands for it
         "architecture": model if ":" in architecture else architecture,
         "pretrained": pretrained,
         "random_init": random_init,

@@ -418,6 +418,7 @@ def reserve_output(
     require_outside_stores(folder)
     with locked_file(folder):
         target = Target(folder, kind, _json_values(settings), overwrite, reporter)
+        # `holds_result` refuses a folder with anything else
         if holds_result(folder, kind.name, (kind.record, *kind.others)):
             target.there = (folder / kind.record).is_file()
         if target.there:

@@ -272,6 +272,7 @@ class TrainingPipeline:
         pipeline_and_applied = Pipeline.of_export(store)
         if pipeline_and_applied is not None:
             exported, applied = pipeline_and_applied
+            # From here on no pipeline, no name, and sigma is None or a number
             _check_choice_for_export(store, exported, pipeline, name, sigma)
             if not sigma:  # also 0, which asks for no noise
                 return cls(
@@ -285,7 +286,6 @@ class TrainingPipeline:
                 f"not C3, which adds it before the last normalisation: for C3, export with "
                 f"--before-noise."
             )
-            # Rules for sigma were refused above, so it is a number here
             noised = Pipeline(
                 [*exported.steps, GaussianNoise(float(sigma)), Normalize()],
                 name=f"{exported.name}-noised",
