@@ -65,7 +65,7 @@ JPEGS = [PHOTOS / "images" / row["image"] for row in ROWS]
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how much is measured."""
+    """The place where and how much is measured."""
 
     device: str
     small: bool

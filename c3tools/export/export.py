@@ -175,7 +175,9 @@ def export_store(
     """
     modality = as_list(modality)
     store = Store.open(store, reporter=reporter)
-    wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on).for_metric(metric)
+    wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on).for_metric(
+        metric=metric
+    )
     applied = len(wanted.steps)
     if before_noise:
         noisy_places = [place for place, step in enumerate(wanted.steps) if step.noisy]

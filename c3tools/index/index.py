@@ -553,6 +553,7 @@ class Index:
             remedy="Use embeddings of the model that the index was built from.",
         )
 
+    @checked
     def rank(
         self,
         embeddings: npt.ArrayLike,

@@ -27,7 +27,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..arrays import Matrix
-from ..choices import ExportMetric
+from ..choices import ExportMetric, checked
 from ..errors import TransformError, explain_missing, optional_module, reason_of
 from ..identity import ModelIdentity
 from ..io.files import json_text, read_limited, write_atomically, write_text_atomically
@@ -405,7 +405,8 @@ class Pipeline(HubRepository):
                 rows = ops.apply(operation, rows, noise, item_hashes)
         return np.pad(rows, ((0, 0), (0, 1))) if self.metric == "l2" else rows
 
-    def for_metric(self, metric: ExportMetric) -> Pipeline:
+    @checked
+    def for_metric(self, *, metric: ExportMetric) -> Pipeline:
         """Return the same steps for another metric; see `Pipeline.metric`."""
         if metric == self.metric:
             return self

@@ -148,7 +148,7 @@ def works(c3: C3, kind: str, store: Path) -> None:
     assert ({*report["modalities"]}, report["pairs"]["n"] > 0) == ({kind, "text"}, True)
     done(c3("index", "--store", store))
     caption = Store.open(store).load("text").captions[0]
-    hits = as_json(c3("search", caption, "-k", "50", "--json"))[0]["hits"]
+    hits = as_json(c3("search", caption, "-k", "50", "--by", "row", "--json"))[0]["hits"]
     best = {hit["modality"]: hit.get("caption") for hit in reversed(hits)}
     assert ({*best}, best["text"]) == ({kind, "text"}, caption)
     done(c3("train-decoder", "--store", store, "--size", "tiny", "--epochs", "1", "--sigma", "0.1"))

@@ -293,7 +293,9 @@ def test_exports_do_not_have_them(smaller: Store, tmp_path: Path, format: Export
 
 def test_a_search_does_not_find_them(store: Store, smaller: Store, tmp_path: Path) -> None:
     index = c3tools.build_index(smaller, output=tmp_path / "index")
-    result = index.search(vector=store.load("image").embeddings[:1], modality="image", k=200)
+    result = index.search(
+        vector=store.load("image").embeddings[:1], modality="image", k=200, by="row"
+    )
     keys = {hit.key for hit in result[0].hits}
     assert len(keys) == 39 + 77
     assert keys.isdisjoint({"img0", "img0#0", "img0#1", "img1#0"})
