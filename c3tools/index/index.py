@@ -25,6 +25,7 @@ from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,8 @@ if TYPE_CHECKING:
 LONGEST_CAPTION = 200  # characters of a hit that are printed
 _MOST_ON_GPU = 2048  # rows that FAISS returns from a GPU, and lists that it visits there
 _OWN = Path("c3-index")  # where c3 index writes to
+# nprobe is an attribute of a FAISS index, and an index on a GPU answers one thread at a time
+_ONE_SEARCH = Lock()
 _ROW_COLUMNS = ("modality", "key", "caption", "path", "image_key", "split", "sha256")
 _ROW_SCHEMA = pa.schema([(name, pa.string()) for name in _ROW_COLUMNS])
 _PROVENANCE = ("model", "store")
@@ -674,10 +677,13 @@ class Index:
         while len(nearest) < len(queries):
             unanswered = [number for number in range(len(queries)) if number not in nearest]
             fits_on_gpu = max(asked, visited_cells) <= _MOST_ON_GPU
-            index = (self._searched() if fits_on_gpu else self.indexes)[modality]
-            set_nprobe(index, visited_cells)
+            with _ONE_SEARCH:
+                index = (self._searched() if fits_on_gpu else self.indexes)[modality]
+                set_nprobe(index, visited_cells)
+                all_products, all_found = index.search(
+                    queries[unanswered], min(asked, index.ntotal)
+                )
             is_last = asked >= index.ntotal and visited_cells >= cells
-            all_products, all_found = index.search(queries[unanswered], min(asked, index.ntotal))
             for number, products, found in zip(unanswered, all_products, all_found, strict=True):
                 rows = found[found >= 0] + first_row
                 allowed = is_allowed[rows]

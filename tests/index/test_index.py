@@ -10,6 +10,7 @@ from base64 import b64decode
 from dataclasses import FrozenInstanceError
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +21,9 @@ from PIL import Image
 from c3tools import Store, export_store
 from c3tools.errors import C3Error, StoreError, UnusedOptionError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet, find_index
+from c3tools.index import index as module
 from c3tools.index.coder import choose_factory
-from c3tools.index.codes import CodeFormat
+from c3tools.index.codes import CodeFormat, set_nprobe
 from c3tools.store import Rows
 from c3tools.store.manifest import StoreWriter
 from c3tools.store.means import load_means, save_means, unload_means
@@ -551,3 +553,37 @@ def test_a_store_is_no_index(tmp_path: Path) -> None:
     gap_store(tmp_path / "c3-store", 30)
     with pytest.raises(StoreError, match=r"is a store, not an index\.\s+Make an index of it"):
         Index.open(tmp_path / "c3-store")
+
+
+def test_a_search_does_not_see_the_nprobe_of_another_thread(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = build_index(store, output=tmp_path / "index", factory="IVF8,Flat")
+    rows = store.load("text").embeddings[:20]
+
+    def search(nprobe: int) -> list[list[int]]:
+        hits = index.rank(rows, "text", 200, by="row", nprobe=nprobe)
+        return [[hit.row for hit in of_query] for of_query in hits]
+
+    expected = search(8)
+    threads = []
+
+    def set_while_another_searches(faiss_index: Any, nprobe: int | None) -> None:
+        set_nprobe(faiss_index, nprobe)
+        if nprobe == 8:
+            threads.append(Thread(target=search, args=(1,)))
+            threads[-1].start()
+            threads[-1].join(0.3)
+
+    monkeypatch.setattr(module, "set_nprobe", set_while_another_searches)
+    found = search(8)
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
+def test_the_recall_of_few_rows_is_that_of_all_of_them(tmp_path: Path) -> None:
+    texts = Rows.of("text", ["a", "b", "c"], unit_rows(3, 16))
+    store = build_store(tmp_path / "store", texts)
+    index = build_index(store, output=tmp_path / "index", factory="Flat")
+    assert index.record["recall@3"] == 1
