@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ class MixedClusters:
     """The mixture of two modalities in k = sqrt(n) clusters, of n rows of the rarer one.
 
     Attributes:
-        kappa: clustering → share of pairs in one cluster beyond chance; see `kappa_of_pairs`.
+        kappa: clustering → share of pairs in one cluster beyond chance; see `kappa_of_pairs`. Rows
+            that are taken as they are have no clustering "collapsed".
         one_kind: clustering → how much a cluster says of the modality of its rows; see
             `modality_information`.
         clusters: their number.
@@ -57,7 +59,7 @@ def measure_mixed_clusters(
 
     Args:
         sample: rows of both modalities, each row of the first with one or more of the second.
-        collapses: False for rows that are collapsed already, such as those of an index.
+        collapses: False for rows that are taken as they are, such as those of an index.
         count: the number of clusters; by default the rounded root of the rows of the rarer
             modality.
         seed: of halves, starts, permutations and resamples.
@@ -66,13 +68,14 @@ def measure_mixed_clusters(
         return None
     drawn = generator(seed, "mixed clusters").permutation(len(sample.first))[:_ITEMS]
     halves = [np.sort(half) for half in np.array_split(drawn, 2)]
-    kappas: dict[str, list[Array]] = {name: [] for name in CLUSTERINGS}
-    one_kind: dict[str, list[float]] = {name: [] for name in CLUSTERINGS}
+    kappas: defaultdict[str, list[Array]] = defaultdict(list)
+    one_kind: defaultdict[str, list[float]] = defaultdict(list)
     pair_items: list[Indices] = []
     for half, other_half in (halves, halves[::-1]):
         part, _ = sample.part(half)
         other_part, _ = sample.part(other_half)
         raw = [unit_rows(rows.astype(np.float32)) for rows in (part.first, part.second)]
+        rows_of_ways = {"raw": raw}
         collapsed = raw
         if collapses:
             rows_to_fit = {"image": other_part.first, "text": other_part.second}
@@ -81,11 +84,12 @@ def measure_mixed_clusters(
                 pipeline.transform(rows, modality=name)
                 for name, rows in zip(rows_to_fit, raw, strict=True)
             ]
+            rows_of_ways["collapsed"] = collapsed
         cluster_count = count or round(min(len(rows) for rows in raw) ** 0.5)
 
-        # Cluster the half in three ways
+        # Cluster the half in all ways
         labels = {}
-        for name, rows in (("raw", raw), ("collapsed", collapsed)):
+        for name, rows in rows_of_ways.items():
             both = np.concatenate(rows)
             centroids = spherical_kmeans(both, cluster_count, generator(seed, "starts"))
             labels[name] = [nearest(each, centroids) for each in rows]

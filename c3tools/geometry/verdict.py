@@ -326,12 +326,14 @@ def judge_clusters(mixed: MixedClusters | None, modalities: Sequence[str]) -> An
     kappa = mixed.kappa["cross"]
     low, high = kappa.interval or (0.0, 1.0)
     one_kind = mixed.one_kind["cross"]
+    k_means = f"with k-means {100 * mixed.kappa['raw'].value:.0f} %"
+    if "collapsed" in mixed.kappa:
+        k_means += f", and after Collapse {100 * mixed.kappa['collapsed'].value:.0f} %"
     because = (
         f"With {mixed.clusters} cross-centroids, {100 * kappa.value:.0f} % "
         f"({100 * low:.0f} to {100 * high:.0f} %) of the pairs come into one cluster, beyond "
-        f"chance; with k-means {100 * mixed.kappa['raw'].value:.0f} %, and after Collapse "
-        f"{100 * mixed.kappa['collapsed'].value:.0f} %. A cluster says "
-        f"{100 * max(one_kind, 0.0):.0f} % of the modality of its rows."
+        f"chance; {k_means}. A cluster says {100 * max(one_kind, 0.0):.0f} % of the modality of "
+        f"its rows."
     )
     measures = mixed.to_dict()
     if low >= TOGETHER and one_kind <= APART:

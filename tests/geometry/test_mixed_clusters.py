@@ -83,6 +83,14 @@ def test_pairs_come_together_where_k_means_divides_the_modalities() -> None:
     assert mixed.kappa["cross"].rows == 400
 
 
+def test_rows_that_are_taken_as_they_are_are_not_called_collapsed() -> None:
+    first, second = narrow_cones(400)
+    sample = Sample(first, second, np.arange(400), complete=True)
+    mixed = measure_mixed_clusters(sample, collapses=False)
+    assert mixed is not None and sorted(mixed.kappa) == ["cross", "raw"]
+    assert "after Collapse" not in judge_clusters(mixed, ["image", "text"]).because
+
+
 def test_unrelated_pairs_do_not_come_together_and_few_are_not_judged() -> None:
     first, second = narrow_cones(400, shared=0.0)
     mixed = measure_mixed_clusters(Sample(first, second, np.arange(400), complete=True))
