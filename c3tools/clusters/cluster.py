@@ -104,22 +104,20 @@ class Clusters:
         """Return the largest clusters."""
         names = list(self.record["rows"])
         clusters = sorted(self.record["clusters"], key=lambda each: -sum(each["rows"].values()))
-        columns = ["cluster", *(f"{name}s" for name in names)]
-        has_pairs = clusters[0]["pairs_together"] is not None
-        if has_pairs:
-            columns.append("pairs together")
+        shown = clusters[:_SHOWN_CLUSTERS]
+        columns = {"cluster": [str(each["cluster"]) for each in shown]}
+        for name in names:
+            columns[f"{name}s"] = [f"{each['rows'][name]:,}" for each in shown]
+        if shown[0]["pairs_together"] is not None:
+            columns["pairs together"] = [f"{each['pairs_together']:,}" for each in shown]
         left = ("words", "most central text") if "text" in names else ()
-        rows = []
-        for cluster in clusters[:_SHOWN_CLUSTERS]:
-            row = [str(cluster["cluster"]), *(f"{cluster['rows'][name]:,}" for name in names)]
-            if has_pairs:
-                row.append(f"{cluster['pairs_together']:,}")
-            if left:
-                row += [", ".join(cluster["words"]), cluster["central_text"] or ""]
-            rows.append(row)
-        shown = "" if len(clusters) == len(rows) else f"The {len(rows)} largest of "
-        title = f"{shown}{counted(len(clusters), 'cluster')} of {' and '.join(names)} rows"
-        return Table([*columns, *left], rows, title, left=left)
+        if left:
+            columns["words"] = [", ".join(each["words"]) for each in shown]
+            columns["most central text"] = [each["central_text"] or "" for each in shown]
+        largest = "" if len(clusters) == len(shown) else f"The {len(shown)} largest of "
+        title = f"{largest}{counted(len(clusters), 'cluster')} of {' and '.join(names)} rows"
+        rows = list(zip(*columns.values(), strict=True))
+        return Table(list(columns), rows, title, left=left)
 
     def explanation(self) -> list[str]:
         """Return the verdict, and what to do, in sentences."""
@@ -133,16 +131,13 @@ class Clusters:
             f"Of one kind: {one_kind['clusters']:,} of {counted(len(self), 'cluster')}, with "
             f"{one_kind['rows']:,} of {counted(sum(self.record['rows'].values()), 'row')}.",
         ]
+        by_itself = (
+            f"cluster each kind by itself, with --modalities {first} and with --modalities {second}"
+        )
         if verdict["answer"] in ("no", "partly"):
-            sentences.append(
-                f"Do not rely on these clusters: cluster each kind by itself, with --modalities "
-                f"{first} and with --modalities {second}."
-            )
+            sentences.append(f"Do not rely on these clusters: {by_itself}.")
         if verdict["answer"] == "unknown":
-            sentences.append(
-                "Look at the page before you rely on these clusters, or cluster each kind by "
-                f"itself, with --modalities {first} and with --modalities {second}."
-            )
+            sentences.append(f"Look at the page before you rely on these clusters, or {by_itself}.")
         return sentences
 
     def _repr_html_(self) -> str:
@@ -204,15 +199,11 @@ def cluster(
     if assign:
         former = Clusters.load(output)
         settings = former.record["made_from"]["settings"]
-        names = settings["modalities"]
-        for name in names:
-            store.require(name)
-    else:
-        chosen = store.choose_modalities(as_list(modalities), "A clustering", least=1)
-        names = [name for name in store.modalities if name in chosen]
-        settings["modalities"] = names
-    split = settings["split"]
-    source = Source.open(store, names, split, former.pipeline if former else None)
+        modalities = settings["modalities"]
+    chosen = store.choose_modalities(as_list(modalities), "A clustering", least=1)
+    names = [name for name in store.modalities if name in chosen]
+    settings["modalities"] = names
+    source = Source.open(store, names, settings["split"], former.pipeline if former else None)
 
     # The same settings, rows and centroids give the same clusters
     shards = [[store.shard_digest(name, part) for part in store.parts(name)] for name in names]
@@ -234,32 +225,28 @@ def cluster(
                 remedy=f"Choose at most {fewest} with -k.",
             )
         pairs = match_pairs(tables)
-        training, sampled_pairs = _read_samples(
-            source, tables, pairs, count, settings["seed"], reporter
-        )
+        training, paired = _read_samples(source, tables, pairs, count, settings["seed"], reporter)
         verdict = None
-        if len(names) > 1:
+        if paired is not None:
             mixed = measure_mixed_clusters(
-                sampled_pairs, collapses=not source.is_transformed, seed=settings["seed"]
+                paired, collapses=not source.is_transformed, seed=settings["seed"]
             )
-            verdict = judge_clusters(mixed, names)
-
-        centroids = (
-            former.centroids
-            if former
-            else train_centroids(training, count, seed=settings["seed"], reporter=reporter)
-        )
-        clustered = assign_rows(source, tables, centroids, reporter)
+            verdict = asdict(judge_clusters(mixed, names))
+        if former:
+            centroids = former.centroids
+        else:
+            centroids = train_centroids(training, count, settings["seed"], reporter)
+        deciding = {name: deciding_centroids(centroids, name) for name in names}
+        clustered = assign_rows(source, tables, deciding, reporter)
         summary = summarise(clustered, pairs, count)
-        rows_of_one_kind = [
-            sum(each["rows"].values()) for each in summary if min(each["rows"].values()) == 0
-        ]
+        sizes = [list(each["rows"].values()) for each in summary]
+        rows_of_one_kind = [max(size) for size in sizes if min(size) == 0 < max(size)]
         record = {
             "made_from": target.made_from(digest),
             "trained_on": trained_on,
             "store": str(store.path),
             "rows": {name: len(table) for name, table in tables.items()},
-            "verdict": verdict and asdict(verdict),
+            "verdict": verdict,
             "one_kind": {"clusters": len(rows_of_one_kind), "rows": sum(rows_of_one_kind)},
             "clusters": summary,
         }
@@ -269,13 +256,9 @@ def cluster(
                 source.pipeline.save(new)
                 save_file(centroids, new / _CENTROIDS_FILE)
                 pq.write_table(table_of(clustered), new / TABLE_FILE)
-                clusters = Clusters(folder, record, centroids, source.pipeline)
-                labels = {
-                    name: nearest(rows, deciding_centroids(centroids, name))
-                    for name, rows in training.items()
-                }
+                explanation = Clusters(folder, record, centroids, source.pipeline).explanation()
                 page = clusters_page(
-                    clusters.explanation(), summary, clustered, training, labels, beside=store.path
+                    explanation, summary, clustered, training, deciding, beside=store.path
                 )
                 write_text_atomically(new / PAGE_FILE, page)
 
@@ -292,7 +275,7 @@ def deciding_centroids(centroids: Mapping[str, Matrix], modality: str) -> Matrix
 
 
 def train_centroids(
-    training: Mapping[str, Matrix], count: int, *, seed: int, reporter: Reporter = SILENT
+    training: Mapping[str, Matrix], count: int, seed: int, reporter: Reporter
 ) -> dict[str, Matrix]:
     """Return the centroids of one modality or two, float32 (k, d), from unit rows (n, d) after the
     pipeline.
@@ -311,22 +294,21 @@ def train_centroids(
 def assign_rows(
     source: Source,
     tables: Mapping[str, pa.Table],
-    centroids: Mapping[str, Matrix],
-    reporter: Reporter = SILENT,
+    deciding: Mapping[str, Matrix],
+    reporter: Reporter,
 ) -> dict[str, ClusteredRows]:
-    """Return the cluster of every row, by modality."""
+    """Return the cluster of every row, by modality, by the centroids that decide on its rows."""
     clustered = {}
     total = sum(len(table) for table in tables.values())
     with reporter.progress("Assigning rows", total) as progress:
         for name, table in tables.items():
-            deciding = deciding_centroids(centroids, name)
             labels = []
             cosines = []
             for raw in source.batches(name):
                 rows = source.transform(raw, name)
-                labels.append(nearest(rows, deciding))
+                labels.append(nearest(rows, deciding[name]))
                 # Not a product of matrices, whose last bits depend on the number of threads
-                cosines.append(np.einsum("nd,nd->n", rows, deciding[labels[-1]]))
+                cosines.append(np.einsum("nd,nd->n", rows, deciding[name][labels[-1]]))
                 progress.advance(len(rows))
             clustered[name] = ClusteredRows(table, np.concatenate(labels), np.concatenate(cosines))
     return clustered
@@ -339,19 +321,18 @@ def _read_samples(
     count: int,
     seed: int,
     reporter: Reporter,
-) -> tuple[dict[str, Matrix], Sample]:
-    """Read the rows to train on, by modality, and those of the pairs that the verdict is on.
+) -> tuple[dict[str, Matrix], Sample | None]:
+    """Read the rows to train on, by modality, and those of the pairs that the verdict is on; None
+    with one modality.
 
     Both are drawn; the pairs are not transformed.
     """
-    no_rows = np.empty(0, np.int64)
-    pair_rows = [no_rows, no_rows]
+    rows_of_pairs = dict.fromkeys(tables, np.empty(0, np.int64))
     if pairs:
-        items, of_item = pairs.values()
+        items = next(iter(pairs.values()))
         order = generator(seed, "items of the verdict").permutation(np.unique(items))
         is_drawn = np.isin(items, order[:_VERDICT_ITEMS])
-        pair_rows = [items[is_drawn], of_item[is_drawn]]
-    rows_of_pairs = dict(zip(pairs or tables, pair_rows, strict=False))
+        rows_of_pairs = {name: rows[is_drawn] for name, rows in pairs.items()}
     training = {}
     paired = {}
     total = sum(len(table) for table in tables.values())
@@ -365,8 +346,8 @@ def _read_samples(
             paired[name] = rows[np.searchsorted(numbers, in_pairs)]
             training[name] = source.transform(rows[np.searchsorted(numbers, trained_on)], name)
     if not pairs:
-        empty = next(iter(paired.values()))
-        return training, Sample(empty, empty, no_rows, complete=False)
+        return training, None
     first, second = pairs
-    item_index = np.searchsorted(np.unique(pair_rows[0]), pair_rows[0])
+    items = rows_of_pairs[first]
+    item_index = np.searchsorted(np.unique(items), items)
     return training, Sample(paired[first], paired[second], item_index, complete=False)

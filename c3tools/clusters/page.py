@@ -11,8 +11,9 @@ from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from ..arrays import Indices, Matrix
+from ..arrays import Matrix
 from ..curation.pictures import NO_PATH, pictures_of
+from ..geometry.cross_centroids import nearest
 from ..pages import close_up, figure_svg, new_figure, palette, render_page, styled
 from ..reporter import counted
 from .summary import ClusteredRows
@@ -30,7 +31,7 @@ def clusters_page(
     summary: Sequence[Mapping[str, Any]],
     clustered: Mapping[str, ClusteredRows],
     sample: Mapping[str, Matrix],
-    sample_labels: Mapping[str, Indices],
+    deciding: Mapping[str, Matrix],
     *,
     beside: Path,
 ) -> str:
@@ -41,30 +42,30 @@ def clusters_page(
         summary: of each cluster; see `summarise`.
         clustered: by modality, all rows.
         sample: by modality, rows of the map, after the pipeline: float32 (n, d).
-        sample_labels: their clusters, int64 (n,).
+        deciding: by modality, the centroids that decide on its rows, float32 (k, d).
         beside: the store, beside which photos are looked for.
     """
     largest = sorted(summary, key=lambda each: -sum(each["rows"].values()))[:_SHOWN_CLUSTERS]
 
     # The rows that are nearest to each centroid, of each modality
-    nearest: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    central: dict[str, dict[int, list[dict[str, Any]]]] = {}
     paths: list[str | None] = []
     for name, rows in clustered.items():
         by_cluster = np.lexsort((-rows.cosines, rows.labels))
         starts = np.searchsorted(rows.labels[by_cluster], np.arange(len(summary) + 1))
         most = _SHOWN_TEXTS if name == "text" else _SHOWN_PHOTOS
-        nearest[name] = {}
+        central[name] = {}
         for cluster in (each["cluster"] for each in largest):
             numbers = by_cluster[starts[cluster] : starts[cluster + 1]][:most]
-            nearest[name][cluster] = rows.table.take(numbers).to_pylist()
+            central[name][cluster] = rows.table.take(numbers).to_pylist()
             if name != "text":
-                paths += [row.get("path") for row in nearest[name][cluster]]
+                paths += [row.get("path") for row in central[name][cluster]]
     pictures = pictures_of(paths, beside)
     shown = []
     for each in largest:
         photos = []
         texts = []
-        for name, of_clusters in nearest.items():
+        for name, of_clusters in central.items():
             for row in of_clusters[each["cluster"]]:
                 if name == "text":
                     texts.append(row.get("caption") or row["key"])
@@ -84,7 +85,7 @@ def clusters_page(
         _TEMPLATE,
         title=f"{counted(len(summary), 'cluster')} of {names} rows",
         explanation=explanation,
-        map=_draw_map(sample, sample_labels, [each["cluster"] for each in largest[:20]]),
+        map=_draw_map(sample, deciding, [each["cluster"] for each in largest[:20]]),
         clusters=shown,
         more=len(summary) - len(shown),
     )
@@ -92,19 +93,20 @@ def clusters_page(
 
 @styled
 def _draw_map(
-    sample: Mapping[str, Matrix], labels: Mapping[str, Indices], numbered: Sequence[int]
+    sample: Mapping[str, Matrix], deciding: Mapping[str, Matrix], numbered: Sequence[int]
 ) -> Markup:
     """Draw the rows in the plane in which the means of the clusters differ most."""
     drawn = {name: rows[:_DOTS] for name, rows in sample.items()}
     rows = np.concatenate(list(drawn.values())).astype(np.float64)
-    row_labels = np.concatenate([labels[name][: len(each)] for name, each in drawn.items()])
+    labels = {name: nearest(each, deciding[name]) for name, each in drawn.items()}
+    row_labels = np.concatenate(list(labels.values()))
     means = np.stack([rows[row_labels == each].mean(axis=0) for each in np.unique(row_labels)])
     middle = means.mean(axis=0)
-    plane = np.linalg.svd(means - middle, full_matrices=False)[2][:2]
+    plane = np.linalg.eigh((means - middle).T @ (means - middle))[1][:, :-3:-1].T  # (2, d)
     figure, axes = new_figure(width=9.4, height=5.2)
     for name, marker in zip(drawn, "o+", strict=False):
         x, y = plane @ (drawn[name] - middle).T
-        colours = [_COLOURS[label % len(_COLOURS)] for label in labels[name][: len(x)]]
+        colours = [_COLOURS[label % len(_COLOURS)] for label in labels[name]]
         axes.scatter(x, y, s=14, c=colours, marker=marker, linewidths=0.8, label=name)
     for cluster in numbered:
         of_cluster = rows[row_labels == cluster]

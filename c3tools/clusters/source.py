@@ -50,9 +50,17 @@ class Source:
             pipeline: that of earlier clusters; None to fit Collapse on the train split of a store.
 
         Raises:
-            StoreError: if a modality has too few rows to be collapsed, or rows of an export have
-                not gone through its whole pipeline.
+            StoreError: if a modality has too few rows to be collapsed, rows of an export have not
+                gone through its whole pipeline, or those of earlier clusters are of another model
+                or pipeline.
         """
+        if pipeline is not None:
+            store.info.require_same_model(
+                pipeline.provenance.get("model") or {},
+                own=f"The store {store.path}",
+                theirs="the clusters",
+                remedy="Cluster this store by itself, with another --output.",
+            )
         # The pipeline of an export, and how many of its steps the rows went through
         pipeline_and_applied = Pipeline.of_export(store)
         if pipeline_and_applied is None:
@@ -68,6 +76,12 @@ class Source:
                 pipeline = calibration.pipeline
             return cls(store, pipeline, is_transformed=False, coder=None, split=split)
         exported_pipeline, applied = pipeline_and_applied
+        if pipeline and pipeline.record()["tensors"] != exported_pipeline.record()["tensors"]:
+            raise StoreError(
+                f"The rows of {store.path} went through another pipeline than those of the "
+                f"clusters.",
+                remedy="Assign the rows of the store that was exported or indexed.",
+            )
         # An index: its codes are of rows that went through all steps
         if store.info.code_size:
             store.require_listed(TRAINED_FILE)
@@ -81,9 +95,18 @@ class Source:
         return cls(store, exported_pipeline, is_transformed=True, coder=None, split=split)
 
     def table(self, modality: str, columns: Sequence[str]) -> pa.Table:
-        """Return columns of all rows of a modality, in the order of `batches`."""
-        batches = self.store.batches(modality, columns, split=self.split)
-        return pa.Table.from_batches(list(batches))
+        """Return columns of all rows of a modality, in the order of `batches`.
+
+        Raises:
+            StoreError: if no rows are in the split.
+        """
+        batches = list(self.store.batches(modality, columns, split=self.split))
+        if not batches:
+            raise StoreError(
+                f"{self.store.path} has no {modality} rows in the split {self.split!r}.",
+                remedy="Choose another --split.",
+            )
+        return pa.Table.from_batches(batches)
 
     def batches(self, modality: str) -> Iterator[Matrix]:
         """Yield the rows of a modality as unit rows, before the pipeline unless they went through

@@ -125,6 +125,34 @@ def test_new_rows_are_assigned_to_the_centroids_that_are_there(tmp_path: Path) -
     assert "nothing to do" in messages.texts[-1]
 
 
+def test_rows_of_another_model_or_pipeline_are_not_assigned(store: Store, tmp_path: Path) -> None:
+    output = tmp_path / "clusters"
+    c3tools.cluster(store, output=output)
+    other = gap_store(tmp_path / "other", model={"name": "other-model"})
+    with pytest.raises(StoreError, match="is of the model other-model"):
+        c3tools.cluster(other, output=output, assign=True)
+    c3tools.export_store(store, output=tmp_path / "export", preset="c1")
+    with pytest.raises(StoreError, match="went through another pipeline"):
+        c3tools.cluster(tmp_path / "export", output=output, assign=True)
+
+
+def test_one_cluster_has_a_map(store: Store, tmp_path: Path) -> None:
+    clusters = c3tools.cluster(store, output=tmp_path / "clusters", k=1)
+    assert "<svg" in (clusters.folder / "clusters.html").read_text(encoding="utf-8")
+
+
+def test_a_cluster_without_rows_is_not_of_one_kind(tmp_path: Path) -> None:
+    store = gap_store(tmp_path / "store")
+    clusters = c3tools.cluster(store, output=tmp_path / "clusters", k=90)
+    sizes = [list(each["rows"].values()) for each in clusters.record["clusters"]]
+    assert [0, 0] in sizes
+    of_one_kind = [size for size in sizes if sorted(size)[0] == 0 and size != [0, 0]]
+    assert clusters.record["one_kind"] == {
+        "clusters": len(of_one_kind),
+        "rows": sum(map(sum, of_one_kind)),
+    }
+
+
 def test_a_run_that_was_killed_leaves_nothing_and_gives_the_same_bytes(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +188,8 @@ def test_what_is_damaged_or_too_small_is_refused(store: Store, tmp_path: Path) -
         c3tools.cluster(store, output=output, assign=True)
     with pytest.raises(StoreError, match="90 rows cannot be divided into 91 clusters"):
         c3tools.cluster(store, output=tmp_path / "many", k=91)
+    with pytest.raises(StoreError, match="no image rows in the split 'holiday'"):
+        c3tools.cluster(store, output=tmp_path / "none", split="holiday")
     few = gap_store(tmp_path / "few", 12, parts=1)
     with pytest.raises(StoreError, match="too few train rows to know the mean"):
         c3tools.cluster(few, output=tmp_path / "few-clusters")
