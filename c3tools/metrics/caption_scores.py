@@ -56,11 +56,11 @@ def caption_metrics() -> dict[str, CaptionMetric]:
     Raises:
         C3Error: if one of another package cannot be loaded.
     """
-    metrics: dict[str, CaptionMetric] = {}
+    metrics = dict(METRICS)
     for entry in plugins("c3tools.metrics").values():
         metric = load_plugin(entry, CaptionMetric)()  # type: ignore[type-abstract]
-        metrics[metric.name] = metric
-    return {**METRICS, **metrics, **METRICS}
+        metrics.setdefault(metric.name, metric)  # what c3tools has itself stays
+    return metrics
 
 
 def require_metrics(names: Sequence[str]) -> list[CaptionMetric]:
