@@ -63,6 +63,13 @@ def save_data_set(store: Any, folder: Path) -> None:
         raise StoreError(
             f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first."
         )
+    if store.info.exported:
+        raise StoreError(
+            f"{store.path} is an export: its rows went through a pipeline, which the data set "
+            "would not have.",
+            remedy="Push the store that was exported, and the pipeline by itself "
+            "(Pipeline.push_to_hub); or upload the folder of the export as it is.",
+        )
 
     def change(_: Any, modality: str, table: pa.Table) -> pa.Table:
         if "path" not in table.column_names:

@@ -11,7 +11,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from c3tools import Captioner, Pipeline, Store, verify_store
+from c3tools import Captioner, Pipeline, Store, export_store, verify_store
 from c3tools.errors import C3Error, DecoderError, StoreError, UnreachableError
 from c3tools.io.hub import class_of, download_repository
 from c3tools.store import Failure, Rows, StoreWriter
@@ -104,6 +104,9 @@ def test_a_data_set_is_read_by_datasets_and_refused_if_it_is_damaged_or_in_the_w
     for there in (store.path, rows):
         with pytest.raises(StoreError, match="already exists"):
             store.save_pretrained(there)
+    export_store(store, output=tmp_path / "export", preset="c1")
+    with pytest.raises(StoreError, match=r"(?s)an export.*Pipeline.push_to_hub"):
+        Store.open(tmp_path / "export").save_pretrained(tmp_path / "shared")
     content = file.read_bytes()
     for damaged in (file.with_name("part-00000.parquet").read_bytes(), content[:-200], None):
         file.unlink() if damaged is None else file.write_bytes(damaged)
