@@ -174,5 +174,6 @@ def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path} is not a readable moments file ({error}).",
-            remedy="Make it with `c3 means save`, or run `c3 embed` again.",
+            remedy="Copy it again, or run the command again that made it, such as `c3 embed`, "
+            "`c3 export` or `c3 means save`.",
         ) from error

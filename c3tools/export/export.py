@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from ..choices import (
     checked,
 )
 from ..corpus.splits import ALL
-from ..errors import OutputError, StoreError, TransformError, UnusedOptionError, note_on_interrupt
+from ..errors import (
+    C3Error,
+    OutputError,
+    StoreError,
+    TransformError,
+    UnusedOptionError,
+    note_on_interrupt,
+)
 from ..executors import Executor
 from ..io.artifact import digest_of, holds_result
 from ..io.files import (
@@ -241,7 +249,7 @@ def export_store(
             reporter=reporter,
         )
         _write_card(writer, recipe)
-        _write_calibration(writer, recipe)
+        _write_calibration(writer, recipe, is_new_fit=fitted is None)
         listed_failures = [f for f in store.recorded_failures() if f.stage == "list"]
         writer.finish(listed_failures)
     return _report(recipe, writer, plan, modality or store.modalities)
@@ -260,7 +268,7 @@ def _choose_layout(
     if one_table:
         if name != ParquetFormat.name:
             raise UnusedOptionError("--one-table", f"with --format {name}")
-        return TableFormat(modalities)
+        return TableFormat(store.modalities)
     if name != ClipRetrievalFormat.name:
         return FORMATS[name]
     if "image" not in modalities:
@@ -431,10 +439,16 @@ def _write_card(writer: StoreWriter, recipe: Recipe) -> None:
         writer.rewriting.remove(CARD_FILE)
 
 
-def _write_calibration(writer: StoreWriter, recipe: Recipe) -> None:
-    """Write what scores of the rows are calibrated with, or why they cannot be, unless it is
-    there.
+def _write_calibration(writer: StoreWriter, recipe: Recipe, *, is_new_fit: bool) -> None:
+    """Write what scores of the rows are calibrated with, or why they cannot be.
+
+    The moments belong to the fit, as those of an index: an export that follows its store keeps
+    them.
     """
+    path = writer.path / CALIBRATION_FILE
+    is_exchanged = False
+    if writer.before is not None and kind_of(path) is not None:
+        is_exchanged = sha256_of(path) != writer.before.files.get(CALIBRATION_FILE)
     calibration = Calibration({}, recipe.pipeline)
     refused = ""
     modalities = {modality for modality, _ in writer.parts()}
@@ -443,12 +457,16 @@ def _write_calibration(writer: StoreWriter, recipe: Recipe) -> None:
     elif recipe.pipeline.noisy and any(recipe.training_rows(name) for name in modalities):
         refused = "The training inputs among them have noise."
     else:
-        try:
-            calibration = Calibration.fit(recipe.store, pipeline=recipe.pipeline)
-        except TransformError as error:
-            refused = error.message
+        if not is_new_fit and not is_exchanged:
+            with suppress(C3Error):  # it is missing or damaged, or was refused before
+                calibration = Calibration.load(writer.path)
+        # Without that of the fit, it is made of the store as it is now
+        if not modalities <= calibration.moments.keys():
+            try:
+                calibration = Calibration.fit(recipe.store, pipeline=recipe.pipeline)
+            except TransformError as error:
+                refused = error.message
     content = calibration.content(refused)
-    path = writer.path / CALIBRATION_FILE
     if kind_of(path) is None or read_all(path) != content:
         waiting = path if writer.before is None else writer.rewriting.file(CALIBRATION_FILE)
         write_atomically(waiting, lambda file: file.write_bytes(content))

@@ -126,7 +126,7 @@ class TableFormat(Format):
     """One table of the rows of all modalities, with a column modality and keys such as image/KEY.
 
     Args:
-        modalities: of the rows.
+        modalities: of the store, also those that are not exported: their columns are in all files.
     """
 
     name = "table"

@@ -262,7 +262,7 @@ class Index:
     def describe(cls, path: str | Path) -> Index:
         """Open an index as `open` does, but read its codes with the first search."""
         load_faiss()
-        folder = location(path) if is_url(path) else local_folder(path)
+        folder = local_folder(path)
         if kind_of(folder / INFO_FILE) != "file":
             raise StoreError(
                 f"There is no index at {folder} ({INFO_FILE} is missing).",

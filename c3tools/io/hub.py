@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from ..errors import C3Error, UnreachableError, explain_missing
 from .files import MALFORMED, read_json, write_json_atomically, write_text_atomically
+from .locations import location
 
 HUB = "hf-hub:"
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
@@ -208,15 +209,16 @@ def class_of(folder: Path) -> str | None:
 
 
 def local_folder(folder: str | Path) -> Path:
-    """Return a path as it is; for ``hf-hub:ORG/NAME``, the folder on this machine with a copy of
-    the repository.
+    """Return the `location` of a folder or a URL; for ``hf-hub:ORG/NAME``, the folder on this
+    machine with a copy of the repository.
 
     Raises:
+        CorpusError: see `location`.
         UnreachableError: if it has to be fetched, and cannot be.
     """
     name = str(folder)
     if not name.startswith(HUB):
-        return Path(folder) if isinstance(folder, str) else folder
+        return location(folder)
     repository, _, revision = name.removeprefix(HUB).partition("@")
     return download_repository(repository, revision=revision or None)
 

@@ -246,6 +246,11 @@ class StoreInfo:
                 f"{path} is an index, which has no embeddings.",
                 remedy=f"Search it with `c3 search --index {path}`, or choose another --store.",
             )
+        if self.export_format == "table":
+            raise StoreError(
+                f"{path} is an export to one table, which is no store.",
+                remedy="Export again without --one-table.",
+            )
         if self.export_format is not None:
             raise StoreError(
                 f"{path} is an export to {self.export_format}, but only exports to Parquet are "

@@ -10,6 +10,7 @@ numpy is enough.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from ..arrays import Array
 from ..corpus.splits import ALL
-from ..errors import TransformError, explain_missing
+from ..errors import StoreError, TransformError, explain_missing
 from ..io.hub import local_folder
 from ..io.locations import is_url, kind_of, location
 from ..moments import Moments, load_moments, moments_content, unit_rows
@@ -106,7 +107,7 @@ class Calibration:
             store = Store.open(source)
             if store.info.exported and (pipeline is None or pipeline.steps):
                 raise TransformError(
-                    f"The rows of the export {store.path} have gone through its pipeline already.",
+                    "The rows of an export have gone through its pipeline already.",
                     remedy=f'Use Calibration.load("{store.path}").',
                 )
             if not any(store.count(name, split) for name in store.modalities):
@@ -146,7 +147,7 @@ class Calibration:
         Only ``calibration.safetensors``, ``transform.json`` and ``transform.safetensors`` are read.
 
         Args:
-            folder: of the export or the index; a URL, or ``hf-hub:ORG/NAME``.
+            folder: of the export or the index, or its URL.
 
         Raises:
             TransformError: if there is no calibration, it belongs to another pipeline, or rows of
@@ -185,6 +186,11 @@ class Calibration:
                 f"{path} does not belong to the pipeline beside it.",
                 remedy="Copy both from the same export.",
             )
+        if header.get("moments") != _digest(moments):
+            raise StoreError(
+                f"{path} is damaged: its checksum does not match its content.",
+                remedy="Copy it again, or run the command again that made it.",
+            )
         return cls(moments, pipeline)
 
     def content(self, refused: str = "") -> bytes:
@@ -193,7 +199,10 @@ class Calibration:
         Args:
             refused: a sentence that says why `load` refuses the rows beside it.
         """
-        header = {"tensors": self.pipeline.record()["tensors"]}
+        header = {
+            "tensors": self.pipeline.record()["tensors"],
+            "moments": _digest(self.moments),
+        }
         if refused:
             header["refused"] = refused
         return moments_content(self.moments, header)
@@ -305,6 +314,11 @@ class Calibration:
                 if np.isfinite(score):
                     rows.append((identity, name, float(score)))
         return sorted(rows, key=lambda row: -row[2])[:k]
+
+
+def _digest(moments: Mapping[str, Moments]) -> str:
+    """Return the SHA-256 of moments as a file has them."""
+    return hashlib.sha256(moments_content(moments, {})).hexdigest()
 
 
 def _is_moments_file(source: str | Path) -> bool:

@@ -294,7 +294,11 @@ class Pipeline(HubRepository):
                 f"The rows of {folder} have not gone through a pipeline.",
                 remedy="Use one that is fitted on the store: c3tools.preset(NAME).fit(store).",
             )
-        return cls.load(folder).part(info.exported["settings"]["applied"])
+        rest = cls.load(folder).part(info.exported["settings"]["applied"])
+        # Rows for the metric l2 have their one more dimension already
+        rest.metric = "ip"
+        rest.dim = info.dim
+        return rest
 
     def part(self, start: int | None, stop: int | None = None) -> Pipeline:
         """Return the steps ``start`` to ``stop`` (not included), as they are fitted."""
@@ -631,7 +635,7 @@ class Pipeline(HubRepository):
         """
         place = "the pipeline" if isinstance(source, Mapping) else str(source)
         try:
-            content = source if isinstance(source, Mapping) else _read_config(Path(source))
+            content = source if isinstance(source, Mapping) else _read_config(location(source))
             recipe = msgspec.convert(content, _Recipe)
         except (OSError, ValueError, RecursionError) as error:
             raise TransformError(

@@ -301,7 +301,8 @@ class TrainingPipeline:
                     remedy="Leave out preset and sigma; with --from, a preset takes the place of "
                     "its pipeline.",
                 )
-            return cls(preset=pipeline.name, sigma=pipeline.sigma or 0.0, given=pipeline)
+            given = pipeline.for_metric(metric="ip")
+            return cls(preset=given.name, sigma=given.sigma or 0.0, given=given)
         name = name or "c3"
         if is_recipe_file(name):
             recipe = preset(name, sigma=sigma)
@@ -399,7 +400,7 @@ def open_pipeline(
     train_on: str = "text",
 ) -> Pipeline:
     """Return a pipeline as commands take it: one that is given, or that of a file or a folder, else
-    a preset.
+    a preset; for the metric ip, also if it is from an export for l2.
 
     Args:
         pipeline: a pipeline; a folder, or ``hf-hub:ORG/NAME``, with a fitted one; a YAML or JSON
@@ -418,7 +419,7 @@ def open_pipeline(
         return preset(preset_name, sigma=sigma, train_on=train_on, infer_on=infer_on)
     _refuse_sigma(sigma, pipeline)
     if isinstance(pipeline, Pipeline):
-        return pipeline
+        return pipeline.for_metric(metric="ip")
     path = local_folder(pipeline)
     is_saved = path.is_dir() or path.name == "transform.json"
-    return Pipeline.load(path) if is_saved else Pipeline.from_config(path)
+    return Pipeline.load(path).for_metric(metric="ip") if is_saved else Pipeline.from_config(path)

@@ -29,6 +29,7 @@ from c3tools.store import Rows
 from c3tools.store.rows import embedding_matrix
 from c3tools.store.shards import write_rows
 from c3tools.store.verify import verify_store
+from c3tools.transforms.presets import TrainingPipeline, open_pipeline
 from tests.conftest import build_store, contents, contents_at_url
 from tests.crashes import kill_at
 from tests.servers import Faults
@@ -380,6 +381,26 @@ def test_the_rows_of_an_export_go_through_no_second_pipeline() -> None:
         Calibration.load("c3-export")
 
 
+def test_a_damaged_calibration_is_refused() -> None:
+    ok(preset="gr-clip")
+    path = OUT / "calibration.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 64]) + whole[-1:])  # one bit of a covariance
+    with pytest.raises(StoreError, match="is damaged: its checksum"):
+        Calibration.load("c3-export")
+    ok(preset="gr-clip")
+    assert path.read_bytes() == whole
+
+
+def test_the_pipeline_and_the_calibration_of_an_export_are_read_at_a_url() -> None:
+    pytest.importorskip("upath", reason="the extra url is not installed")
+    ok(preset="gr-clip")
+    url = OUT.absolute().as_uri()
+    assert sorted(Calibration.load(url).moments) == ["image", "text"]
+    assert Pipeline.load(url).record() == open_pipeline(url).record()
+    assert not Pipeline.for_rows(url).steps
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_l2_and_cosine_give_the_order_of_the_inner_product(dtype: NumberFormat) -> None:
     ok(preset="fair", dtype=dtype)
@@ -408,6 +429,19 @@ def test_l2_and_cosine_give_the_order_of_the_inner_product(dtype: NumberFormat) 
     assert Calibration.load("l2").moments["image"].dim == 17
 
 
+def test_the_pipeline_of_an_export_for_l2_is_taken_without_the_one_more_dimension() -> None:
+    ok(preset="fair", metric="l2")
+    rows = Store.open(OUT).load("text").embeddings
+    assert (Pipeline.for_rows("c3-export").transform(rows, modality="text") == rows).all()
+    pipeline = Pipeline.load("c3-export")
+    store = Store.open(Path("c3-store"))
+    chosen = TrainingPipeline.choose(store, pipeline, None, None).given
+    assert chosen is not None and chosen.metric == "ip"
+    for source in (pipeline, "c3-export"):
+        assert open_pipeline(source).metric == "ip"
+    assert ok(pipeline="c3-export", metric="l2", output="again").pipeline.metric == "l2"
+
+
 def test_rows_without_a_largest_norm_cannot_be_filled_up() -> None:
     with pytest.raises(TransformError, match=r"(?s)no largest norm.*metric ip"):
         ok(metric="l2", before_noise=True)
@@ -433,11 +467,16 @@ def test_one_table_has_the_rows_of_all_modalities() -> None:
         for key, name in zip(table["key"], table["modality"], strict=True)
     )
     assert verify_store(OUT).whole and Calibration.load("c3-export").moments
+    with pytest.raises(StoreError, match=r"(?s)one table.*without --one-table"):
+        Store.open(OUT)
     whole = contents(OUT)
     (OUT / "rows" / "text-00001.parquet").unlink()
     assert not verify_store(OUT).whole
     assert ok(preset="gr-clip", one_table=True).parts == 1
     assert contents(OUT) == whole
+    for name in ("image", "text"):
+        ok(preset="gr-clip", one_table=True, modality=[name], output="by-modality")
+    assert same("by-modality")
 
 
 def stored(modality: str) -> Rows:

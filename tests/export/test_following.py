@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from c3tools import Store, export_store, leave_out, split_store, verify_store
+from c3tools import Calibration, Store, export_store, leave_out, split_store, verify_store
 from c3tools.errors import C3Error, IncompleteStoreError, OutputError, StoreError
 from c3tools.export import FORMATS
 from c3tools.store.means import load_means, save_means
@@ -20,7 +20,7 @@ from tests.conftest import Messages, contents, slice_of, write_jsonl
 from tests.crashes import kill_at, operations
 from tests.stores import embed_colours
 
-FIT = ("store.json", "transform.json", "transform.safetensors")
+FIT = ("store.json", "transform.json", "transform.safetensors", "calibration.safetensors")
 
 
 @pytest.fixture
@@ -88,6 +88,21 @@ def test_what_changed_is_made_with_the_fit_that_is_there(folder: Path, format: s
         "rows now. --refit fits it anew."
     ]
     assert verify_store(folder / "e").whole
+
+
+def test_an_export_that_follows_keeps_the_calibration_of_its_fit(folder: Path) -> None:
+    export(folder, preset="gr-clip")
+    path = folder / "e" / "calibration.safetensors"
+    fitted = path.read_bytes()
+    change(folder)
+    export(folder, preset="gr-clip")
+    assert path.read_bytes() == fitted
+    path.unlink()  # then it is made from the rows that are there
+    export(folder, preset="gr-clip")
+    assert path.read_bytes() != fitted and Calibration.load(folder / "e").moments
+    export(folder, preset="gr-clip", refit=True)
+    export(folder, "fresh", preset="gr-clip")
+    assert contents(folder / "e") == contents(folder / "fresh")
 
 
 def test_a_new_fit_gives_what_a_new_export_gives(folder: Path) -> None:
