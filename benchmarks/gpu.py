@@ -65,7 +65,7 @@ JPEGS = [PHOTOS / "images" / row["image"] for row in ROWS]
 
 @dataclass(frozen=True)
 class Setting:
-    """The place where and how much is measured."""
+    """The device, the size and the folder of a measurement."""
 
     device: str
     small: bool
