@@ -392,7 +392,10 @@ def load_fit(writer: StoreWriter) -> Pipeline | None:
     """
     try:
         pipeline = Pipeline.load(writer.path)
-        if pipeline.record()["tensors"] != writer.info.exported["transform"]["tensors"]:
+        settings = writer.info.exported["settings"]
+        is_other_metric = pipeline.metric != settings.get("metric", "ip")
+        tensors = writer.info.exported["transform"]["tensors"]
+        if is_other_metric or pipeline.record()["tensors"] != tensors:
             raise TransformError(
                 f"{writer.path / JSON_NAME} is not the pipeline that {INFO_FILE} names.",
                 remedy="Fit it anew with --refit.",

@@ -440,6 +440,10 @@ def test_the_pipeline_of_an_export_for_l2_is_taken_without_the_one_more_dimensio
     for source in (pipeline, "c3-export"):
         assert open_pipeline(source).metric == "ip"
     assert ok(pipeline="c3-export", metric="l2", output="again").pipeline.metric == "l2"
+    ok(preset="fair", output="plain")
+    shutil.copy(OUT / "transform.json", "plain")  # the same tensors
+    with pytest.raises(TransformError, match=r"(?s)not the pipeline.*--refit"):
+        ok(preset="fair", output="plain")
 
 
 def test_rows_without_a_largest_norm_cannot_be_filled_up() -> None:
