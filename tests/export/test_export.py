@@ -429,6 +429,13 @@ def test_l2_and_cosine_give_the_order_of_the_inner_product(dtype: NumberFormat) 
     assert Calibration.load("l2").moments["image"].dim == 17
 
 
+def test_the_moments_of_an_export_for_l2_have_its_dimensions() -> None:
+    ok(preset="c1", metric="l2")
+    moments = Calibration.load("c3-export").moments["image"]
+    assert moments.mean[-1] == 0 and moments.covariance.shape == (17, 17)
+    assert not moments.covariance[-1].any() and moments.covariance[0].any()
+
+
 def test_the_pipeline_of_an_export_for_l2_is_taken_without_the_one_more_dimension() -> None:
     ok(preset="fair", metric="l2")
     rows = Store.open(OUT).load("text").embeddings
