@@ -37,7 +37,7 @@ def test_topics_of_bertopic(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("bertopic", reason="bertopic is not installed")
+    pytest.importorskip("bertopic", reason="the package bertopic is not there")
     c3tools.cluster(store, output=tmp_path / "c3-clusters")
     arguments = ["bertopic_topics.py", str(store.path), str(tmp_path / "c3-clusters")]
     monkeypatch.setattr(sys, "argv", arguments)
