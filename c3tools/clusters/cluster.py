@@ -19,7 +19,7 @@ from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..geometry.collect import Sample
 from ..geometry.cross_centroids import cross_centroids, nearest, spherical_kmeans
-from ..geometry.mixed_clusters import measure_mixed_clusters
+from ..geometry.mixed_clusters import MOST_ITEMS, measure_mixed_clusters
 from ..geometry.verdict import judge_clusters
 from ..io.artifact import ArtifactType, digest_of, reading, reserve_output, writing
 from ..io.files import write_text_atomically
@@ -42,7 +42,6 @@ _CENTROIDS_FILE = "centroids.safetensors"
 CLUSTERS = ArtifactType("clustering", RECORD_FILE, StoreError, "c3 clusters", "", (TABLE_FILE,))
 _COLUMNS = ("key", "caption", "path", *ITEM_COLUMNS)
 _TRAINING_ROWS = 64  # of each modality, per cluster
-_VERDICT_ITEMS = 5_000
 _SHOWN_CLUSTERS = 20
 
 
@@ -331,7 +330,7 @@ def _read_samples(
     if pairs:
         items = next(iter(pairs.values()))
         order = generator(seed, "items of the verdict").permutation(np.unique(items))
-        is_drawn = np.isin(items, order[:_VERDICT_ITEMS])
+        is_drawn = np.isin(items, order[:MOST_ITEMS])
         rows_of_pairs = {name: rows[is_drawn] for name, rows in pairs.items()}
     training = {}
     paired = {}

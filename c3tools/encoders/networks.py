@@ -109,7 +109,7 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     import torch
 
     with explain_failures(model), torch.random.fork_rng(devices=[]):
-        # Also trained weights may lack some, which are drawn. torch takes no larger seed
+        # Weights are drawn first, and trained ones replace them. torch takes no larger seed
         torch.manual_seed((random_init or 0) % 2**63)
         network, _, transform = open_clip.create_model_and_transforms(
             architecture,

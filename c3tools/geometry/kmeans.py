@@ -1,4 +1,4 @@
-"""K-means, the one clustering of the package; FAISS has its own in the indexes."""
+"""K-means of rows of any norm; that of unit rows is in `c3tools.geometry.cross_centroids`."""
 
 from __future__ import annotations
 

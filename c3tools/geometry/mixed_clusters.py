@@ -19,7 +19,7 @@ from .cross_centroids import cross_centroids, nearest, spherical_kmeans
 CLUSTERINGS = ("raw", "collapsed", "cross")
 """K-means on rows as they are and after Collapse, and cross-centroids after Collapse."""
 LEAST_ITEMS = 50
-_ITEMS = 5_000
+MOST_ITEMS = 5_000
 _PERMUTATIONS = 20
 
 
@@ -66,7 +66,7 @@ def measure_mixed_clusters(
     """
     if not sample.paired or sample.distinct_items.max() + 1 < LEAST_ITEMS:
         return None
-    drawn = generator(seed, "mixed clusters").permutation(len(sample.first))[:_ITEMS]
+    drawn = generator(seed, "mixed clusters").permutation(len(sample.first))[:MOST_ITEMS]
     halves = [np.sort(half) for half in np.array_split(drawn, 2)]
     kappas: defaultdict[str, list[Array]] = defaultdict(list)
     one_kind: defaultdict[str, list[float]] = defaultdict(list)
