@@ -162,8 +162,11 @@ class RayExecutor(Executor):
                     results[finished] = outcome.result
                 yield results.pop(position)
         finally:
-            for call in running:
-                ray.cancel(call, force=True)
+            # Leaving a cluster that was joined here ends its tasks, and Ray may crash if it is told
+            # to cancel those that are just ending
+            if not self._joined:
+                for call in running:
+                    ray.cancel(call, force=True)
 
 
 def _machines(
