@@ -25,7 +25,7 @@ from pathlib import Path
 
 PLUGIN = Path(__file__).parents[1] / "examples" / "encoder_plugin"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-# what docs/guides/pipeline-step.md installs to apply a pipeline
+# what docs/guides/pipeline.md installs to apply a pipeline
 PIPELINE_PACKAGES = ("msgspec", "numpy", "safetensors")
 FIT = """
 import numpy, c3tools

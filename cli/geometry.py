@@ -51,7 +51,7 @@ def gap_report(
     if not full:
         seen = f", {page} shows them with figures" if page else ""
         out.print(
-            f"More: --full prints every table{seen}; docs/reference/geometry.md defines the terms.",
+            f"More: --full prints every table{seen}; docs/reference/gap-report.md defines the terms.",
             style="dim",
         )
     for file in [

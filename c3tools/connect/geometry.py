@@ -21,7 +21,7 @@ def measure(
     first: Matrix, second: Matrix, item_index: Indices, names: tuple[str, str]
 ) -> dict[str, Any]:
     """Measure unit rows of items (n, d), and of what belongs to them (m, d), as in
-    docs/reference/geometry.md.
+    docs/reference/gap-report.md.
 
     Args:
         first: one row per item.

@@ -257,7 +257,7 @@ def _along_gap(collected: Collected, name: str, seed: int) -> AlongGap:
 
     # The unbiased estimate of g' S g: its plug-in value less tr(S G), which the error of the gap
     # adds. The plug-in value of tr(S G) is too large itself, as both matrices come from the same
-    # items. docs/reference/geometry.md ("The variance along the gap") derives it
+    # items. docs/reference/gap-report.md ("The variance along the gap") derives it
     items = collected.distinct_items
     variances = {each: float(np.trace(of.covariance)) for each, of in collected.moments.items()}
     trace_of_k = (2 * variances[name] - sum(variances.values()) + items * collected.gap_bias) / 2

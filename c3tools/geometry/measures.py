@@ -1,7 +1,7 @@
 """Measures of one modality, of the gap, of the pairs and of the alignment noise, with their
 intervals.
 
-Definitions and sources are in docs/reference/geometry.md. What moments give is exact; means over
+Definitions and sources are in docs/reference/gap-report.md. What moments give is exact; means over
 pairs are those of the sample, which has every pair if there are not too many.
 
 The interval of a function of means is that of its linearisation: the first-order contribution of

@@ -64,7 +64,7 @@ class GapReport(Measured):
     """The geometry of two modalities of a store, or of one, which terminal, JSON, page and figures
     read.
 
-    docs/reference/geometry.md defines the measures.
+    docs/reference/gap-report.md defines the measures.
     """
 
     def __repr__(self) -> str:
@@ -644,7 +644,7 @@ def _one_list_table(report: GapReport) -> Table:
         "The corpus has one row an item, half of each modality; the answer is of the other "
         "modality than the query. Without bias half of the first ten are. Moments are of other "
         f"items. By chance, {100 * chance:.1f} % of the answers are in the first ten. "
-        "Calibrated: docs/results/fair-search.md."
+        "Calibrated: docs/results/mixed-search.md."
     )
     return Table(columns, rows, "One list", note=note)
 

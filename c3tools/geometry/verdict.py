@@ -2,7 +2,7 @@
 
 They answer: is there a gap, will Collapse help, will Corrupt help, can images and texts be searched
 in one list, can they be clustered together, is anything unusual. Each follows from numbers of the
-report by the thresholds below; docs/reference/geometry.md has them as a table.
+report by the thresholds below; docs/reference/gap-report.md has them as a table.
 """
 
 from __future__ import annotations

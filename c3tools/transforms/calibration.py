@@ -51,7 +51,7 @@ class Calibration:
         z = (q.x - q.mu_m) / sqrt(q' S_m q)
 
     orders the rows of one modality as the cosine does, and can be compared between modalities.
-    docs/results/fair-search.md has what it is worth.
+    docs/results/mixed-search.md has what it is worth.
 
     Args:
         moments: by modality, those of the rows that are searched, as they are in the index. Without
@@ -215,7 +215,7 @@ class Calibration:
 
         The log odds are a s + b of the cosine s, at most 12: a logistic regression of right rows
         against those of the other pairs, one for each kind of query and row. This is better than z
-        where images are asked with: docs/results/fair-search.md.
+        where images are asked with: docs/results/mixed-search.md.
 
         Args:
             pairs: by the modalities of queries and rows, queries (n, d) and the right row of each

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..store import Pairs, Rows, Store
 
 MAX_FIT_ROWS = 500_000
-# train rows of a modality, below which its own mean is not used: docs/concepts/moments.md
+# train rows of a modality, below which its own mean is not used: docs/concepts/means.md
 MIN_ROWS_OF_A_MEAN = 20
 RECOMMENDED_ROWS_OF_A_MEAN = 100  # below it, the mean is uncertain
 MIN_ROWS_OF_MOMENTS = 2  # of arrays and of given moments, which refuse a single row
@@ -39,7 +39,7 @@ BUNDLED = "bundled with c3-mini"
 @dataclass(frozen=True)
 class FittingMoments:
     """The moments that transforms of a store are fitted on, by the one rule of
-    docs/concepts/moments.md.
+    docs/concepts/means.md.
 
     A modality of the store has the moments that were loaded by `c3 means load`; else those of its
     rows in the split, if they are at least `MIN_ROWS_OF_A_MEAN`; else those bundled with its model,

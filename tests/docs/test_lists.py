@@ -58,7 +58,7 @@ def test_rows_of_a_table_have_the_cells_of_its_header(path: Path) -> None:
 
 
 def test_the_page_of_other_tools_names_tests_that_exist() -> None:
-    page = REFERENCE.parent / "guides" / "other-tools.md"
+    page = REFERENCE.parent / "guides" / "integrations.md"
     names = re.findall(r"`(?:(\w+)/)?(test_\w+\.py)`", page.read_text(encoding="utf-8"))
     tests = Path(__file__).resolve().parents[1]
     assert len(names) > 15

@@ -175,7 +175,7 @@ def test_rows_without_content_are_found_by_chance_in_a_list_without_bias(tmp_pat
 
 
 def test_thresholds_sample_sizes_and_defaults_are_the_published_ones() -> None:
-    """docs/reference/geometry.md and the docstrings name them; one that changes gives all users
+    """docs/reference/gap-report.md and the docstrings name them; one that changes gives all users
     other results."""
     found: dict[str, Any] = {}
     for module in walk_packages(geometry.__path__, "c3tools.geometry."):
