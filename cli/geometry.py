@@ -50,10 +50,7 @@ def gap_report(
         out.print(f"Note: {note}", style="dim")
     if not full:
         seen = f", {page} shows them with figures" if page else ""
-        out.print(
-            f"More: --full prints every table{seen}; docs/reference/gap-report.md defines the terms.",
-            style="dim",
-        )
+        out.print(f"More: --full prints every table{seen}.", style="dim")
     for file in [
         *([report.save(page)] if page else []),
         *(report.save_figures(figures) if figures else []),
