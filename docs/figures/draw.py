@@ -2,8 +2,7 @@
 
     python docs/figures/draw.py
 
-It takes half a minute and writes the SVG files beside it. The captions in readme.svg are those of
-the bundled decoder.
+It takes half a minute and writes the SVG files beside it.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FuncFormatter
-from PIL import Image
+from PIL import Image, ImageOps
 
 import c3tools
 from c3tools.ablation.methods import ABLATION
 from c3tools.assets.paths import C3_MINI_MOMENTS, PHOTOS
-from c3tools.captioning.generation import GenerationConfig
 from c3tools.corpus.splits import splits_by_hash
 from c3tools.moments import load_moments
 from c3tools.pages import close_up, new_figure, palette, save_figure, styled
@@ -35,7 +33,7 @@ from c3tools.store import Pairs, Store
 from c3tools.transforms.sigma import SPREADS
 
 HERE = Path(__file__).parent
-PHOTO = "000000431848"
+QUERY = "a kitchen"
 COLOURS = {"image": palette.FIRST, "text": palette.SECOND}
 SPLITS = {"train": palette.FIRST, "val": palette.THIRD, "test": palette.SECOND}
 Rows = npt.NDArray[np.float32]
@@ -82,41 +80,65 @@ def transformed(store: Store, preset: str, **settings: Any) -> tuple[Rows, Rows]
     return pipeline.transform(images, modality="image"), noised
 
 
-def captions_of(store: Store, key: str) -> dict[str, str]:
-    """Return the captions of a photo by the bundled decoder, without Collapse and with it.
-
-    Without Collapse, the mean of the texts is subtracted from the embedding of the photo, so the
-    gap remains.
+def first_hits(store: Store, query: str, k: int) -> dict[str, list[Image.Image | str]]:
+    """Return the k best of a corpus in which each item is a photo or a caption, never both: by the
+    cosine, and by the calibrated scores of `c3 search`.
     """
-    captioner = c3tools.Captioner.load("c3-mini")
-    rows = store.load("image")
-    embedding = rows.embeddings[[rows.keys.index(key)]]
+    pairs = store.pairs("image", "text", split="all")
+    shown = np.random.default_rng(0).permutation(len(pairs.first.keys))
+    photos, others = np.sort(shown[: len(shown) // 2]), np.sort(shown[len(shown) // 2 :])
+    captions = [int(np.flatnonzero(pairs.item_index == item)[0]) for item in others]
+    rows = {
+        "image": pairs.first.embeddings[photos],
+        "text": pairs.second.embeddings[captions],
+    }
+    contents: dict[str, list[Image.Image | str]] = {
+        "image": [thumbnail(pairs.first.keys[photo]) for photo in photos],
+        "text": [pairs.second.captions[caption] for caption in captions],
+    }
+    asked = c3tools.load_encoder("c3-mini").encode_queries([query])
+    scores = np.concatenate([rows["image"], rows["text"]]) @ asked[0]
+    everything = [*contents["image"], *contents["text"]]
+
+    calibration = c3tools.Calibration.fit(store)
+    collapsed_query = calibration.pipeline.transform(asked, modality="text")[0]
+    found = {}
+    for modality, embeddings in rows.items():
+        cosines = calibration.pipeline.transform(embeddings, modality=modality) @ collapsed_query
+        best = np.argsort(-cosines)[:k]
+        found[modality] = best, cosines[best]
+    merged = calibration.merge(collapsed_query, found, k=k)
     return {
-        label: captioner.write(embedding, modality, None, None, GenerationConfig())[0]
-        for label, modality in (("without Collapse", "text"), ("with Collapse", "image"))
+        "By cosine": [everything[row] for row in np.argsort(-scores)[:k]],
+        "By c3 search": [contents[modality][row] for row, modality, _ in merged],
     }
 
 
+def thumbnail(key: str) -> Image.Image:
+    """Return the middle square of a bundled photo."""
+    photo = Image.open(PHOTOS / "images" / f"{key}.jpg")
+    return ImageOps.fit(photo, (240, 240))
+
+
 @styled
-def draw_readme(
-    images: Rows, texts: Rows, view: Rows, collapsed: tuple[Rows, Rows], captions: dict[str, str]
-) -> None:
-    """Draw the gap before and after Collapse, and a photo with its captions."""
-    figure, axes = new_figure(9.4, 2.5, 1, 3, gridspec_kw={"width_ratios": [1, 1, 0.52]})
-    scatter(axes[0], images, texts, view, "Before Collapse: two regions")
-    scatter(axes[1], *collapsed, view, "After Collapse: one region")
-    axes[0].legend(loc="lower center", ncols=2)
-    photo = Image.open(PHOTOS / "images" / f"{PHOTO}.jpg")
-    photo.thumbnail((360, 360))
-    axes[2].imshow(photo)
-    axes[2].set_title("A decoder that never saw an image", loc="left")
-    axes[2].axis("off")
-    for number, (who, caption) in enumerate(captions.items()):
-        text: dict[str, Any] = {"transform": axes[2].transAxes, "va": "top"}
-        axes[2].text(1.06, 0.95 - 0.5 * number, who, fontsize=7.5, color=palette.MUTED, **text)
-        axes[2].text(
-            1.06, 0.85 - 0.5 * number, textwrap.fill(f"“{caption}”", 22), fontsize=8, **text
-        )
+def draw_readme(hits: dict[str, list[Image.Image | str]], query: str) -> None:
+    """Draw the first hits of one query, by the cosine and by `c3 search`."""
+    columns = len(next(iter(hits.values())))
+    figure, axes = new_figure(9.4, 4.9, len(hits), columns)
+    for line, (way, found) in zip(axes, hits.items(), strict=True):
+        for rank, (place, hit) in enumerate(zip(line, found, strict=True), start=1):
+            place.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
+            place.grid(visible=False)
+            place.spines[:].set_visible(True)
+            place.spines[:].set_color(palette.RULE)
+            if isinstance(hit, str):
+                wrapped = textwrap.fill(hit, 19)
+                place.text(0.07, 0.5, wrapped, va="center", fontsize=9.5, color=palette.INK)
+            else:
+                place.imshow(hit, extent=(0, 1, 1, 0))
+            kind = "caption" if isinstance(hit, str) else "photo"
+            place.set_xlabel(f"{rank}  {kind}", loc="left", color=palette.MUTED)
+        line[0].set_title(f"{way}: “{query}”", loc="left", fontsize=11)
     save_figure(figure, HERE / "readme.svg")
     with_jpeg(HERE / "readme.svg")
 
@@ -346,8 +368,7 @@ def main() -> None:
         images, texts = first_pairs(pairs)
         view = axes_of(images, texts)
         middle = (images.mean(0) + texts.mean(0)) / 2
-        collapsed, captions = transformed(store, "c2-collapse"), captions_of(store, PHOTO)
-        draw_readme(images - middle, texts - middle, view, collapsed, captions)
+        draw_readme(first_hits(store, QUERY, 5), QUERY)
         draw_gap(images - middle, texts - middle, view)
         draw_steps(store, view)
         draw_presets(store, view)
