@@ -149,6 +149,7 @@ def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     )
     while not list(tmp_path.glob("c3-store/text/part-*.parquet")) and running.poll() is None:
         time.sleep(0.1)
+    assert running.poll() is None, running.communicate()[1]
     started = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=300)
