@@ -112,6 +112,24 @@ def training_table(cells_of: dict[str, list[str]]) -> list[str]:
 
 
 PROSE = {
+    "using": """A **pipeline** is a list of steps that transform embeddings: normalise, subtract the mean, add noise. A **preset** is a
+pipeline with a name. Name one in `--preset`, or build it in Python:
+
+```py
+pipeline = c3tools.preset("c3", sigma=0.06).fit(store)
+vectors = pipeline.transform(embeddings, modality="image")
+pipeline.save("recipe")
+```
+
+- A pipeline is *fitted*, for example on the means of a store, and then applied to any number of rows.
+- Noise is added to training inputs only, never to the images that are captioned later.
+- `c3-retrieval` is C3 with a memory: it mixes each input with its nearest training captions (in training, with captions of
+  other images), which [improves captions](../results/captions.md#flickr8k). It needs space and time: the embeddings of up
+  to 500,000 training captions, drawn at random, are saved with the pipeline and therefore with the decoder (2 bytes ×
+  dimensions per caption), and every input is compared with all of them. Publish such a decoder only if you may publish
+  the captions.
+- [Use a pipeline in Python](../guides/pipeline.md) shows how to apply one, and [your own pipeline](exports.md#your-own-pipeline)
+  how to describe one in a file.""",
     "intro": """Published ways to bridge the modality gap that are transforms of embeddings: `c3 export --preset NAME` or
 `c3tools.preset("NAME")`. e is one embedding, mu the mean of its own modality over the train split, and z standard normal
 noise, which is added to training inputs only.""",
@@ -138,9 +156,11 @@ def page(cells_of: dict[str, list[str]], splits: int) -> str:
         f"| `{name}` | {formula} | {source} |" for name, (formula, source) in PRESETS.items()
     ]
     sections = [
-        "# Presets",
-        "Made by `python benchmarks/preset_table.py FOLDER --write`; change the script, not this "
-        "page.",
+        "# Presets and pipelines",
+        "<!-- Made by `python benchmarks/preset_table.py FOLDER --write`; change the script, not this "
+        "page. -->",
+        PROSE["using"],
+        "## All presets",
         PROSE["intro"],
         "\n".join(["| preset | embedding | source |", "|---|---|---|", *listing]),
         "## On real CLIP pairs",

@@ -188,17 +188,6 @@ def draw_steps(store: Store, view: Rows) -> None:
 
 
 @styled
-def draw_presets(store: Store, view: Rows) -> None:
-    """Draw the space under several presets."""
-    names = ("c1", "c2-collapse", "gap-shift", "project-out-gap", "standardize", "procrustes")
-    figure, axes = new_figure(9.4, 5.2, 2, 3)
-    for place, name in zip(axes.flat, names, strict=True):
-        scatter(place, *transformed(store, name), view, name)
-    axes[0, 0].legend(loc="lower center", ncols=2)
-    save_figure(figure, HERE / "presets.svg")
-
-
-@styled
 def draw_store() -> None:
     """Draw what goes into a store and what is read from it."""
     figure, axes = new_figure(9.4, 2.5)
@@ -371,7 +360,6 @@ def main() -> None:
         draw_readme(first_hits(store, QUERY, 5), QUERY)
         draw_gap(images - middle, texts - middle, view)
         draw_steps(store, view)
-        draw_presets(store, view)
         draw_store()
         draw_moments()
         draw_splits(pairs)
