@@ -10,8 +10,8 @@ Runs `c3 connect heads` on frozen features for each scale and seed, with the set
 docs/results/connect.md. Runs with the same seed start from the same weights. The table shows the
 gap before training, and the gap and the recall of the best checkpoint, on the test split: mean and
 standard deviation over the seeds. With --stores, the embeddings of each training become a store,
-for `c3 ablate --methods C2_2,C3 --store STORES/100-seed0`. Finished runs are kept in --work and not
-repeated.
+for `c3 ablate-captions --methods C2_2,C3 --store STORES/100-seed0`. Finished runs are kept in
+--work and not repeated.
 
 Takes about a minute per run on one thread (OMP_NUM_THREADS=1); there are three for each scale. On
 Flickr8k, the gap should fall from 1.13 to 0.08 at a fixed scale of 14, and to 0.77 at 100 (the

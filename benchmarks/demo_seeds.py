@@ -25,12 +25,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sigma", type=float, default=None)
-    parser.add_argument("--out", type=Path, default=Path("c3-demo"))
+    parser.add_argument("--output", type=Path, default=Path("c3-demo"))
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     start = time.perf_counter()
     result = run_demo(
-        options.out, seeds=options.seeds, sigma=options.sigma, reporter=TerminalReporter()
+        options.output, seeds=options.seeds, sigma=options.sigma, reporter=TerminalReporter()
     )
     print(
         f"\nsigma {result.sigma:.4f}, {options.seeds} seeds, {time.perf_counter() - start:.0f} s, "

@@ -2,8 +2,8 @@
 retrieve train captions can return these word by word.
 
     python benchmarks/known_captions.py c3-store -o c3-unknown
-    c3 ablate --methods CLIPRe,DeCap,C3-retrieval,C3 --size tiny --sigma 0.08 --beams 5
-    c3 ablate --methods CLIPRe,DeCap,C3-retrieval,C3 --size tiny --sigma 0.08 --beams 5 \
+    c3 ablate-captions --methods CLIPRe,DeCap,C3-retrieval,C3 --size tiny --sigma 0.08 --beams 5
+    c3 ablate-captions --methods CLIPRe,DeCap,C3-retrieval,C3 --size tiny --sigma 0.08 --beams 5 \
         --store c3-unknown    # with the decoders of the first table
 
 The photos stay, with their other captions as references. Takes a minute on 40,000 captions; of

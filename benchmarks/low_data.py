@@ -8,7 +8,7 @@ For each seed, a decoder is trained on texts (`c3 train-decoder`). For each shar
 then trained further with its noise (--from, --pairs), and another decoder is trained from scratch
 on the same pairs (--pairs alone). The seed chooses the pairs. The checkpoint is chosen on the same
 share of the val pairs, and the scores are those of the test images, with their 95 % interval over
-images and seeds. Finished scores are kept in --out. --noised adds training from scratch with the
+images and seeds. Finished scores are kept in --output. --noised adds training from scratch with the
 same noise.
 
 On Flickr8k (one core, size tiny) a seed takes about 4 minutes for the texts and 0.5 to 1 minute for
@@ -43,7 +43,7 @@ def main() -> None:
     """Run what is missing, then draw and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", type=Path, default=Path("c3-store"))
-    parser.add_argument("--out", type=Path, default=Path("c3-low-data"))
+    parser.add_argument("--output", type=Path, default=Path("c3-low-data"))
     parser.add_argument("--shares", default="0.01,0.05,0.1,0.25")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", default="tiny")
@@ -58,11 +58,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     store = Store.open(options.store)
-    path = options.out / "image-scores.json"
+    path = options.output / "image-scores.json"
     scores: dict[str, list[float]] = json.loads(path.read_text()) if path.is_file() else {}
     started = time.monotonic()
     for seed in range(options.seeds):
-        texts = options.out / f"texts-{seed}"
+        texts = options.output / f"texts-{seed}"
         shared: dict[str, Any] = {
             "size": options.size,
             "epochs": options.epochs,
@@ -72,16 +72,20 @@ def main() -> None:
         jobs = {f"texts alone/0/{seed}": {"output": texts, "sigma": options.sigma}}
         for share in (float(text) for text in options.shares.split(",")):
             jobs[f"{TUNED}/{share:g}/{seed}"] = {
-                "output": options.out / "tuned",
+                "output": options.output / "tuned",
                 "start": texts,
                 "pairs": share,
             }
             jobs[f"{SCRATCH}/{share:g}/{seed}"] = {
-                "output": options.out / "scratch",
+                "output": options.output / "scratch",
                 "pairs": share,
             }
             if options.noised:
-                noised = {"output": options.out / "noised", "sigma": options.sigma, "pairs": share}
+                noised = {
+                    "output": options.output / "noised",
+                    "sigma": options.sigma,
+                    "pairs": share,
+                }
                 jobs[f"{NOISED}/{share:g}/{seed}"] = noised
         for name, settings in jobs.items():
             if name in scores:
@@ -95,7 +99,7 @@ def main() -> None:
                 store, decoder=captioner, split=options.split, beams=1, resamples=0
             )
             scores[name] = result.details.image_values("CIDEr").round(4).tolist()
-            options.out.mkdir(parents=True, exist_ok=True)
+            options.output.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(scores, indent=1))
             print(f"{name}: CIDEr {np.mean(scores[name]):.1f}")
     report(options, scores)
@@ -149,7 +153,7 @@ def report(options: argparse.Namespace, scores: dict[str, list[float]]) -> None:
     axes.set_ylabel(f"CIDEr on the {options.split} images, %")
     axes.set_ylim(bottom=0)
     axes.legend()
-    save_figure(figure, options.out / "low-data.svg")
+    save_figure(figure, options.output / "low-data.svg")
 
 
 def cell(values: list[list[float]]) -> str:

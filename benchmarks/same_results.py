@@ -163,7 +163,7 @@ def bundled(commit: Commit) -> Iterator[tuple[str, Any, float]]:
     yield "export of c3", commit.arrays(EXPORTED, "exported"), CLOSE
     commit.c3("index")
     found = [
-        commit.c3("search --device cpu --in image", words)
+        commit.c3("search --device cpu --only image", words)
         for words in ("a dog in the snow", "a red bus")
     ]
     yield (
@@ -183,7 +183,9 @@ def bundled(commit: Commit) -> Iterator[tuple[str, Any, float]]:
     references.write_text("".join(json.dumps(row) + "\n" for row in named))
     yield (
         "scores",
-        commit.c3("evaluate --resamples 200 --captions", predictions, "--references", references),
+        commit.c3(
+            "evaluate-captions --resamples 200 --captions", predictions, "--references", references
+        ),
         CLOSE,
     )
     trained = commit.c3(

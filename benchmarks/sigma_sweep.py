@@ -2,13 +2,14 @@
 
     python benchmarks/sigma_sweep.py --store c3-store                       # 9 sigmas, 3 seeds,
     size tiny python benchmarks/sigma_sweep.py --store c3-store --minutes 30        # stop after 30
-    minutes; run again to continue python benchmarks/sigma_sweep.py --store c3-store --out
-    c3-ablation     # share the decoders of `c3 ablate`
+    minutes; run again to continue python benchmarks/sigma_sweep.py --store c3-store --output
+    c3-ablation     # share the decoders of `c3 ablate-captions`
 
-`c3 ablate` trains, captions and scores each cell of the table. Finished cells are kept in --out, so
-the sweep can be run in pieces, or on several cores with one method each; the figure shows the cells
-that are finished. Without noise, C2_2 is C1 and C3 is C2_1, so these are run for sigma 0. The rules
-are computed from the val split, whose pairs the decoder did not learn from (the encoder may have).
+`c3 ablate-captions` trains, captions and scores each cell of the table. Finished cells are kept in
+--output, so the sweep can be run in pieces, or on several cores with one method each; the figure
+shows the cells that are finished. Without noise, C2_2 is C1 and C3 is C2_1, so these are run for
+sigma 0. The rules are computed from the val split, whose pairs the decoder did not learn from (the
+encoder may have).
 
 On Flickr8k (30,000 captions, 2 cores) a cell of size tiny takes about 3 minutes, or 2 with --epochs
 5; 54 cells take 2 to 3 hours. --paired adds the decoder trained on real pairs as a line (3 cells).
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from measuring import mean_and_spread
 
-from c3tools import ablate
+from c3tools import ablate_captions
 from c3tools.ablation.cells import Run
 from c3tools.metrics.significance import crossed_interval
 from c3tools.pages import palette
@@ -62,7 +63,7 @@ def main() -> None:
     """Run what is missing, then draw and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", type=Path, default=Path("c3-store"))
-    parser.add_argument("--out", type=Path, default=Path("c3-sigma-sweep"))
+    parser.add_argument("--output", type=Path, default=Path("c3-sigma-sweep"))
     parser.add_argument("--sigmas", default="0,0.02,0.03,0.045,0.06,0.08,0.1,0.1265,0.16")
     parser.add_argument("--methods", default="C2_2,C3", help="one of them or both")
     parser.add_argument("--seeds", type=int, default=3)
@@ -91,7 +92,7 @@ def main() -> None:
     shared |= {
         "split": options.split,
         "beams": 1,
-        "output": options.out,
+        "output": options.output,
         "reporter": TerminalReporter(),
     }
     tables = [
@@ -104,7 +105,7 @@ def main() -> None:
         if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
             print("time is up; the same command continues")
             break
-        table = ablate(store, methods=names, sigma=sigma, **shared)
+        table = ablate_captions(store, methods=names, sigma=sigma, **shared)
         runs += [replace(run, method=NOISED.get(run.method, run.method)) for run in table.runs]
         report(options, store, rules, runs)
     print(report(options, store, rules, runs))
@@ -133,12 +134,12 @@ def report(
         "paired": paired,
         "rules": rules,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "sweep.json").write_text(json.dumps(content, indent=1))
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "sweep.json").write_text(json.dumps(content, indent=1))
     level = (f"trained on pairs {np.mean(paired):.1f}", float(np.mean(paired))) if paired else None
     title = f"{options.title or store.info.model.get('name')}, {options.split} split"
     if curves:
-        draw(options.out / "sweep.svg", curves, rules, title, level)
+        draw(options.output / "sweep.svg", curves, rules, title, level)
     return markdown_table(curves, intervals, rules)
 
 

@@ -2,7 +2,7 @@
 import lazily.
 """
 
-from .ablation.caption_table import ablate as ablate
+from .ablation.caption_table import ablate_captions as ablate_captions
 from .ablation.image_table import ablate_images as ablate_images
 from .captioning.caption import caption_images as caption_images
 from .captioning.captioner import Captioner as Captioner

@@ -95,7 +95,6 @@ TowerMode = Literal["lit", "full"]
 HitKind = Literal["item", "row"]
 """What a hit of a search is: an item with its rows, or a row."""
 
-SharedRows = Literal["first"]
 """Which store keeps a row that several stores have."""
 
 

@@ -1,4 +1,4 @@
-"""Printing of the methods and tables of `c3 ablate` and `ablate-images`."""
+"""Printing of the methods and tables of `c3 ablate-captions` and `ablate-images`."""
 
 from __future__ import annotations
 

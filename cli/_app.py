@@ -36,11 +36,11 @@ COMMANDS = {
     "caption": CommandSource("captions", ("caption_images",)),
     "train-generator": CommandSource("images", ("train_generator",)),
     "generate": CommandSource("images", ("generate",)),
-    "evaluate": CommandSource(
+    "evaluate-captions": CommandSource(
         "captions", ("evaluate_captions",), without=("pipeline", "without", "encoder")
     ),
     "evaluate-images": CommandSource("images", ("evaluate_images",)),
-    "ablate": CommandSource("captions", ("ablate",)),
+    "ablate-captions": CommandSource("captions", ("ablate_captions",)),
     "ablate-images": CommandSource("images", ("ablate_images",)),
     "index": CommandSource("search", ("build_index",)),
     "search": CommandSource("search", ("Index.search",)),

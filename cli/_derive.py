@@ -40,10 +40,10 @@ from ._options import NamedFile, option_settings, output_file
 _EXPERT_PANEL = "Options for experts and clusters"
 # of commands without an option for it
 _PAGES = {
-    "ablate": "{output}/table.html",
+    "ablate-captions": "{output}/table.html",
     "ablate-images": "{output}/table.html",
     "clusters": "{output}/clusters.html",
-    "demo": "{out}/demo.html",
+    "demo": "{output}/demo.html",
 }
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 _REFERENCE = re.compile(r"See `(\w+)`\.")
@@ -346,6 +346,8 @@ def _annotate(command: _Command, name: str) -> Any:
     metavar = settings.metavar
     if metavar is None and "Path" in parameter.annotation:  # the annotation is source text
         metavar = "PATH"
+    elif metavar is None and parameter.is_argument:
+        metavar = name.upper()
     # No default, an empty one, a flag that is off and 0, which equals False, are not shown
     has_default = parameter.default is not None and parameter.default is not _REQUIRED
     shared: dict[str, Any] = {
@@ -359,10 +361,7 @@ def _annotate(command: _Command, name: str) -> Any:
         _, numbers = get_args(kind)
         shared["min"] = numbers.least
         shared["max"] = numbers.most
-    # The store of c3 verify is c3-store by default too, but its argument has no default, as --store
-    # may be given in its place
-    is_store_of_verify = command.name == "verify" and parameter.is_argument
-    if parameter.default == "c3-store" or is_store_of_verify:
+    if parameter.default == "c3-store":
         shared["envvar"] = "C3_STORE"
     if settings.is_expert:
         shared["rich_help_panel"] = _EXPERT_PANEL

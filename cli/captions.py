@@ -1,5 +1,5 @@
-"""`c3 train-decoder`, `caption`, `evaluate`, `ablate` and `demo`: captions from embeddings, and
-their scores.
+"""`c3 train-decoder`, `caption`, `evaluate-captions`, `ablate-captions` and `demo`: captions from
+embeddings, and their scores.
 
 For ``**options`` and what is returned, see __init__.py.
 """
@@ -29,7 +29,7 @@ def train_decoder(**options: Any) -> Any:
     decoder = c3tools.train_captioner(**options, reporter=reporter())
     print_table(decoder.losses())
     folder = options["output"]
-    message(f"Wrote the decoder to {folder}/. Next: c3 caption PATH, or c3 evaluate.")
+    message(f"Wrote the decoder to {folder}/. Next: c3 caption PATH, or c3 evaluate-captions.")
     return decoder.to_dict()
 
 
@@ -69,7 +69,7 @@ def caption(
     return Outcome(None, int(is_error))
 
 
-def evaluate(
+def evaluate_captions(
     *,
     coco: str | Path | None = None,
     **options: Any,
@@ -92,7 +92,7 @@ def evaluate(
     return result.to_dict()
 
 
-def ablate(*, list_all: bool = False, **options: Any) -> Any:
+def ablate_captions(*, list_all: bool = False, **options: Any) -> Any:
     """Compare methods: train and score each with several seeds, and print one table in percent.
 
     Finished results and trained decoders are kept. Run the same command again to continue, or add
@@ -105,14 +105,16 @@ def ablate(*, list_all: bool = False, **options: Any) -> Any:
         from c3tools.ablation.methods import METHODS
 
         return list_methods(METHODS)
-    return print_ablation(c3tools.ablate(**options, reporter=reporter()), options["output"])
+    return print_ablation(
+        c3tools.ablate_captions(**options, reporter=reporter()), options["output"]
+    )
 
 
 def demo(*, photos_to: Path | None = None, **options: Any) -> Any:
     """Caption the bundled photos, then run the whole method on them, offline.
 
-    The captions of the bundled captioner are in OUT/captions.html within a minute. Then four
-    decoders are trained and compared; their scores and captions are in OUT/demo.html.
+    The captions of the bundled captioner are in OUTPUT/captions.html within a minute. Then four
+    decoders are trained and compared; their scores and captions are in OUTPUT/demo.html.
 
     Args:
         photos_to: Only copy the bundled photos to this folder.
@@ -132,6 +134,6 @@ def demo(*, photos_to: Path | None = None, **options: Any) -> Any:
             out.print(note)
         message(
             f"The images that were generated from captions are in "
-            f"{options['out']}/images/table.html"
+            f"{options['output']}/images/table.html"
         )
     return result.to_dict()["runs"]

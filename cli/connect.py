@@ -41,7 +41,7 @@ def apply(heads: str = "c3-heads", **options: Any) -> Any:
     output = options["output"]
     message(
         f"Wrote {counted_rows(report.rows)} into {output} ({counted(report.pairs, 'pair')}). Next: "
-        f"c3 gap-report {output}"
+        f"c3 gap-report --store {output}"
     )
     return report.to_dict()
 

@@ -25,8 +25,8 @@ def pairs(
     """List pairs of images and texts by how likely they do not belong together.
 
     Prints the expected share of wrong pairs and the ones that fit least, and writes all pairs to a
-    table and the worst to an HTML page. Nothing is changed: --drop and --least mark train pairs in
-    the table, and c3 leave-out TABLE leaves these out.
+    table and the worst to an HTML page. Nothing is changed: --mark-worst and --mark-below mark
+    train pairs in the table, and c3 leave-out TABLE leaves these out.
 
     Args:
         table: Parquet file of all pairs. By default pairs.parquet, none with ``json``.

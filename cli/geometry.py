@@ -16,9 +16,7 @@ from ._options import extra_output
 
 
 def gap_report(
-    path: str | Path | None = None,
     *,
-    store: str | Path = "c3-store",
     full: bool = False,
     html: Path | None = None,
     figures: Path | None = None,
@@ -31,13 +29,12 @@ def gap_report(
     tables and figures.
 
     Args:
-        path: The store, instead of ``store``: a folder or a URL (s3://, gs://).
         full: Print every table, not only the verdict.
         html: Path or URL of the HTML page. By default gap-report.html, none with ``json``.
         figures: Also write every figure to this folder, as PNG and SVG.
     """
     page = extra_output(html, "gap-report.html", json)
-    report = c3tools.gap_report(path or store, **options, reporter=reporter())
+    report = c3tools.gap_report(**options, reporter=reporter())
     out.print(report.heading, style="bold")
     for section in report.sections() if full else report.summary():
         if section.text or section.tables:

@@ -73,9 +73,7 @@ def import_(source: Path | None = None, **options: Any) -> Any:
     return report.to_dict()
 
 
-def verify(
-    path: str | Path | None = None, *, store: str | Path | None = None, **options: Any
-) -> Any:
+def verify(**options: Any) -> Any:
     """Check that every file of a store is there and undamaged.
 
     Every problem is reported with its file and with the command that solves it. The exit code is 0
@@ -83,12 +81,8 @@ def verify(
     not finish, and 1 for an error, such as a missing store. --repair removes damaged shards. The
     `c3 embed` or `c3 import` command that made the store then makes them again; if their inputs are
     gone, --forget gives their rows up.
-
-    Args:
-        path: The store: a folder or a URL (s3://, gs://). By default c3-store.
-        store: The store, as in other commands; the same as [STORE].
     """
-    result = c3tools.verify_store(store or path or "c3-store", **options, reporter=reporter())
+    result = c3tools.verify_store(**options, reporter=reporter())
     for line in result.counts():
         out.print(line)
     for finding in result.findings if not out.quiet else ():
@@ -102,7 +96,7 @@ def verify(
 def merge(stores: list[Path], **options: Any) -> Any:
     """Join stores of the same model into a new one.
 
-    If stores share keys, nothing is written unless --keep or --prefix is given.
+    If stores share keys, nothing is written unless --keep-first or --prefix is given.
     """
     report = c3tools.merge_stores(stores, **options, reporter=reporter())
     message(report.line())

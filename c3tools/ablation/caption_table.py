@@ -1,4 +1,4 @@
-"""`c3 ablate`: the table of captions. Its cells are calls of `train_captioner` and
+"""`c3 ablate-captions`: the table of captions. Its cells are calls of `train_captioner` and
 `evaluate_captions`.
 
 Methods with the same training share a decoder: CapDec trains as C2_2 does, and DeCap as C1; MAGIC,
@@ -67,12 +67,12 @@ _OF_IMAGES = ("images", "pairs", "pseudo pairs")  # what a method learns from
 
 
 @checked
-def ablate(
+def ablate_captions(
     store: Store | str | Path = "c3-store",
     *,
     methods: str | Sequence[str] = "C1,C2_1,C2_2,C3",
     seeds: PositiveInt = 3,
-    sigma: Sequence[float | str] | float | str = (0.1,),
+    sigma: Sequence[float | str] | float | str = ("auto",),
     output: str | Path = "c3-ablation",
     split: str = "test",
     test_store: Store | str | Path | None = None,
@@ -127,7 +127,7 @@ def ablate(
             f"--sigma {PAIRS} uses the val split, so the table cannot be scored on that split."
         )
     metrics = as_list(metrics)
-    command = command_of("ablate", ablate, locals())
+    command = command_of("ablate-captions", ablate_captions, locals())
     scored_metrics, notes_on_metrics = _available_metrics(metrics)
     compute = devices.pick(device, precision)
     size_settings = load_size(size, set, epochs=epochs)
@@ -205,7 +205,7 @@ class CaptionData:
         *,
         reporter: Reporter = SILENT,
     ) -> CaptionData:
-        """Read the data of a table; the arguments are those of `ablate`.
+        """Read the data of a table; the arguments are those of `ablate_captions`.
 
         Raises:
             StoreError: if texts or images are missing, or the stores are of different models.
@@ -443,7 +443,7 @@ def _available_metrics(names: Sequence[str] | None) -> tuple[list[str], list[str
         if metric.needs_images:
             raise MetricError(
                 f"{metric.name} needs {metric.needs}, and is not computed in ablations.",
-                remedy="Leave it out, and use `c3 evaluate`.",
+                remedy="Leave it out, and use `c3 evaluate-captions`.",
             )
         lacking = metric.missing()
         if lacking is None:

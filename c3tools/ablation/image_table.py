@@ -54,7 +54,7 @@ def ablate_images(
     *,
     methods: str | Sequence[str] = "C1,C2_1,C2_2,C3",
     seeds: PositiveInt = 3,
-    sigma: Sequence[float | str] | float | str = (0.1,),
+    sigma: Sequence[float | str] | float | str = ("auto",),
     output: str | Path = "c3-image-ablation",
     split: str = "test",
     size: GeneratorSize = "tiny",

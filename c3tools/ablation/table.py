@@ -196,8 +196,8 @@ class Ablation:
         return list(dict.fromkeys(notes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows, all runs (``runs``, the list that `c3 ablate --json` writes), and scores
-        of real photos.
+        """Return the rows, all runs (``runs``, the list that `c3 ablate-captions --json` writes),
+        and scores of real photos.
         """
         runs = []
         for group in self._groups:

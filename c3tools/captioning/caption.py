@@ -102,7 +102,7 @@ def caption_images(
     *,
     embeddings: str | Path | None = None,
     modality: str = "image",
-    key: str | None = None,
+    array: str | None = None,
     decoder: Captioner | str | Path | None = None,
     json: str | Path | None = None,
     txt: bool = False,
@@ -136,8 +136,8 @@ def caption_images(
         embeddings: Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl,
             parquet) or a store.
         modality: Modality of ``embeddings``: image or text.
-        key: The array, tensor or column of ``embeddings`` to read. For a store: the modality, if it
-            is not ``modality``.
+        array: The array, tensor or column of ``embeddings`` to read. For a store: the modality, if
+            it is not ``modality``.
         decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled
             decoder of that model. By default c3-decoder if that folder exists, otherwise c3-mini.
         json: A file for rows of key, path, caption and captioner, written one after another.
@@ -186,7 +186,7 @@ def caption_images(
         )
     if embeddings is not None:
         # All rows come from one file, which stands as the path of each caption
-        rows, identity = read_rows(embeddings, modality, key)
+        rows, identity = read_rows(embeddings, modality, array)
         files = dict.fromkeys(rows.keys, location(embeddings))
     if not isinstance(decoder, Captioner):
         folder = Captioner.find(decoder)

@@ -65,7 +65,7 @@ class Evaluation:
     left_out: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the object that `c3 evaluate --json` writes."""
+        """Return the object that `c3 evaluate-captions --json` writes."""
         content = {
             "n": len(self.captions),
             "scores": self.scores,
@@ -458,9 +458,9 @@ def store_references(store: Store) -> dict[str, list[str]]:
                 raise MetricError(
                     f"The store {store.path} has long captions in parts (--long-texts chunk), and "
                     "parts are no reference captions.",
-                    remedy="Give the whole captions to `c3 evaluate` with --references FILE, for "
-                    "example the captions.jsonl that was embedded, or embed them into a new store "
-                    "without --long-texts chunk.",
+                    remedy="Give the whole captions to `c3 evaluate-captions` with --references "
+                    "FILE, for example the captions.jsonl that was embedded, or embed them into a "
+                    "new store without --long-texts chunk.",
                 )
         captions = batch.column("caption").to_pylist()
         image_keys = batch.column("image_key").to_pylist()

@@ -88,7 +88,7 @@ def _keys_and_captions(path: Path) -> list[tuple[Any, Any]]:
         ) from error
 
     match content:
-        case {"captions": list() | dict() as captions}:  # a result of c3 evaluate --json
+        case {"captions": list() | dict() as captions}:  # a result of c3 evaluate-captions --json
             content = captions
     match content:
         case {"annotations": _} | {"images": list()}:

@@ -250,8 +250,8 @@ def check_pairs(
     *,
     modalities: Sequence[str] | None = None,
     split: str | None = None,
-    drop: Fraction | None = None,
-    least: float | None = None,
+    mark_worst: Fraction | None = None,
+    mark_below: float | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> PairCheck:
@@ -261,8 +261,8 @@ def check_pairs(
         store: See `embed`.
         modalities: The two modalities; by default image and text, or the first two.
         split: See `gap_report`.
-        drop: Mark this fraction of the train pairs, those that fit least, to be left out.
-        least: Mark train pairs with a z below this number to be left out.
+        mark_worst: Mark this fraction of the train pairs, those that fit least, to be left out.
+        mark_below: Mark train pairs with a z below this number to be left out.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
 
@@ -316,17 +316,17 @@ def check_pairs(
     # Mark train pairs alone
     is_train = splits == "train"
     marked = np.zeros(len(pairs), dtype=bool)
-    if drop is not None:
-        if drop == 1:
+    if mark_worst is not None:
+        if mark_worst == 1:
             raise StoreError(
-                f"--drop is a fraction of the train pairs, so it cannot be {drop:g}.",
-                remedy="For example: --drop 0.02",
+                f"--mark-worst is a fraction of the train pairs, so it cannot be {mark_worst:g}.",
+                remedy="For example: --mark-worst 0.02",
             )
         train = np.flatnonzero(is_train)
         worst = train[np.argsort(scored.z[train], kind="stable")]
-        marked[worst[: math.floor(drop * len(train))]] = True
-    if least is not None:
-        marked |= is_train & (scored.z < least)
+        marked[worst[: math.floor(mark_worst * len(train))]] = True
+    if mark_below is not None:
+        marked |= is_train & (scored.z < mark_below)
 
     order = np.argsort(scored.z, kind="stable")
     second_keys = pairs.second.keys

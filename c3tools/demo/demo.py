@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..ablation.caption_table import ablate
+from ..ablation.caption_table import ablate_captions
 from ..ablation.image_table import ablate_images
 from ..ablation.methods import ABLATION, CHOOSE_BY, METHODS
 from ..ablation.table import Ablation
@@ -217,7 +217,7 @@ def _geometry_of(photos: Store) -> dict[str, Any]:
 
 @checked
 def run_demo(
-    out: str | Path = "c3-demo",
+    output: str | Path = "c3-demo",
     *,
     seeds: PositiveInt = 1,
     sigma: NonNegativeFloat | None = None,
@@ -230,7 +230,7 @@ def run_demo(
     with the table.
 
     Args:
-        out: The folder for stores and pages.
+        output: The folder for stores and pages.
         seeds: Number of trainings per method.
         sigma: Standard deviation of the noise, per dimension. By default derived from the training
             captions.
@@ -241,10 +241,10 @@ def run_demo(
         reporter: Shows messages, one per step, and progress.
 
     Raises:
-        OutputError: if ``out`` contains other files, or another run is writing to it.
+        OutputError: if ``output`` contains other files, or another run is writing to it.
         C3Error: if one of the steps raises it.
     """
-    out = Path(out)
+    out = Path(output)
     first_page = out / "captions.html"
     kept = (
         f"The embeddings, the first captions in {first_page} and the finished trainings are kept; "
@@ -307,7 +307,7 @@ def run_demo(
             f"4  Training {len(ABLATION)} decoders on {train_count:,} captions, without any image"
         )
         is_short = size == "tiny"
-        table = ablate(
+        table = ablate_captions(
             texts,
             methods=ABLATION,
             seeds=seeds,

@@ -212,7 +212,7 @@ class EmbedSummary:
             notes.append(
                 "Embed the inputs that they were made from too. If no inputs are missing, delete "
                 "manifest.json and run "
-                f"`c3 verify {self.store} --repair`: it records the shards that exist."
+                f"`c3 verify --store {self.store} --repair`: it records the shards that exist."
             )
         if sum(modality.embedded for modality in self.modalities.values()) >= _ENOUGH_TO_ADVISE:
             name, stage = max(stages, key=lambda key: stages[key])

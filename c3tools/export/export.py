@@ -328,7 +328,7 @@ def open_export(
     if listed is not None and sha256_of(output / INFO_FILE) != listed:
         raise StoreError(
             f"{output / INFO_FILE} is not the file that {MANIFEST_FILE} lists: it is damaged.",
-            remedy=f"Write it again with `c3 verify {output} --repair`.",
+            remedy=f"Write it again with `c3 verify --store {output} --repair`.",
         )
     return writer
 

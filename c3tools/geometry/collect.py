@@ -560,6 +560,7 @@ def _read_rows(
         raise StoreError(
             f"{len(bad_rows)} of {counted(len(rows), f'{rows.modality} row')} of the store "
             f"{store.path} ({names}) contain NaN or infinity, or have norm 0{or_not_unit}.",
-            remedy=f"`c3 verify {store.path}` lists all of them. Embed or import them again.",
+            remedy=f"`c3 verify --store {store.path}` lists all of them. "
+            "Embed or import them again.",
         )
     return sample if store.info.normalised else unit_rows(sample)

@@ -218,8 +218,8 @@ def gap_report(
         if name not in RECALL_PRESETS and not is_recipe_file(name):
             raise StoreError(
                 f"The gap report cannot measure recall for {name!r}.",
-                remedy=f"Use {', '.join(RECALL_PRESETS)}, or a file with steps; `c3 evaluate` "
-                "scores the others.",
+                remedy=f"Use {', '.join(RECALL_PRESETS)}, or a file with steps; `c3 "
+                "evaluate-captions` scores the others.",
             )
     if by is not None:
         columns: set[str] = set()

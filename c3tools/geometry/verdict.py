@@ -269,7 +269,7 @@ def _judge_corrupt(report: Measured) -> Answer:
     of_pairs_given = f"the cosine of the pairs gives {of_pairs:.3f} (--sigma pairs)"
     if 1 / SIGMA_FACTOR <= sigma / of_pairs <= SIGMA_FACTOR:
         return answer("yes", f"{differ}. {sigma_given}; {of_pairs_given}.")
-    compare = "Compare both with `c3 ablate --sigma auto --sigma pairs`."
+    compare = "Compare both with `c3 ablate-captions --sigma auto --sigma pairs`."
     return answer("partly", f"{differ}. {sigma_given}, but {of_pairs_given}. {compare}")
 
 

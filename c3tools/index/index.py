@@ -225,7 +225,7 @@ class Index:
             raise StoreError(
                 f"{self.path} has {counted(vectors, 'vector')}, but "
                 f"{counted(self.rows.num_rows, 'key')}.",
-                remedy=f"See `c3 verify {self.path}`.",
+                remedy=f"See `c3 verify --store {self.path}`.",
             )
         return indexes
 
@@ -389,7 +389,7 @@ class Index:
         vector: npt.ArrayLike | str | Path | None = None,
         key: str | None = None,
         modality: str = "text",
-        within: str | None = None,
+        only: str | None = None,
         split: str | None = None,
         separate: bool = False,
         by: HitKind = "item",
@@ -418,7 +418,7 @@ class Index:
             vector: Search with the vectors in this file (npy, npz, ...).
             key: Search with the row of the store that has this key.
             modality: Modality of the vectors in ``vector``: image, text, ...
-            within: Return only rows of this modality (image, text, ...).
+            only: Return only rows of this modality (image, text, ...).
             split: Return only rows of this split: train, val, test or all.
             separate: Return the best hits of each modality, one modality after the other, instead
                 of one list.
@@ -442,7 +442,7 @@ class Index:
 
         Raises:
             StoreError: if there is not exactly one kind of query, a text is empty, the index has no
-                rows of ``within``, the key is unknown, or vectors or the store are of another
+                rows of ``only``, the key is unknown, or vectors or the store are of another
                 model.
             UnusedOptionError: if there is an ``nprobe``, and the index has no inverted lists.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
@@ -519,7 +519,7 @@ class Index:
             query.embeddings,
             query.modality,
             k,
-            within=within,
+            only=only,
             split=split,
             separate=separate,
             by=by,
@@ -563,7 +563,7 @@ class Index:
         modality: str,
         k: int = 10,
         *,
-        within: str | None = None,
+        only: str | None = None,
         split: str | None = None,
         separate: bool = False,
         by: HitKind = "item",
@@ -592,18 +592,18 @@ class Index:
                 remedy="Embed the queries with the model of the index.",
             )
         groups = sorted(self.indexes, key=lambda name: (name == "text", name != "image", name))
-        if within not in (None, *groups):
+        if only not in (None, *groups):
             raise StoreError(
-                f"The index {self.path} has no {within} rows. Its modalities are "
+                f"The index {self.path} has no {only} rows. Its modalities are "
                 f"{', '.join(groups)}.",
-                remedy="Choose one of them with --in, or leave it out for all.",
+                remedy="Choose one of them with --only, or leave it out for all.",
             )
         is_allowed = np.ones(self.rows.num_rows, bool)  # (n,)
         if split not in (None, ALL):
             is_in_split = pc.equal(self.rows.column("split"), pa.scalar(split))
             is_allowed = np.asarray(is_in_split.fill_null(False))
 
-        searched = [within] if within else groups
+        searched = [only] if only else groups
         nearest = {
             name: self._nearest(name, queries, k, is_allowed, nprobe, by) for name in searched
         }

@@ -35,7 +35,8 @@ class ClipScore(CaptionMetric):
         if images is None:
             raise MetricError(
                 f"{self.name} needs the embeddings of the images, which are not given.",
-                remedy="Use `c3 evaluate` with the store of the images, or leave this score out.",
+                remedy="Use `c3 evaluate-captions` with the store of the images, or leave this "
+                "score out.",
             )
         absent = [key for key in captions.keys if key not in images.rows]
         if absent:

@@ -107,7 +107,7 @@ class _Server:
         self.photos = PhotoFinder(beside=index.store_path)
         # The values that options in the address of a search may have
         self.choices = {
-            "in": index.rows.column("modality").unique().to_pylist(),
+            "only": index.rows.column("modality").unique().to_pylist(),
             "split": index.rows.column("split").unique().to_pylist(),
             "by": get_args(HitKind),
         }
@@ -139,7 +139,7 @@ class _Server:
             title=self.index.path.name,
             rows=counted(self.index.rows.num_rows, "row"),
             choices=self.choices,
-            asked={name: request.query_params.get(name, "") for name in ("q", "in", "split")},
+            asked={name: request.query_params.get(name, "") for name in ("q", "only", "split")},
             hits=hits,
             note=note,
             most=_ON_PAGE,
@@ -241,7 +241,7 @@ class _Server:
             embed(),
             modality,
             int(k),
-            within=asked.get("in") or None,
+            only=asked.get("only") or None,
             split=asked.get("split") or None,
             separate="separate" in asked,
             by="row" if asked.get("by") == "row" else "item",

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..choices import SharedRows, checked
+from ..choices import checked
 from ..corpus.splits import (
     HASH_FRACTIONS,
     SALT,
@@ -106,20 +106,20 @@ def merge_stores(
     stores: Sequence[str | Path],
     *,
     output: str | Path,
-    keep: SharedRows | None = None,
+    keep_first: bool = False,
     prefix: bool = False,
     reporter: Reporter = SILENT,
 ) -> CopyReport:
     """Join stores of the same model into a new store.
 
-    Keys that several stores share are an error unless ``keep`` or ``prefix`` is given. An item that
-    several stores have rows of is in its split of the first of them. Moments that
+    Keys that several stores share are an error unless ``keep_first`` or ``prefix`` is given. An
+    item that several stores have rows of is in its split of the first of them. Moments that
     `c3 means load` loaded are not copied.
 
     Args:
         stores: Two or more stores of the same model: folders or URLs (s3://, gs://).
         output: The folder of the new store.
-        keep: If stores share a key, keep the row of the first one.
+        keep_first: If stores share a key, keep the row of the first one.
         prefix: Begin every key with the name of its store, for example dogs/ for the store dogs.
         reporter: Shows the progress.
 
@@ -129,9 +129,9 @@ def merge_stores(
             but the result of the same merge, which is returned.
     """
     stores = as_list(stores)
-    if keep and prefix:
+    if keep_first and prefix:
         raise StoreError(
-            f"--keep {keep} cannot be used here.", remedy="Use either --keep first or --prefix."
+            "--keep-first cannot be used here.", remedy="Use either --keep-first or --prefix."
         )
     sources = [Store.open(store, reporter=reporter) for store in stores]
     if len({store.path.resolve() for store in sources}) < max(2, len(sources)):
@@ -161,8 +161,8 @@ def merge_stores(
             f"mv {sources[-1].path} {sources[-1].path.parent / 'cam2'}",
         )
     report = CopyReport(Path(output))
-    merge = _Merge(prefixes, keep, report)
-    settings = {"command": "merge", "keep": keep, "prefixes": list(prefixes.values())}
+    merge = _Merge(prefixes, keep_first, report)
+    settings = {"command": "merge", "keep_first": keep_first, "prefixes": list(prefixes.values())}
     return _make_copy(
         output,
         report,
@@ -194,15 +194,13 @@ class _Merge:
 
     Args:
         prefixes: what the keys of each store begin with in the new one.
-        keep: ``first`` to leave out rows whose key an earlier store has; None to refuse them.
+        keep_first: leave out rows whose key an earlier store has, rather than refuse them.
         report: counts the rows that are left out.
     """
 
-    def __init__(
-        self, prefixes: Mapping[Store, str], keep: Literal["first"] | None, report: CopyReport
-    ) -> None:
+    def __init__(self, prefixes: Mapping[Store, str], keep_first: bool, report: CopyReport) -> None:
         self._prefixes = prefixes
-        self._keep = keep
+        self._keep_first = keep_first
         self._report = report
         self._owner_of: dict[str, dict[str, Store]] = defaultdict(dict)  # by modality and key
         self._split_of: dict[str, str | None] = {}  # by item, as its first store says
@@ -231,12 +229,12 @@ class _Merge:
             owner = self._owner_of[modality].setdefault(key, store)
             is_new.append(owner is store)
         dropped = is_new.count(False)
-        if dropped and self._keep is None:
+        if dropped and not self._keep_first:
             key = keys_of(table)[is_new.index(False)]
             raise StoreError(
                 f"{counted(dropped, 'key is', 'keys are')} in several stores, for example "
                 f"{key!r} in {self._owner_of[modality][key].path} and {store.path}.",
-                remedy="Use --keep first to keep the row of the first store, or --prefix to begin "
+                remedy="Use --keep-first to keep the row of the first store, or --prefix to begin "
                 "keys with the name of their store.",
             )
         self._report.dropped += dropped

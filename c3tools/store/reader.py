@@ -156,7 +156,7 @@ class Store(HubRepository):
                 reporter.message(
                     f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are "
                     f"used; "
-                    f"`c3 verify {folder}` says more."
+                    f"`c3 verify --store {folder}` says more."
                 )
             return opened
         if kind_of(folder / REWRITING_LIST):
@@ -170,7 +170,7 @@ class Store(HubRepository):
                 return cls.open(folder, codes=codes, reporter=reporter)
             remedy = (
                 f"Copy the store again, or run the `{info.command}` command that made it again. "
-                f"`c3 verify {folder}` lists what is missing."
+                f"`c3 verify --store {folder}` lists what is missing."
             )
             if differences.missing == [LEFT_OUT_FILE]:
                 remedy = LEFT_OUT_REMEDY

@@ -185,7 +185,7 @@ class StoreInfo:
             )
         info_is_lost = StoreError(
             f"The store {store} has shards, but no {INFO_FILE}.",
-            remedy=f"Write it again from a shard: c3 verify {store} --repair",
+            remedy=f"Write it again from a shard: c3 verify --store {store} --repair",
         )
         beside = names_in(store)[1]
         if MANIFEST_FILE in beside:

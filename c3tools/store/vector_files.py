@@ -316,7 +316,7 @@ def _choose(path: Path, name: str | None, candidates: list[str], present: Iterab
     raise StoreError(
         f"{path} has {problem}. Those with vectors: "
         f"{', '.join(map(repr, candidates)) or 'none'}. All: {', '.join(map(repr, present))}.",
-        remedy="Choose one with --image-array or --text-array in c3 import, and with --key in "
+        remedy="Choose one with --image-array or --text-array in c3 import, and with --array in "
         "other commands.",
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from c3tools import ablate
+from c3tools import ablate_captions
 from c3tools.ablation.table import Ablation
 from c3tools.store import Store
 from tests.conftest import Messages
@@ -42,7 +42,7 @@ def table(toy_store: Store, tmp_path: Path) -> Table:
     def run(store: Store | Path = toy_store.path, **changes: Any) -> tuple[Ablation, list[str]]:
         messages = Messages()
         options = {"seeds": 1, "output": tmp_path / "table", **QUICK, **changes}
-        return ablate(store, **options, reporter=messages), messages.texts
+        return ablate_captions(store, **options, reporter=messages), messages.texts
 
     return run
 

@@ -221,7 +221,7 @@ def test_the_command_of_a_table_has_all_that_it_depends_on(table: Table, toy_sto
     )
     assert (
         result.command
-        == f"c3 ablate --store {toy_store.path} {options} --device cpu --precision fp32"
+        == f"c3 ablate-captions --store {toy_store.path} {options} --device cpu --precision fp32"
     )
     assert any("checkpoints are chosen on" in text for text in messages)
 

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from c3tools import ablate, ablate_images
+from c3tools import ablate_captions, ablate_images
 from c3tools.ablation.methods import IMAGE_METHODS
 from c3tools.ablation.table import Ablation
 from c3tools.encoders import Encoder
@@ -117,5 +117,7 @@ def test_generators_are_trained_at_a_time(
 
 
 def test_tables_of_captions_and_of_images_are_in_folders_of_their_own() -> None:
-    defaults = {signature(verb).parameters["output"].default for verb in (ablate, ablate_images)}
+    defaults = {
+        signature(verb).parameters["output"].default for verb in (ablate_captions, ablate_images)
+    }
     assert len(defaults) == 2

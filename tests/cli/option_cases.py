@@ -83,7 +83,9 @@ class Argument:
     line: str | None = None
 
 
-ABLATE = "ablate --methods C3 --seeds 1 --epochs 1 --size tiny --precision fp32 --sigma 0.1"
+ABLATE = (
+    "ablate-captions --methods C3 --seeds 1 --epochs 1 --size tiny --precision fp32 --sigma 0.1"
+)
 ABLATE_IMAGES = (
     "ablate-images --store photos-store --methods C3 --seeds 1 --steps 2 --size tiny "
     "--sigma 0.1 --precision fp32"
@@ -91,7 +93,7 @@ ABLATE_IMAGES = (
 CAPTION = "caption --embeddings c3-store --decoder c3-decoder"
 CAPTION_PHOTOS = "caption few --decoder c3-mini --beams 1"
 EMBED = "embed few --workers 0 --model local-dir:tiny --backend torch --precision fp32 --store s"
-EVALUATE = "evaluate --decoder c3-decoder --metrics ROUGE-L --resamples 9"
+EVALUATE = "evaluate-captions --decoder c3-decoder --metrics ROUGE-L --resamples 9"
 GENERATE = "generate --generator c3-generator --sampling-steps 1"
 HEADS = "connect heads --dim 8 --hidden 8 --batch-size 40 --epochs 1 --precision fp32 -o new"
 INIT_GAP = "simulate init-gap photos --model local-dir:tiny --seeds 1"
@@ -129,9 +131,9 @@ LINES = {
     "caption": CAPTION,
     "train-generator": TRAIN_GENERATOR,
     "generate": f"{GENERATE} --embeddings ten.npy",
-    "evaluate": EVALUATE,
+    "evaluate-captions": EVALUATE,
     "evaluate-images": "evaluate-images c3-images --store photos-store",
-    "ablate": f"{ABLATE} --metrics ROUGE-L",
+    "ablate-captions": f"{ABLATE} --metrics ROUGE-L",
     "ablate-images": ABLATE_IMAGES,
     "search": "search --key image01",
     "merge": "merge c3-store other --prefix -o new",
@@ -254,8 +256,8 @@ CASES = {
     "connect full augment": Case(),
     # stores
     "verify store": Case("incomplete"),
-    "verify repair": Case("", "verify damaged"),
-    "verify forget": Case("", "verify incomplete"),
+    "verify repair": Case("", "verify --store damaged"),
+    "verify forget": Case("", "verify --store incomplete"),
     "merge prefix": Case("", "merge images texts -o new"),
     "split fractions": Case("0.5,0.25,0.25"),
     "split file": Case("splits.jsonl"),
@@ -265,8 +267,8 @@ CASES = {
     "clusters modalities": Case("text"),
     "pairs split": Case("train"),
     "pairs modalities": Case("image,audio", "pairs --store three"),
-    "pairs drop": Case("0.1"),
-    "pairs least": Case("100"),
+    "pairs mark_worst": Case("0.1"),
+    "pairs mark_below": Case("100"),
     "duplicates cosine": Case("0.5"),
     "duplicates store": Case("updated-store"),
     "duplicates modality": Case("text", "duplicates --store updated-store"),
@@ -303,12 +305,12 @@ CASES = {
     "search vector": Case("one.npy", "search --vector second.npy"),
     "search key": Case("image02"),
     "search modality": Case("image", "search --vector one.npy"),
-    "search within": Case("text"),
+    "search only": Case("text"),
     "search split": Case("train"),
     "search separate": Case(),
     "search by": Case("row"),
     "search k": Case("3"),
-    "search nprobe": Case("1", "search --key image01 --index ivf --in text -k 50"),
+    "search nprobe": Case("1", "search --key image01 --index ivf --only text -k 50"),
     "search index": Case("texts-index"),
     # decoders
     "train-decoder preset": Case("c2-corrupt"),
@@ -330,7 +332,7 @@ CASES = {
     "train-decoder train_split": Case("all"),
     "caption embeddings": Case("other"),
     "caption modality": Case("text"),
-    "caption key": Case("text"),
+    "caption array": Case("text"),
     "caption decoder": Case("decoder2"),
     "caption txt": Case("", CAPTION_PHOTOS),
     "caption xmp": Case("", CAPTION_PHOTOS),
@@ -340,25 +342,27 @@ CASES = {
     "caption top_p": Case("0.9"),
     "caption temperature": Case("2", f"{CAPTION} --top-p 0.9"),
     "caption seed": Case("3", f"{CAPTION} --top-p 0.9"),
-    "evaluate captions": Case("captions.json", "evaluate --metrics ROUGE-L --resamples 9"),
-    "evaluate references": Case("references.jsonl"),
-    "evaluate against": Case("captions.json"),
-    "evaluate decoder": Case("decoder2"),
-    "evaluate metrics": Case("CIDEr"),
-    "evaluate resamples": Case("0"),
-    "evaluate beams": Case("1"),
-    "evaluate limit": Case("3"),
-    "evaluate length_penalty": Case("3"),
-    "evaluate top_p": Case("0.9"),
-    "evaluate temperature": Case("2", f"{EVALUATE} --top-p 0.9"),
-    "evaluate seed": Case("3", f"{EVALUATE} --top-p 0.9"),
-    "evaluate modality": Case("text", f"{EVALUATE} --references references-of-all.jsonl"),
-    "ablate methods": Case("C1"),
-    "ablate size": Case("small"),
-    "ablate set": Case("dropout=0.5"),
-    "ablate beams": Case("1"),
-    "ablate metrics": Case("CIDEr"),
-    "ablate test_store": Case("other"),
+    "evaluate-captions captions": Case(
+        "captions.json", "evaluate-captions --metrics ROUGE-L --resamples 9"
+    ),
+    "evaluate-captions references": Case("references.jsonl"),
+    "evaluate-captions against": Case("captions.json"),
+    "evaluate-captions decoder": Case("decoder2"),
+    "evaluate-captions metrics": Case("CIDEr"),
+    "evaluate-captions resamples": Case("0"),
+    "evaluate-captions beams": Case("1"),
+    "evaluate-captions limit": Case("3"),
+    "evaluate-captions length_penalty": Case("3"),
+    "evaluate-captions top_p": Case("0.9"),
+    "evaluate-captions temperature": Case("2", f"{EVALUATE} --top-p 0.9"),
+    "evaluate-captions seed": Case("3", f"{EVALUATE} --top-p 0.9"),
+    "evaluate-captions modality": Case("text", f"{EVALUATE} --references references-of-all.jsonl"),
+    "ablate-captions methods": Case("C1"),
+    "ablate-captions size": Case("small"),
+    "ablate-captions set": Case("dropout=0.5"),
+    "ablate-captions beams": Case("1"),
+    "ablate-captions metrics": Case("CIDEr"),
+    "ablate-captions test_store": Case("other"),
     # generators
     "train-generator preset": Case("c2-corrupt"),
     "train-generator size": Case("small"),
@@ -409,12 +413,10 @@ ARGUMENTS = {
     "connect full paths": Argument("photos", "more"),
     "means load file": Argument("two.safetensors", "m2.safetensors"),
     "means merge files": Argument("two.safetensors", "m2.safetensors"),
-    "gap-report path": Argument("", "other"),
     "caption paths": Argument("few", "photos", line=CAPTION_PHOTOS),
     "generate texts": Argument("dog", "cat", None, f"{GENERATE} dog"),
     "evaluate-images images": Argument("c3-images", "images2"),
     "search text": Argument("dog", "cat", None, "search dog --index mini-index"),
-    "verify path": Argument("", "incomplete"),
     "merge stores": Argument("other", "texts"),
     "models containing": Argument("", "RN50", None),
     "simulate init-gap paths": Argument("photos", "more"),
@@ -451,12 +453,14 @@ TESTED_BY = {
     "leave-out undo": (
         "tests/store/test_leave_out.py::test_undo_takes_all_rows_back_to_the_same_bytes"
     ),
-    "ablate list_all": "tests/cli/test_words.py::test_commands_say_what_they_made",
+    "ablate-captions list_all": "tests/cli/test_words.py::test_commands_say_what_they_made",
     "ablate-images list_all": "tests/cli/test_words.py::test_commands_say_what_they_made",
     "export list_all": "tests/cli/test_words.py::test_commands_say_what_they_made",
     "caption steer": "tests/captioning/test_baselines.py::test_methods_follow_their_formulas",
-    "evaluate steer": "tests/captioning/test_baselines.py::test_methods_follow_their_formulas",
-    "merge keep": (
+    "evaluate-captions steer": (
+        "tests/captioning/test_baselines.py::test_methods_follow_their_formulas"
+    ),
+    "merge keep_first": (
         "tests/store/test_merge_split.py"
         "::test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_differ"
     ),

@@ -93,7 +93,7 @@ def test_a_start_loads_little(
         ("export -f ", list(FORMATS)),
         ("embed --precision fp", ["fp32", "fp16"]),
         ("train-decoder --size p", ["paper"]),
-        ("ablate --size p", ["paper"]),
+        ("ablate-captions --size p", ["paper"]),
         ("ablate-images --size p", []),
     ],
 )
@@ -136,6 +136,7 @@ def test_letters_that_the_terminal_cannot_show_do_not_stop_a_command(
         "-c",
         "from c3tools.cli import main; main()",
         "verify",
+        "--store",
         f"{name}/1",
         "--json",
     ]

@@ -61,7 +61,7 @@ def test_embeddings_are_captioned_without_an_encoder(c3: C3) -> None:
     images = Store.open("c3-store").load("image").embeddings
     expected = trained_captioner().caption(embeddings=images)
     np.savez("two.npz", photos=images, others=unit_rows(3, 32))
-    for options in (("c3-store",), ("two.npz", "--key", "photos")):
+    for options in (("c3-store",), ("two.npz", "--array", "photos")):
         assert [
             row["caption"] for row in as_json(c3("caption", "--embeddings", *options, "--json"))
         ] == expected
@@ -72,8 +72,8 @@ def test_a_table_names_its_command(c3: C3, monkeypatch: pytest.MonkeyPatch) -> N
     pytest.importorskip("pycocoevalcap")
     monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: "it needs Java")
     words = (
-        "ablate --methods C1,C3 --size tiny --epochs 1 --precision fp32 --seeds 1 --sigma 0.1 "
-        "--json"
+        "ablate-captions --methods C1,C3 --size tiny --epochs 1 --precision fp32 --seeds 1 "
+        "--sigma 0.1 --json"
     )
     rows = as_json(c3(*words.split()))
     (command,) = re.findall(
@@ -188,7 +188,7 @@ def test_a_modality_of_which_every_input_failed_stops_no_command(c3: C3, tmp_pat
 @pytest.mark.usefixtures("here")
 def test_rows_are_left_out_listed_and_taken_back(c3: C3) -> None:
     images = Store.open("c3-store").load("image").keys
-    done(c3("pairs", "--drop", 0.5, "--html", "p.html", "--table", "pairs.parquet"))
+    done(c3("pairs", "--mark-worst", 0.5, "--html", "p.html", "--table", "pairs.parquet"))
     marked = done(c3("leave-out", "pairs.parquet")).stdout
     assert re.match(r"(\d+) rows are left out of c3-store, \1 of them new\.", marked)
     done(c3("leave-out", "--key", images[0], "--key", images[1], "--reason", "blurred"))

@@ -28,8 +28,8 @@ OTHERS = (
     "merge --prefix -o out c3-store other",
     "split -o out",
     f"connect lit photos --model local-dir:tiny {QUICK}",
-    f"ablate --size tiny --seeds 1 --methods C1 {QUICK}",
-    "demo --out out",
+    f"ablate-captions --size tiny --seeds 1 --methods C1 {QUICK}",
+    "demo --output out",
 )
 
 

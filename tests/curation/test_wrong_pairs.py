@@ -172,7 +172,7 @@ def test_nothing_is_marked_by_default(check: PairCheck) -> None:
 
 def test_a_fraction_of_the_train_pairs_is_marked(tmp_path: Path) -> None:
     splits = ["test" if number % 2 else "train" for number in range(IMAGES)]
-    check = check_pairs(paired_store(tmp_path / "s", exchanged=40, splits=splits), drop=0.05)
+    check = check_pairs(paired_store(tmp_path / "s", exchanged=40, splits=splits), mark_worst=0.05)
     marked = [pair for pair in check.pairs if pair.leave_out]
     assert len(marked) == 10  # of 200 train pairs
     assert all(int(pair.key.removeprefix("text")) % 2 == 0 for pair in marked)
@@ -180,7 +180,7 @@ def test_a_fraction_of_the_train_pairs_is_marked(tmp_path: Path) -> None:
 
 def test_train_pairs_below_a_z_are_marked(tmp_path: Path) -> None:
     splits = ["test" if number % 2 else "train" for number in range(IMAGES)]
-    check = check_pairs(paired_store(tmp_path / "s", exchanged=40, splits=splits), least=1.0)
+    check = check_pairs(paired_store(tmp_path / "s", exchanged=40, splits=splits), mark_below=1.0)
     for pair in check.pairs:
         is_train = int(pair.key.removeprefix("text")) % 2 == 0
         assert (pair.leave_out) == (is_train and pair.z < 1)
@@ -204,7 +204,7 @@ def test_the_table_has_a_row_a_pair(check: PairCheck, tmp_path: Path) -> None:
 
 
 def test_the_table_has_the_reasons_of_marked_pairs(tmp_path: Path) -> None:
-    check = check_pairs(paired_store(tmp_path / "s", exchanged=40), drop=0.1)
+    check = check_pairs(paired_store(tmp_path / "s", exchanged=40), mark_worst=0.1)
     rows = pq.read_table(check.save_table(tmp_path / "pairs.parquet")).to_pylist()
     for row in rows:
         is_marked = row["leave_out"]
@@ -231,8 +231,10 @@ def test_rows_that_do_not_belong_together_are_no_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 5])
 def test_a_fraction_that_is_none_is_refused(tmp_path: Path, fraction: float) -> None:
-    with pytest.raises(C3Error, match=r"--drop is a fraction|drop must be between 0 and 1"):
-        check_pairs(paired_store(tmp_path / "s"), drop=fraction)
+    with pytest.raises(
+        C3Error, match=r"--mark-worst is a fraction|mark_worst must be between 0 and 1"
+    ):
+        check_pairs(paired_store(tmp_path / "s"), mark_worst=fraction)
 
 
 def test_the_page_shows_the_pairs_that_fit_least(check: PairCheck, tmp_path: Path) -> None:

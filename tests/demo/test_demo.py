@@ -132,7 +132,7 @@ def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_first_captions_are_there_when_the_training_is_interrupted(
     c3: C3, few_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("c3tools.demo.demo.ablate", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("c3tools.demo.demo.ablate_captions", Mock(side_effect=KeyboardInterrupt))
     result = c3("demo")
     # the page is named before the training, and beside what is kept
     assert (result.exit_code, result.stderr.count("c3-demo/captions.html")) == (130, 2)

@@ -304,7 +304,7 @@ def test_hits_have_them(modality: str) -> None:
     store = run()
     build_index("s", output="i", preset="c1")
     key = "green" if modality == "image" else "green#1"
-    (result,) = Index.open("i").search(key=key, within=modality, k=1)
+    (result,) = Index.open("i").search(key=key, only=modality, k=1)
     (hit,) = result.hits
     assert (hit.key, hit.columns) == (key, KEPT["green"])
     assert hit.to_dict()["columns"] == KEPT["green"]

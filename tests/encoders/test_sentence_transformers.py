@@ -144,7 +144,7 @@ def assert_close(rows: Rows, expected: Any) -> None:
 
 def works(c3: C3, kind: str, store: Path) -> None:
     """The commands on a store of ``kind`` and text, in an empty folder."""
-    report = as_json(c3("gap-report", store, "--json"))
+    report = as_json(c3("gap-report", "--store", store, "--json"))
     assert ({*report["modalities"]}, report["pairs"]["n"] > 0) == ({kind, "text"}, True)
     done(c3("index", "--store", store))
     caption = Store.open(store).load("text").captions[0]
@@ -215,13 +215,13 @@ def test_sounds_and_their_captions(models: Path, sounds: Path, c3: C3) -> None:
     # cut at the same random place
     assert contents(store.path) == contents(embed(sounds, "again", model=model).path)
     works(c3, "audio", store.path)
-    done(c3("evaluate", "--store", store.path, "--split", "all"))
+    done(c3("evaluate-captions", "--store", store.path, "--split", "all"))
     paths = rows.column("path")
     captions = as_json(c3("caption", *paths, "--html", "captions.html", "--json"))
     assert [each["key"] for each in captions] == rows.keys
     assert Path("captions.html").read_text().count("<audio ") == len(rows)
     hits = as_json(
-        c3("search", "--audio", paths[3], "--in", "audio", "--html", "hits.html", "--json")
+        c3("search", "--audio", paths[3], "--only", "audio", "--html", "hits.html", "--json")
     )
     assert hits[0]["hits"][0]["key"] == "tone3"
     assert 'src="file://' in Path("hits.html").read_text()

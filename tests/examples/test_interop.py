@@ -234,6 +234,6 @@ def test_clip_retrieval_finds_what_c3_search_does(tmp_path: Path) -> None:
     script = EXAMPLES / "interop/clip_retrieval_search.py"
     printed = run("python", script, tmp_path / "index", tmp_path / "queries.npy")
     index = build_index(store, output=tmp_path / "c3-index", preset="c1")
-    results = index.search(vector=queries, within="image", k=10)
+    results = index.search(vector=queries, only="image", k=10)
     expected = [[hit.key for hit in result.hits] for result in results]
     assert [json.loads(line) for line in printed.splitlines()] == expected

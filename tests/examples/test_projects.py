@@ -129,7 +129,7 @@ def test_an_installed_encoder_embeds_and_searches(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(rows.embeddings, axis=1), 1, atol=1e-6)
     assert rows.embeddings.argmax(axis=1).tolist() == [1, 2, 4]
     c3("index")
-    found = json.loads(c3("search", "something blue", "--in", "image", "-k", "1", "--json"))
+    found = json.loads(c3("search", "something blue", "--only", "image", "-k", "1", "--json"))
     assert found[0]["hits"][0]["key"] == "blue"
     assert "colours:…" in c3("models", "c3-mini")
 

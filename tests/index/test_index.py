@@ -85,7 +85,7 @@ def test_every_kind_of_index_in_parts(store: Store, tmp_path: Path) -> None:
         assert (report["nprobe"] in (1, 2, 4)) == ("IVF" in factory)
         lists = [
             {hit.row for hit in hits}
-            for hits in index.rank(store.load("image").embeddings, "image", within="text", by="row")
+            for hits in index.rank(store.load("image").embeddings, "image", only="text", by="row")
         ]
         recall = np.mean(
             [len(rows & {*best}) / 10 for rows, best in zip(lists, exact, strict=True)]
@@ -246,19 +246,19 @@ def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: In
 def test_queries_by_number_and_by_key(store: Store, index: Index) -> None:
     vectors = store.load("image").embeddings[:3]
     several = index.search(
-        vector=vectors, modality="image", within="text", split="test", by="row", k=2
+        vector=vectors, modality="image", only="text", split="test", by="row", k=2
     )
     found = [
         (result.query, [(hit.modality, hit.split) for hit in result.hits]) for result in several
     ]
     assert found == [(f"vector row {row}", [("text", "test")] * 2) for row in range(3)]
-    (one,) = index.search(key="img080#1", within="text", k=1)
+    (one,) = index.search(key="img080#1", only="text", k=1)
     assert (one.query, one.hits[0].key, one.hits[0].caption) == (
         "img080#1",
         "img080#1",
         "caption 1 of image 80",
     )
-    (one,) = index.search(key="img004", within="image", by="row", k=1)
+    (one,) = index.search(key="img004", only="image", by="row", k=1)
     (hit,) = one.hits
     assert hit == Hit(hit.score, hit.cosine, 4, "img004", "image", path="img004.jpg", split="train")
     assert "<td>img004</td>" in one._repr_html_()
@@ -349,8 +349,8 @@ def test_new_shards_are_added(own: Store, tmp_path: Path, factory: str) -> None:
     queries = Store.open(own.path).load("image").embeddings[-30:]
     for name in ("image", "text"):
         all_lists = None if factory == "auto" else 4
-        nearest = opened.rank(queries, "image", 1, within=name, nprobe=all_lists)
-        expected = whole.rank(queries, "image", 1, within=name)
+        nearest = opened.rank(queries, "image", 1, only=name, nprobe=all_lists)
+        expected = whole.rank(queries, "image", 1, only=name)
         assert [hits[0].key for hits in nearest] == [hits[0].key for hits in expected]
 
 
@@ -449,10 +449,10 @@ def test_queries_of_an_exports_index_go_through_its_pipeline(
     raw = build_index(own, output=tmp_path / "raw", preset=preset)
     query = own.load("image").embeddings[4:5]
     for modality in ("image", "text"):
-        (hits,) = index.rank(query, "image", within=modality)
-        (expected,) = raw.rank(query, "image", within=modality)
+        (hits,) = index.rank(query, "image", only=modality)
+        (expected,) = raw.rank(query, "image", only=modality)
         # A row of the export has gone through the pipeline already
-        (result,) = index.search(key="img004", within=modality)
+        (result,) = index.search(key="img004", only=modality)
         for found in (hits, result.hits):
             assert [hit.key for hit in found] == [hit.key for hit in expected]
             assert_close([hit.cosine for hit in found], [hit.cosine for hit in expected], 1e-5)

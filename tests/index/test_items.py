@@ -52,12 +52,10 @@ def folded(rows: list[Hit]) -> list[list[str]]:
     return list(items.values())
 
 
-@pytest.mark.parametrize("within", [None, "image", "text"])
+@pytest.mark.parametrize("only", [None, "image", "text"])
 @pytest.mark.parametrize("split", [None, "test"])
-def test_a_hit_is_an_item_with_its_rows(
-    index: Index, within: str | None, split: str | None
-) -> None:
-    options: dict[str, Any] = {"within": within, "split": split}
+def test_a_hit_is_an_item_with_its_rows(index: Index, only: str | None, split: str | None) -> None:
+    options: dict[str, Any] = {"only": only, "split": split}
     if index.record["nprobe"]:
         options["nprobe"] = 4  # all lists, so that both searches see every row
     for query in unit_rows(5, 16, 2):

@@ -81,7 +81,7 @@ def test_a_photo_finds_what_the_index_finds(client: Any, index: Index) -> None:
 
 @pytest.mark.parametrize("modality", ["text", "image"])
 def test_a_search_in_a_modality_finds_only_its_rows(client: Any, modality: str) -> None:
-    hits = client.get(f"/search?q=x&k=50&in={modality}").json()["hits"]
+    hits = client.get(f"/search?q=x&k=50&only={modality}").json()["hits"]
     assert {hit["modality"] for hit in hits} == {modality}
 
 

@@ -278,7 +278,7 @@ def test_a_merge_carries_no_mark_of_a_row_that_it_does_not_take(
 ) -> None:
     rows = Rows.of("image", ["img0"], unit_rows(1, DIM, 7), split=["train"])
     other = build_store(tmp_path / "other", rows)
-    c3tools.merge_stores([other.path, smaller.path], output=tmp_path / "both", keep="first")
+    c3tools.merge_stores([other.path, smaller.path], output=tmp_path / "both", keep_first=True)
     assert keys_left_out(tmp_path / "both") == ["img1#0"]
 
 

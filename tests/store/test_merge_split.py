@@ -56,7 +56,7 @@ def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) ->
     # whose inputs all failed
     add_shard(two.path, two.info, "image", 1, np.empty((0, DIM)), {"key": []})
     StoreWriter(two.path).finish()
-    report = merge_stores([one.path, two.path], output=tmp_path / "m", keep="first")
+    report = merge_stores([one.path, two.path], output=tmp_path / "m", keep_first=True)
     assert {name: sum(n.values()) for name, n in report.rows.items()} == {"image": 30, "text": 60}
     merged = Store.open(tmp_path / "m")
     for part in (0, 1, 2):  # what does not change is written with the same bytes
@@ -74,7 +74,7 @@ def test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_diff
     one = build_store(tmp_path / "one", images("ab", "val"), texts("a", "val")).path
     two = build_store(tmp_path / "two", images("b"), texts("abbc")).path
     (tmp_path / "m").mkdir()
-    merge_stores([one, two], output=tmp_path / "m", keep="first")
+    merge_stores([one, two], output=tmp_path / "m", keep_first=True)
     assert splits_of(tmp_path / "m") == {
         **dict.fromkeys(("a", "b", "a#0", "b#0", "b#1"), "val"),
         "c#0": "train",
@@ -94,7 +94,7 @@ def test_the_same_merge_or_split_again_does_nothing_and_says_so(tmp_path: Path) 
     two = build_store(tmp_path / "two", images("b"), texts("abbc")).path
     table = tmp_path / "splits.jsonl"
     table.write_text('{"file_name": "a.jpg", "split": "test"}\n')
-    merge = partial(merge_stores, [one, two], output=tmp_path / "m", keep="first")
+    merge = partial(merge_stores, [one, two], output=tmp_path / "m", keep_first=True)
     split = partial(split_store, one, output=tmp_path / "s", file=table)
     for run in (merge, split):
         first, before = run(), contents(tmp_path)

@@ -170,7 +170,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_lost_description_is_not_a_lost_store(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "s")
     (store.path / "store.json").unlink()
-    with pytest.raises(StoreError, match=r"no store\.json.\n.*c3 verify \S+ --repair"):
+    with pytest.raises(StoreError, match=r"no store\.json.\n.*c3 verify --store \S+ --repair"):
         Store.open(store.path)
 
 

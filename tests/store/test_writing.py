@@ -91,7 +91,9 @@ def prepare(folder: Path, command: str) -> Callable[[], object]:
         return lambda: embed(folder, update=True, prune=True)
     if command == "merge":
         shutil.copytree(folder / "s", folder / "t")
-        return lambda: merge_stores([folder / "s", folder / "t"], output=folder / "m", keep="first")
+        return lambda: merge_stores(
+            [folder / "s", folder / "t"], output=folder / "m", keep_first=True
+        )
     (folder / "s" / "moments.safetensors").unlink()
     return lambda: verify_store(folder / "s", repair=True)
 

@@ -48,7 +48,7 @@ READERS: dict[str, Callable[[Store, Path], object]] = {
     "index": lambda store, output: build_index(store, output=output),
     "split": lambda store, output: split_store(store.path, output=output),
     "merge": lambda store, output: merge_stores(
-        [whole_store(output.with_name("other")).path, store.path], output=output, keep="first"
+        [whole_store(output.with_name("other")).path, store.path], output=output, keep_first=True
     ),
 }
 
