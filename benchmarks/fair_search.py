@@ -14,31 +14,33 @@ The forms that are compared, registered before any result. e is a unit row or qu
 mu) the same centred by the mean of its own kind; mu and S are mean and covariance over train rows
 of kind m.
 
-    raw             e.e'
-    centred         c.c'
-    rrf             1 / (60 + rank within its kind)
-    min-max         (s - s_10) / (s_1 - s_10) within its kind, s = c.c'
-    dbsf            (s - m + 3 d) / (6 d), m and d mean and deviation of the first ten of its kind:
-                    the distribution-based score fusion of Qdrant and Haystack, s = c.c'
-    other first     all rows of the other kind than the query, then those of its own, by c.c'
-    pseudo-positive (s - a_m) / b_m, a and b mean and deviation of the best score of train queries
-                    (2511.22141)
-    A               (c.c' - c.mu) / sqrt(c' S c), mu and S of centred rows
-    A, moments      c.c' / sqrt(c' S c / tr S), S of plain rows: what A is if centred rows have all
-                    the same norm
-    B               e.(e' - mu) / sqrt(e' S e)
-    C               (e - mu).(e' - mu) / sqrt(tr S_m)
-    C, unit         c.c' / sqrt(tr(S_q S_m) / tr S_q / tr S_m): the preset fair
-    Platt           logistic(a_m s + b_m), from train pairs
-    known           the rows of the right kind alone
-    NNN             A, moments less alpha times the mean of a row's k best such scores with train
-                    queries (2410.24114); alpha and k are chosen on val
+    cosine                      e.e'
+    Collapse                    c.c'
+    rank fusion                 1 / (60 + rank within its kind): reciprocal rank fusion
+    min-max fusion              (s - s_10) / (s_1 - s_10) within its kind, s = c.c'
+    score fusion                (s - m + 3 d) / (6 d), m and d mean and deviation of the first ten
+                                of its kind: the distribution-based score fusion of Qdrant and
+                                Haystack, s = c.c'
+    other kind first            all rows of the other kind than the query, then those of its own, by
+                                c.c'
+    pseudo-positive             (s - a_m) / b_m, a and b mean and deviation of the best score of
+                                train queries (2511.22141)
+    calibrated                  c.c' / sqrt(c' S c / tr S), S of plain rows: the next one if centred
+                                rows have all the same norm
+    calibrated, centred rows    (c.c' - c.mu) / sqrt(c' S c), mu and S of centred rows
+    calibrated, uncentred       e.(e' - mu) / sqrt(e' S e)
+    fair, any length            (e - mu).(e' - mu) / sqrt(tr S_m)
+    fair                        c.c' / sqrt(tr(S_q S_m) / tr S_q / tr S_m): the preset
+    Platt                       logistic(a_m s + b_m), from train pairs
+    known kind                  the rows of the right kind alone
+    NNN                         calibrated, less alpha times the mean of a row's k best such scores
+                                with train queries (2410.24114); alpha and k are chosen on val
 
-Where the right row is always of the other kind, "other first" beats every form without comparing
-anything, so such cells measure, and choose nothing. The rule of choice, written before it was run:
-the highest mean over the cells in which half of the right rows are of each kind, Flickr8k val and
-the set of ViT-B/32, between A, its moments form and B. The rule before was the mean over all cells
-of Flickr8k val. Takes about five minutes on 2 cores.
+Where the right row is always of the other kind, "other kind first" beats every form without
+comparing anything, so such cells measure, and choose nothing. The rule of choice, written before it
+was run: the highest mean over the cells in which half of the right rows are of each kind, Flickr8k
+val and the set of ViT-B/32, between the three calibrated forms. The rule before was the mean over
+all cells of Flickr8k val. Takes about five minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -126,8 +128,10 @@ def calibrated(make: Callable[[Train], Calibration]) -> Callable[..., Scores]:
 SHIPPED = calibrated(lambda train: Calibration.fit(train.plain))
 
 
-def score_c(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
-    """Return C: centred rows over the root of their mean variance in the directions of queries."""
+def score_fair_of_any_length(
+    train: Train, kind: str, queries: Array, rows: Mapping[str, Array]
+) -> Scores:
+    """Return centred rows over the root of their mean variance in the directions of queries."""
     q = queries - train.plain[kind].mean
     spread = train.plain[kind].covariance
     return {
@@ -138,8 +142,8 @@ def score_c(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) 
     }
 
 
-def score_c_unit(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
-    """Return C with rows of norm 1 after centring, as the preset has it."""
+def score_fair(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+    """Return the same with rows of norm 1 after centring, as the preset has it."""
     fair = preset("fair", train_on=kind).fit(train.plain)
     q = fair.transform(queries, modality=kind)
     return {
@@ -174,8 +178,8 @@ def score_platt(train: Train, kind: str, queries: Array, rows: Mapping[str, Arra
 
 
 def with_hubs(alpha: float, k: int, base: Callable[..., Scores] = SHIPPED) -> Callable[..., Scores]:
-    """Return A less a bias of each row: the mean of its k best scores with train queries of the
-    kind.
+    """Return calibrated scores less a bias of each row: the mean of its k best scores with train
+    queries of the kind.
     """
 
     def score(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
@@ -187,20 +191,24 @@ def with_hubs(alpha: float, k: int, base: Callable[..., Scores] = SHIPPED) -> Ca
 
 
 METHODS: dict[str, Callable[..., Scores]] = {
-    "raw": lambda train, kind, queries, rows: {own: queries @ x.T for own, x in rows.items()},
-    "centred": cosines,
-    "rrf": cosines,
-    "min-max": cosines,
-    "dbsf": cosines,
-    "other first": cosines,
+    "cosine": lambda train, kind, queries, rows: {own: queries @ x.T for own, x in rows.items()},
+    "Collapse": cosines,
+    "rank fusion": cosines,
+    "min-max fusion": cosines,
+    "score fusion": cosines,
+    "other kind first": cosines,
     "pseudo-positive": score_pseudo,
-    "A": calibrated(lambda train: Calibration(train.centred, preset("gr-clip").fit(train.plain))),
-    "A, moments": SHIPPED,
-    "B": calibrated(lambda train: Calibration.fit(train.plain, pipeline=preset("c1"))),
-    "C": score_c,
-    "C, unit": score_c_unit,
+    "calibrated": SHIPPED,
+    "calibrated, centred rows": calibrated(
+        lambda train: Calibration(train.centred, preset("gr-clip").fit(train.plain))
+    ),
+    "calibrated, uncentred": calibrated(
+        lambda train: Calibration.fit(train.plain, pipeline=preset("c1"))
+    ),
+    "fair, any length": score_fair_of_any_length,
+    "fair": score_fair,
     "Platt": score_platt,
-    "known": cosines,
+    "known kind": cosines,
 }
 NNN = (0.5, 10)  # alpha and k
 
@@ -215,17 +223,17 @@ def merged(method: str, scores: Array, photo: Mask, asked: str) -> Array:
         photo: which rows are photos, bool (n,).
         asked: the kind of the queries.
     """
-    if method not in ("rrf", "min-max", "dbsf", "other first"):
+    if method not in ("rank fusion", "min-max fusion", "score fusion", "other kind first"):
         return scores
     result = np.empty_like(scores)
     for mask, kind in ((photo, "image"), (~photo, "text")):
         own = scores[:, mask]
         best = -np.sort(-own, axis=1)[:, :10]
-        if method == "rrf":
+        if method == "rank fusion":
             result[:, mask] = 1 / (61 + np.argsort(np.argsort(-own, axis=1), axis=1))
-        elif method == "min-max":
+        elif method == "min-max fusion":
             result[:, mask] = (own - best[:, -1:]) / (best[:, :1] - best[:, -1:])
-        elif method == "dbsf":
+        elif method == "score fusion":
             mean = best.mean(axis=1, keepdims=True)
             deviation = best.std(axis=1, ddof=1, keepdims=True)
             result[:, mask] = (own - mean + 3 * deviation) / (6 * deviation)
@@ -263,7 +271,7 @@ def per_item(method: str, scores: Scores, task: Task, share: float) -> Array:
         s = np.where(photo, scores["image"], scores["text"])
         s = merged(method, s, photo, task.kind)
         right = s[columns, task.items][:, None]
-        rivals = (photo == photo[task.items][:, None]) if method == "known" else True
+        rivals = (photo == photo[task.items][:, None]) if method == "known kind" else True
         better, equal = (((s > right) & rivals).sum(axis=1), ((s == right) & rivals).sum(axis=1))
         asked = (
             photo[task.items] == (task.kind == "text")
@@ -302,43 +310,83 @@ def measure(
 
 
 def shown(values: Array, *, sign: bool = False) -> str:
-    """Return mean and interval."""
+    """Return mean ± the wider side of its 95 % interval."""
     values = values[~np.isnan(values)]
     if not len(values):
         return "–"
+    mean = values.mean()
     low, high = mean_interval(values) or (np.nan, np.nan)
-    return f"{values.mean():{'+' if sign else ''}.1f} [{low:.1f}, {high:.1f}]"
+    return f"{mean:{'+' if sign else ''}.1f} ± {max(mean - low, high - mean):.1f}"
 
 
-def report(
-    name: str, parts: Sequence[tuple[Train, Sequence[Task]]], extra: Mapping[str, Any]
-) -> None:
-    """Print the table of one set, and the differences of the shipped form from centring."""
-    found = {method: measure(parts, method) for method in METHODS}
-    found |= {method: measure(parts, method, score) for method, score in extra.items()}
-    cells = list(found["raw"])
-    print(f"\n{name}\n")
-    headings = [f"{kind} queries, {share:.0%} photos" for kind, share in cells]
-    rows = [[method, *(shown(values[cell]) for cell in cells)] for method, values in found.items()]
+@dataclass
+class Found:
+    """What the methods find in one set: NDCG@10 of its items by cell, and the places of the other
+    kind among the first ten by kind of query, where half of the rows are of each kind.
+    """
+
+    scores: dict[str, dict[Cell, Array]]
+    places: dict[str, dict[str, float]]
+
+
+DIFFERENCES = {
+    "calibrated − Collapse": ("calibrated", "Collapse"),
+    "calibrated, uncentred − calibrated": ("calibrated, uncentred", "calibrated"),
+    "NNN − calibrated": ("NNN", "calibrated"),
+}
+
+
+def compare(parts: Sequence[tuple[Train, Sequence[Task]]], extra: Mapping[str, Any]) -> Found:
+    """Measure all methods, and the extra ones, on one set."""
+    scores = {method: measure(parts, method) for method in METHODS}
+    scores |= {method: measure(parts, method, score) for method, score in extra.items()}
+    places: dict[str, dict[str, float]] = {}
     train, tasks = parts[0]
-    for task in tasks:
-        headings.append(f"{task.kind} queries: of ten, of the other kind")
-        for row in rows:
-            if row[0] in METHODS and row[0] != "known":
-                scores = METHODS[row[0]](train, task.kind, task.queries, task.rows)
-                has_both = len(scores) == 2
-                row.append(f"{places_of_other_kind(row[0], scores, task):.1f}" if has_both else "–")
-            else:
-                row.append("–")
-    for label, one, other in (
-        ("shipped - centred", "A, moments", "centred"),
-        ("B - shipped", "B", "A, moments"),
-        ("NNN - shipped", "NNN", "A, moments"),
-    ):
-        if one in found:
-            differences = [found[one][cell] - found[other][cell] for cell in cells]
-            empty = ["–"] * len(tasks)
-            rows.append([label, *(shown(values, sign=True) for values in differences), *empty])
+    for method in [name for name in METHODS if name != "known kind"]:
+        for task in tasks:
+            found = METHODS[method](train, task.kind, task.queries, task.rows)
+            if len(found) == 2:
+                of_kind = places.setdefault(method, {})
+                of_kind[task.kind] = places_of_other_kind(method, found, task)
+    return Found(scores, places)
+
+
+def report(sets: Mapping[str, Found]) -> None:
+    """Print the tables of several sets: where half of the rows are photos, with the differences
+    between methods; other shares of photos; places of the other kind.
+    """
+    for shares in ((0.5,), tuple(share for share in SHARES if share != 0.5)):
+        columns = [
+            (name, cell)
+            for name, found in sets.items()
+            for cell in found.scores["cosine"]
+            if cell[1] in shares
+        ]
+        headings = [f"{name}, {kind}, {share:.0%}" for name, (kind, share) in columns]
+        methods = next(iter(sets.values())).scores
+        rows = [
+            [method, *(shown(sets[name].scores[method][cell]) for name, cell in columns)]
+            for method in methods
+        ]
+        for label, (one, other) in DIFFERENCES.items():
+            cells = [
+                shown(sets[name].scores[one][cell] - sets[name].scores[other][cell], sign=True)
+                for name, cell in columns
+            ]
+            rows.append([label, *cells])
+        print("\nNDCG@10 by set, kind of query and share of photos\n")
+        print_table(["method", *headings], rows)
+    print("\nPlaces of the other kind among the first ten, where half of the rows are photos\n")
+    headings = [f"{name}, {kind}" for name in sets for kind in ("text", "image")]
+    rows = []
+    for method in next(iter(sets.values())).places:
+        found = [sets[name].places.get(method, {}) for name in sets]
+        cells = [
+            f"{places[kind]:.1f}" if kind in places else "–"
+            for places in found
+            for kind in ("text", "image")
+        ]
+        rows.append([method, *cells])
     print_table(["method", *headings], rows)
 
 
@@ -446,7 +494,7 @@ def clip_sets(folder: Path) -> dict[str, list[tuple[Train, list[Task]]]]:
     return found
 
 
-CANDIDATES = ("A", "A, moments", "B")
+CANDIDATES = ("calibrated", "calibrated, centred rows", "calibrated, uncentred")
 
 
 def report_choice(sets: Mapping[str, Sequence[tuple[Train, Sequence[Task]]]]) -> None:
@@ -480,10 +528,10 @@ def has_both_answers(parts: Sequence[tuple[Train, Sequence[Task]]], kind: str) -
 def report_moments(
     train: Train, tasks: Sequence[Task], others: Mapping[str, Mapping[str, Moments]]
 ) -> None:
-    """Print what the shipped form gains over centring by all train rows, with moments of few rows
+    """Print what calibrated scores gain over Collapse by all train rows, with moments of few rows
     or another corpus.
     """
-    usual, sources = measure([(train, tasks)], "centred"), dict(others)
+    usual, sources = measure([(train, tasks)], "Collapse"), dict(others)
     for n in (20, 50, 200, 1000, 6000):
         rng = generator(0, "few rows", n)
         sources[f"{n:,} train rows of each kind"] = {
@@ -493,9 +541,9 @@ def report_moments(
     rows = []
     for name, moments in sources.items():
         train.plain = dict(moments)
-        found = measure([(train, tasks)], "A, moments")
+        found = measure([(train, tasks)], "calibrated")
         rows.append([name, *(shown(found[cell] - usual[cell], sign=True) for cell in usual)])
-    print("\nShipped form less centring, by the rows that its moments are from\n")
+    print("\nCalibrated − Collapse, by the rows that the moments of the former are from\n")
     print_table(
         ["moments from", *(f"{kind} queries, {share:.0%} photos" for kind, share in usual)], rows
     )
@@ -527,12 +575,14 @@ def main() -> None:
         else [NNN]
     )
     extra = {("NNN" if choice == NNN else f"NNN {choice}"): with_hubs(*choice) for choice in grid}
-    report(f"Flickr8k {split}, c3-mini", parts, extra)
+    sets = {f"Flickr8k {split}, c3-mini": compare(parts, extra)}
     if arguments.val:
+        report(sets)
         report_choice({f"Flickr8k {split}": parts, **clip_sets(arguments.clip)})
         return
     for name, halves in clip_sets(arguments.clip).items():
-        report(name, halves, {"NNN": with_hubs(*NNN)})
+        sets[name] = compare(halves, extra)
+    report(sets)
     others = {"c3-mini's training data": load_moments(C3_MINI_MOMENTS)[0]}
     if arguments.coco:
         coco, encoder = Path(f"{arguments.store}-coco"), load_encoder("c3-mini")

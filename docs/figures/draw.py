@@ -24,7 +24,6 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image, ImageOps
 
 import c3tools
-from c3tools.ablation.methods import ABLATION
 from c3tools.assets.paths import C3_MINI_MOMENTS, PHOTOS
 from c3tools.corpus.splits import splits_by_hash
 from c3tools.moments import load_moments
@@ -322,25 +321,6 @@ def draw_sigma(store: Store) -> None:
     save_figure(figure, HERE / "sigma.svg")
 
 
-@styled
-def draw_captions() -> None:
-    """Draw CIDEr by method from the table of results/captions.md."""
-    page = (HERE.parent / "results" / "captions.md").read_text("utf-8")
-    page = page[page.index("## Flickr8k") : page.index("## Another domain")]
-    rows = re.findall(
-        r"^\| ([\w-]+)[^|]* \| ([\d.]+)(?: ± [\d.]+)? \| ([\d.]+) to ([\d.]+) \| \d",
-        page,
-        re.MULTILINE,
-    )
-    names, values = [row[0] for row in rows], np.array([row[1:] for row in rows], dtype=np.float64)
-    means, low, high = values.T
-    figure, axes = new_figure(6.4, 3.6)
-    colours = [palette.FIRST if name in ABLATION else palette.MUTED for name in names]
-    axes.barh(names, means, 0.7, color=colours, xerr=[means - low, high - means])
-    axes.set(title="CIDEr on Flickr8k with 95 % intervals, 5 beams", xlabel="%")
-    save_figure(figure, HERE.parent / "results" / "flickr8k-captions.svg")
-
-
 def unit(rows: Rows) -> Rows:
     """Return the rows at length 1."""
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
@@ -364,7 +344,6 @@ def main() -> None:
         draw_moments()
         draw_splits(pairs)
         draw_sigma(store)
-    draw_captions()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""Draw the figures of the results from the tables of their pages.
+
+    python docs/figures/results.py
+
+It takes a few seconds, needs no data, and writes the SVG files beside the pages.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from c3tools.ablation.methods import ABLATION
+from c3tools.pages import new_figure, palette, save_figure, styled
+
+RESULTS = Path(__file__).parents[1] / "results"
+COLOURS = (palette.MUTED, palette.FIRST, palette.SECOND)
+
+
+def table_of(page: str, heading: str) -> dict[str, list[str]]:
+    """Return the cells of each row by its first cell, of the table of a page whose header begins
+    with this heading.
+    """
+    text = (RESULTS / page).read_text("utf-8")
+    lines = text[text.index(f"\n| {heading} |") + 1 :].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip(" *`") for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return {first: cells for first, *cells in rows}
+
+
+def numbers(cell: str) -> list[float]:
+    """Return the numbers of a cell."""
+    return [float(number) for number in re.findall(r"[-+]?\d*\.?\d+", cell.replace("−", "-"))]
+
+
+def grouped_bars(axes: Axes, groups: list[str], bars: dict[str, list[tuple[float, float]]]) -> None:
+    """Draw bars side by side in each group: (height, half of the error bar) by label."""
+    width = 0.8 / len(bars)
+    for number, (label, values) in enumerate(bars.items()):
+        places = np.arange(len(groups)) + (number - (len(bars) - 1) / 2) * width
+        heights, errors = zip(*values, strict=True)
+        axes.bar(
+            places,
+            heights,
+            0.92 * width,
+            yerr=errors,
+            color=COLOURS[number],
+            label=label,
+            error_kw={"ecolor": palette.INK, "elinewidth": 0.9},
+        )
+    axes.set_xticks(range(len(groups)), groups)
+
+
+@styled
+def draw_captions() -> None:
+    """Draw CIDEr by method."""
+    page = (RESULTS / "captions.md").read_text("utf-8")
+    page = page[page.index("## Flickr8k") : page.index("## Another domain")]
+    rows = re.findall(
+        r"^\| ([\w-]+)[^|]* \| ([\d.]+)(?: ± [\d.]+)? \| ([\d.]+) to ([\d.]+) \| \d",
+        page,
+        re.MULTILINE,
+    )
+    names, values = [row[0] for row in rows], np.array([row[1:] for row in rows], dtype=np.float64)
+    means, low, high = values.T
+    figure, axes = new_figure(6.4, 3.6)
+    colours = [palette.FIRST if name in ABLATION else palette.MUTED for name in names]
+    axes.barh(
+        names,
+        means,
+        0.7,
+        color=colours,
+        xerr=[means - low, high - means],
+        error_kw={"ecolor": palette.INK, "elinewidth": 0.9},
+    )
+    axes.set(title="CIDEr on Flickr8k with 95% intervals, 5 beams", xlabel="%")
+    save_figure(figure, RESULTS / "flickr8k-captions.svg")
+
+
+@styled
+def draw_mixed_search() -> None:
+    """Draw NDCG@10 where half of the corpus are photos."""
+    table = table_of("mixed-search.md", "method | c3-mini: text")
+    groups = [
+        f"{name}\n{kind} queries"
+        for name in ("c3-mini", "CLIP ViT-B/16", "CLIP ViT-B/32")
+        for kind in ("text", "photo")
+    ]
+    bars = {}
+    for name in ("cosine", "Collapse", "calibrated"):
+        bars[name] = [(values[0], values[1]) for values in map(numbers, table[name])]
+    figure, axes = new_figure(6.4, 3.4)
+    grouped_bars(axes, groups, bars)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set(title="NDCG@10 in a list of half photos, half captions (%), with 95% intervals")
+    axes.set_ylim(0, 112)
+    axes.legend(loc="upper left", ncols=3)
+    save_figure(figure, RESULTS / "mixed-search.svg")
+
+
+def main() -> None:
+    """Draw all figures."""
+    draw_captions()
+    draw_mixed_search()
+
+
+if __name__ == "__main__":
+    main()
