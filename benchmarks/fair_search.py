@@ -321,7 +321,7 @@ def shown(values: Array, *, sign: bool = False) -> str:
 
 @dataclass
 class Found:
-    """What the methods find in one set: NDCG@10 of its items by cell, and the places of the other
+    """Results of all methods on one set: NDCG@10 of its items by cell, and the places of the other
     kind among the first ten by kind of query, where half of the rows are of each kind.
     """
 
