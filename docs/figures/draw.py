@@ -25,7 +25,6 @@ from PIL import Image, ImageOps
 
 import c3tools
 from c3tools.assets.paths import C3_MINI_MOMENTS, PHOTOS
-from c3tools.corpus.splits import splits_by_hash
 from c3tools.moments import load_moments
 from c3tools.pages import close_up, new_figure, palette, save_figure, styled
 from c3tools.store import Pairs, Store
@@ -34,7 +33,6 @@ from c3tools.transforms.sigma import SPREADS
 HERE = Path(__file__).parent
 QUERY = "a kitchen"
 COLOURS = {"image": palette.FIRST, "text": palette.SECOND}
-SPLITS = {"train": palette.FIRST, "val": palette.THIRD, "test": palette.SECOND}
 Rows = npt.NDArray[np.float32]
 
 
@@ -45,13 +43,13 @@ def first_pairs(pairs: Pairs) -> tuple[Rows, Rows]:
     return images, texts[first]
 
 
-def axes_of(images: Rows, texts: Rows) -> Rows:
-    """Return two directions to look along: the gap, and what varies most besides."""
+def axes_of(images: Rows, texts: Rows) -> tuple[Rows, Rows]:
+    """Return the direction of the gap, and the two in which rows vary most besides, (d, 2)."""
     gap = images.mean(0) - texts.mean(0)
     gap /= np.linalg.norm(gap)
     centred = np.concatenate([images - images.mean(0), texts - texts.mean(0)])
     centred -= np.outer(centred @ gap, gap)
-    return np.stack([gap, np.linalg.svd(centred, full_matrices=False)[2][0]], axis=1)
+    return gap, np.linalg.svd(centred, full_matrices=False)[2][:2].T
 
 
 def scatter(
@@ -259,29 +257,6 @@ def draw_moments() -> None:
 
 
 @styled
-def draw_splits(pairs: Pairs) -> None:
-    """Draw which split each bundled photo is in by the hash of its key."""
-    keys = pairs.first.keys
-    splits = splits_by_hash(keys)
-    figure, axes = new_figure(9.4, 1.5)
-    for number, split in enumerate(splits):
-        axes.bar(number, 1, 0.8, color=SPLITS[split])
-        axes.bar(number, 0.5, 0.8, bottom=1.2, color=SPLITS[split], alpha=0.5)
-    for split, colour in SPLITS.items():
-        axes.bar(0, 0, color=colour, label=f"{split} {splits.count(split)}")
-    axes.set(
-        xticks=[],
-        yticks=[0.5, 1.45],
-        yticklabels=["photos", "their captions"],
-        xlim=(-1, len(keys)),
-    )
-    close_up(axes)
-    axes.spines[:].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3)
-    save_figure(figure, HERE / "splits.svg")
-
-
-@styled
 def draw_sigma(store: Store) -> None:
     """Draw the cosine of a noised caption with the clean one by sigma, and where the rules fall on
     it.
@@ -335,14 +310,16 @@ def main() -> None:
         )
         pairs = store.pairs("image", "text", split="all")
         images, texts = first_pairs(pairs)
-        view = axes_of(images, texts)
+        gap, content = axes_of(images, texts)
+        along = np.stack([gap, content[:, 0]], axis=1)
+        # At an angle to the gap, rows without it spread in both directions
+        aslant = np.stack([(gap + content[:, 1]) / np.sqrt(2), content[:, 0]], axis=1)
         middle = (images.mean(0) + texts.mean(0)) / 2
         draw_readme(first_hits(store, QUERY, 5), QUERY)
-        draw_gap(images - middle, texts - middle, view)
-        draw_steps(store, view)
+        draw_gap(images - middle, texts - middle, along)
+        draw_steps(store, aslant)
         draw_store()
         draw_moments()
-        draw_splits(pairs)
         draw_sigma(store)
 
 
