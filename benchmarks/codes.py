@@ -2,7 +2,7 @@
 subtracted first.
 
     c3 embed FLICKR8K --store STORE
-    python benchmarks/codes.py STORE CLIP_EMBEDDINGS
+    python benchmarks/codes.py STORE CLIP_EMBEDDINGS --csv docs/results/codes.csv
 
 Text queries look for their image among images, photo queries for one of their captions among texts.
 Rows and queries are coded as they are (raw), less one common mean, as Weaviate and OpenSearch
@@ -23,10 +23,12 @@ raw embeddings with its bootstrap interval over items. Takes two minutes on 2 co
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -40,6 +42,7 @@ from c3tools.seeds import generator
 
 CODES = ("float32", "int8", "RaBitQ", "RR, RaBitQ", "RaBitQ4", "RR, RaBitQ4", "sign", "RR, sign")
 MEANS = ("raw", "one mean", "own means")
+GAIN = "own means − raw"
 FIRST = 10
 
 
@@ -67,6 +70,32 @@ class Found:
     first: Array
     ten: Array
     items: Indices
+
+
+class Result(NamedTuple):
+    """A recall of one set, or the gain of own means over raw embeddings, with its 95 % interval.
+
+    Attributes:
+        name: of the set.
+        code: one of `CODES`.
+        size: bytes of a row.
+        means: one of `MEANS`, or `GAIN`.
+        queries: their kind.
+        k: rows that are looked at.
+        recall: share of the queries.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    name: str
+    code: str
+    size: int
+    means: str
+    queries: str
+    k: int
+    recall: float
+    low: float
+    high: float
 
 
 def flickr(store: Store) -> list[Part]:
@@ -160,38 +189,53 @@ def measure(parts: list[Part], code: str, means: str) -> dict[str, Found]:
     return joined
 
 
-def shown(values: Array, items: Indices) -> str:
-    """Return a recall with its interval, in percent."""
-    low, high = share_interval(values, items) or (np.nan, np.nan)
-    return f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def gain(after: Array, before: Array, items: Indices) -> str:
-    """Return a difference of recalls with its interval over items, in points."""
-    sizes = np.bincount(items)
-    by_item = np.bincount(items, after - before)[sizes > 0] / sizes[sizes > 0]
-    low, high = mean_interval(by_item) or (np.nan, np.nan)
-    return f"{100 * (after - before).mean():+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def rows_of(parts: list[Part]) -> Iterator[list[str]]:
-    """Yield the rows of the table of one set."""
+def results_of(name: str, parts: list[Part]) -> Iterator[Result]:
+    """Yield the recalls of one set, and the gain of own means over raw embeddings, code by code."""
     dim = parts[0].image.shape[1]
     for code in CODES:
         measured = {means: measure(parts, code, means) for means in MEANS}
+        size = bytes_of(code, dim)
         for means, found in measured.items():
-            cells = []
-            for each in found.values():
-                cells += [shown(each.first, each.items), shown(each.ten, each.items)]
-            yield [f"{code}, {means}", str(bytes_of(code, dim)), *cells]
-        gains = []
+            for kind, each in found.items():
+                for k, hits in ((1, each.first), (FIRST, each.ten)):
+                    low, high = share_interval(hits, each.items) or (np.nan, np.nan)
+                    yield Result(name, code, size, means, kind, k, hits.mean(), low, high)
         for kind, after in measured["own means"].items():
             before = measured["raw"][kind]
-            gains += [
-                gain(after.first, before.first, after.items),
-                gain(after.ten, before.ten, after.items),
-            ]
-        yield [f"{code}: own means - raw", "", *gains]
+            for k, gains in ((1, after.first - before.first), (FIRST, after.ten - before.ten)):
+                sizes = np.bincount(after.items)
+                by_item = np.bincount(after.items, gains)[sizes > 0] / sizes[sizes > 0]
+                low, high = mean_interval(by_item) or (np.nan, np.nan)
+                yield Result(name, code, size, GAIN, kind, k, gains.mean(), low, high)
+
+
+def table_of(results: list[Result]) -> list[list[str]]:
+    """Return a row for each code and what is subtracted, with the gain in points ± the wider side
+    of its interval.
+    """
+    rows: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        row = rows.setdefault(
+            (result.code, result.means), [f"{result.code}, {result.means}", str(result.size)]
+        )
+        value, low, high = (100 * number for number in (result.recall, result.low, result.high))
+        if result.means == GAIN:
+            row.append(f"{value:+.1f} ± {max(value - low, high - value):.1f}")
+        else:
+            row.append(f"{value:.1f} [{low:.1f}, {high:.1f}]")
+    return list(rows.values())
+
+
+def write_csv(path: Path, results: list[Result]) -> None:
+    """Write all recalls and gains, in percent."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["set", "code", "bytes per row", "subtracted", "queries", "k", "recall", "low", "high"]
+        )
+        for result in results:
+            *words, recall, low, high = result
+            writer.writerow([*words, *(f"{100 * number:.1f}" for number in (recall, low, high))])
 
 
 def main() -> None:
@@ -199,16 +243,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", type=Path, help="a store of Flickr8k with c3-mini")
     parser.add_argument("clip", type=Path, help="folder with both sets of CLIP embeddings")
+    parser.add_argument("--csv", type=Path, help="also write all numbers to this file")
     arguments = parser.parse_args()
     sets = {"Flickr8k test, c3-mini": flickr(Store.open(arguments.store))}
     sets["COCO, ViT-B/16"] = clip_set(arguments.clip / "coco_val2017_vitb16_500")
     sets["Flickr8k, ViT-B/32"] = clip_set(arguments.clip / "flickr8k_vitb32_combined")
+    columns = [f"{kind} queries, recall@{k}" for kind in ("text", "photo") for k in (1, FIRST)]
+    everything = []
     for title, parts in sets.items():
         images = sum(len(part.image) for part in parts)
         texts = sum(len(part.text) for part in parts)
         print(f"\n{title}: {images:,} images, {texts:,} texts\n")
-        columns = [f"{kind} queries, recall@{k}" for kind in ("text", "photo") for k in (1, FIRST)]
-        print_table(["code", "bytes a row", *columns], list(rows_of(parts)))
+        results = list(results_of(title, parts))
+        print_table(["code", "bytes per row", *columns], table_of(results))
+        everything += results
+    if arguments.csv:
+        write_csv(arguments.csv, everything)
 
 
 if __name__ == "__main__":

@@ -40,18 +40,18 @@ MIN_COSINE = 0.1
 # nearer
 NEIGHBOURS = 500
 MAX_PAIRS = 20_000  # the cosine of so many is exact enough
-# images with captions: see docs/results/sigma.md
+# images with captions: see docs/results/captions.md
 MIN_IMAGES = 10
 RECOMMENDED_IMAGES = 20
 _BLOCK = 100  # images whose captions are compared at once
-# an image differs from a caption by more than two captions of it do: see docs/results/sigma.md
+# an image differs from a caption by more than two captions of it do: see docs/results/captions.md
 SPREADS = 3.0
 # the same for a caption and two similar photos; not compared with other factors
 PHOTO_SPREADS = 2.0
 # so that SPREADS times the noise leaves the other
 MIN_SIBLING_COSINE = (1 + (MIN_COSINE**-2 - 1) / SPREADS**2) ** -0.5
 # so that SPREADS times the noise is at least as long as what is noised: captions closer than that
-# are near copies, which say nothing about an image (docs/results/sigma.md)
+# are near copies, which say nothing about an image (docs/results/captions.md)
 MAX_SIBLING_COSINE = (1 + 1 / SPREADS**2) ** -0.5
 
 
@@ -201,7 +201,7 @@ def scaled_spread(spread: SigmaRule) -> SigmaRule:
     from texts alone.
 
     The factor is empirical: it was chosen by the captions of decoders on three encoders
-    (docs/results/sigma.md).
+    (docs/results/captions.md).
 
     Args:
         spread: what `caption_spread` gave.

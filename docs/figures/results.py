@@ -56,15 +56,10 @@ def grouped_bars(axes: Axes, groups: list[str], bars: dict[str, list[tuple[float
 @styled
 def draw_captions() -> None:
     """Draw CIDEr by method."""
-    page = (RESULTS / "captions.md").read_text("utf-8")
-    page = page[page.index("## Flickr8k") : page.index("## Another domain")]
-    rows = re.findall(
-        r"^\| ([\w-]+)[^|]* \| ([\d.]+)(?: ± [\d.]+)? \| ([\d.]+) to ([\d.]+) \| \d",
-        page,
-        re.MULTILINE,
-    )
-    names, values = [row[0] for row in rows], np.array([row[1:] for row in rows], dtype=np.float64)
-    means, low, high = values.T
+    table = table_of("captions.md", "method | CIDEr, 5 beams")
+    names = [re.split("[ ,]", method)[0] for method in table]
+    means = [numbers(cells[0])[0] for cells in table.values()]
+    sides = [numbers(cells[1])[0] for cells in table.values()]
     figure, axes = new_figure(6.4, 3.6)
     colours = [palette.FIRST if name in ABLATION else palette.MUTED for name in names]
     axes.barh(
@@ -72,7 +67,7 @@ def draw_captions() -> None:
         means,
         0.7,
         color=colours,
-        xerr=[means - low, high - means],
+        xerr=sides,
         error_kw={"ecolor": palette.INK, "elinewidth": 0.9},
     )
     axes.set(title="CIDEr on Flickr8k with 95% intervals, 5 beams", xlabel="%")
