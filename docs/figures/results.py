@@ -7,6 +7,7 @@ It takes a few seconds, needs no data, and writes the SVG files beside the pages
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -95,9 +96,42 @@ def draw_mixed_search() -> None:
     save_figure(figure, RESULTS / "mixed-search.svg")
 
 
+@styled
+def draw_codes() -> None:
+    """Draw recall@10 of text queries by code, before and after own means are subtracted."""
+    with (RESULTS / "codes.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["queries"], row["k"]) == ("text", "10")]
+    figure, both = new_figure(9.4, 3.6, 1, 2, sharey=True)
+    sets = {"Flickr8k test, c3-mini": "c3-mini, 256 dimensions"}
+    sets["COCO, ViT-B/16"] = "CLIP ViT-B/16, 512 dimensions"
+    for axes, (name, title) in zip(both, sets.items(), strict=True):
+        recall = {
+            (row["code"], row["subtracted"]): (int(row["bytes per row"]), float(row["recall"]))
+            for row in rows
+            if row["set"] == name
+        }
+        codes = ["sign", "RR, sign", "RaBitQ", "RR, RaBitQ", "RaBitQ4", "int8", "float32"]
+        labels = []
+        for place, code in enumerate(codes):
+            size, before = recall[code, "raw"]
+            after = recall[code, "own means"][1]
+            axes.plot([place, place], [before, after], color=palette.RULE, lw=2, zorder=1)
+            axes.plot(place, before, "o", color=palette.MUTED, markersize=6)
+            axes.plot(place, after, "o", color=palette.SECOND, markersize=6)
+            labels.append(f"{code.replace('RR, ', 'rotated' + chr(10))}\n{size} B")
+        axes.set(title=title, xlabel="code, bytes per row", ylim=(0, 105))
+        axes.set_xticks(range(len(codes)), labels, fontsize=7)
+    both[0].set_ylabel("recall@10 of text queries, %")
+    both[0].plot([], [], "o", color=palette.MUTED, markersize=5, label="raw")
+    both[0].plot([], [], "o", color=palette.SECOND, markersize=5, label="own means subtracted")
+    both[0].legend(loc="upper left")
+    save_figure(figure, RESULTS / "codes.svg")
+
+
 def main() -> None:
     """Draw all figures."""
     draw_captions()
+    draw_codes()
     draw_mixed_search()
 
 
