@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,11 +44,13 @@ from ..store.rows import match_items
 from ..store.shards import (
     CODE_FORMAT,
     FAILURES_FILE,
+    FUSED,
     INFO_FILE,
     MANIFEST_FILE,
 )
 from ..transforms import Pipeline, open_pipeline
 from ..transforms.calibration import CALIBRATION_FILE, Calibration
+from ..transforms.fitting import MIN_ROWS_OF_A_MEAN
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
 from .formats import CARD_FILE, FORMATS, ClipRetrievalFormat, Format, ParquetFormat, TableFormat
 from .parts import Plan, Recipe, plan_parts, write_parts
@@ -95,7 +97,7 @@ class ExportReport:
         lines = []
         for modality, counts in self.rows.items():
             line = f"{modality}: {counted(sum(counts.values()), 'row')}"
-            if self.pipeline.noisy:
+            if self.pipeline.noisy and FUSED not in self.rows:
                 line += f", {counts['training']:,} of them as training inputs"
             lines.append(line)
         written = f"Wrote {self.bytes / 1e6:,.1f} MB to {self.output}"
@@ -119,6 +121,7 @@ def export_store(
     before_noise: bool = False,
     metric: ExportMetric = "ip",
     one_table: bool = False,
+    fuse: bool = False,
     dtype: NumberFormat = "float16",
     seed: int = 0,
     workers: PositiveInt = 2,
@@ -158,6 +161,9 @@ def export_store(
             rows in the same order; `Pipeline.transform` adds it to queries.
         one_table: Write one table, rows/, of all modalities: Parquet with a column modality, and
             keys such as image/KEY.
+        fuse: Write each item once, for searches: as a row of the kind fused, the unit sum of its
+            image and its first text, if it has both; else as its image or its first text. No noise
+            is added.
         dtype: See `embed`.
         seed: Seed for all random numbers.
         workers: Number of files written at the same time.
@@ -188,17 +194,31 @@ def export_store(
     )
     applied = len(wanted.steps)
     if before_noise:
-        noisy_places = [place for place, step in enumerate(wanted.steps) if step.noisy]
-        if not noisy_places:
-            raise TransformError(
-                f"{wanted.name} adds no noise.", remedy="Leave out --before-noise."
-            )
-        applied = noisy_places[0]
+        applied = _steps_before_noise(wanted)
         dtype = "float32"
-    layout = _choose_layout(store, format, one_table, modality or store.modalities, reporter)
+    if fuse:
+        excluded = {
+            "--before-noise": before_noise,
+            "--sigma": sigma is not None,
+            "--role training": role == "training",
+            "--metric l2": metric == "l2",
+            "--format clip-retrieval": format == ClipRetrievalFormat.name,
+        }
+        _check_fuse(modality or store.modalities, excluded)
+    exported = [FUSED, "image", "text"] if fuse else modality or store.modalities
+    layout = _choose_layout(store, format, one_table, exported, reporter)
     if isinstance(layout, ClipRetrievalFormat):
-        modality = ["image"]
-    settings = Settings(layout.name, dtype, role, train_on, seed, applied, metric=metric)
+        modality = exported = ["image"]
+    settings = Settings(
+        layout.name,
+        dtype,
+        "inference" if fuse else role,
+        train_on,
+        seed,
+        applied,
+        metric=metric,
+        fuse=fuse,
+    )
     for name in modality or ():
         store.require(name)
     asked = Request.of(store, wanted, {})
@@ -224,17 +244,16 @@ def export_store(
             wanted.check_model(store.info.model)
             wanted.check_dim(store.info.dim)
         recipe = Recipe(store, fitted or wanted, layout, settings)
-        if metric == "l2":
-            recipe.applied.longest  # noqa: B018 - refused before anything is written
+        _check_rows(recipe)
         if fitted is None or writer is None:
             record = ExportRecord(asked, fitted_shards(store), settings)
             writer = describe(output, writer, recipe, record, files=_FILES)
 
         # Write the parts that are new or changed
-        modalities = list(modality or store.modalities)
+        modalities = list(exported)
         if modality and refit and not overwrite:
-            exported = {name for name, _ in writer.parts()}
-            modalities += sorted(exported.intersection(store.modalities))
+            former_modalities = {name for name, _ in writer.parts()}
+            modalities += sorted(former_modalities.intersection(store.modalities))
         keeps_others = modality is not None and not (refit or overwrite)
         plan = plan_parts(recipe, writer, modalities, keeps_others=keeps_others)
         write_parts(
@@ -252,7 +271,7 @@ def export_store(
         _write_calibration(writer, recipe, is_new_fit=fitted is None)
         listed_failures = [f for f in store.recorded_failures() if f.stage == "list"]
         writer.finish(listed_failures)
-    return _report(recipe, writer, plan, modality or store.modalities)
+    return _report(recipe, writer, plan, exported)
 
 
 def _choose_layout(
@@ -268,7 +287,7 @@ def _choose_layout(
     if one_table:
         if name != ParquetFormat.name:
             raise UnusedOptionError("--one-table", f"with --format {name}")
-        return TableFormat(store.modalities)
+        return TableFormat({*store.modalities, *modalities})
     if name != ClipRetrievalFormat.name:
         return FORMATS[name]
     if "image" not in modalities:
@@ -294,6 +313,66 @@ def _choose_layout(
     return ClipRetrievalFormat(
         digest_of([store.shard_digest("text", part) for part in store.parts("text")])
     )
+
+
+def _check_fuse(modalities: Sequence[str], excluded: Mapping[str, bool]) -> None:
+    """Refuse to fuse rows of other modalities than images and texts, or with other options.
+
+    Args:
+        modalities: to export.
+        excluded: the options that exclude ``--fuse``, and whether they are given.
+
+    Raises:
+        TransformError: with the option, or the modalities.
+    """
+    for option, is_given in excluded.items():
+        if is_given:
+            raise TransformError(
+                f"{option} and --fuse exclude each other.", remedy="Leave out one of them."
+            )
+    if {*modalities} != {"image", "text"}:
+        raise TransformError(
+            f"--fuse needs images and texts, not {', '.join(modalities)}.",
+            remedy="Choose them with --modality image,text, or leave out --fuse.",
+        )
+
+
+def _steps_before_noise(pipeline: Pipeline) -> int:
+    """Return the number of steps before the first noise.
+
+    Raises:
+        TransformError: if there is no noise.
+    """
+    for place, step in enumerate(pipeline.steps):
+        if step.noisy:
+            return place
+    raise TransformError(f"{pipeline.name} adds no noise.", remedy="Leave out --before-noise.")
+
+
+def _check_rows(recipe: Recipe) -> None:
+    """Refuse, before anything is written, rows that the metric or a sum is not made for, and too
+    few sums to know their moments.
+
+    Raises:
+        TransformError: with the pipeline, or the number of items that have an image and a text.
+    """
+    if recipe.settings.metric == "l2":
+        recipe.applied.longest  # noqa: B018 - it raises the error
+    if not recipe.settings.fuse:
+        return
+    if not recipe.info.normalised:
+        raise TransformError(
+            f"The rows of {recipe.pipeline.name} do not have length 1, so an image and a text do "
+            "not count alike in their sum.",
+            remedy="Choose another --preset, for example gr-clip, or leave out --fuse.",
+        )
+    count = recipe.rows_of_modality(FUSED)
+    if count < MIN_ROWS_OF_A_MEAN:
+        raise TransformError(
+            f"{counted(count, 'item has', 'items have')} an image and a text, and --fuse needs "
+            f"{MIN_ROWS_OF_A_MEAN}.",
+            remedy="Leave out --fuse: a search then finds items by their image or their text.",
+        )
 
 
 def open_export(
@@ -469,6 +548,8 @@ def _write_calibration(writer: StoreWriter, recipe: Recipe, *, is_new_fit: bool)
                 calibration = Calibration.fit(recipe.store, pipeline=recipe.pipeline)
             except TransformError as error:
                 refused = error.message
+            if calibration.moments and recipe.settings.fuse:
+                calibration.moments[FUSED] = recipe.fused_moments(writer)
     content = calibration.content(refused)
     if kind_of(path) is None or read_all(path) != content:
         waiting = path if writer.before is None else writer.rewriting.file(CALIBRATION_FILE)
@@ -482,8 +563,10 @@ def _report(
     rows = {}
     for modality in modalities:
         training = recipe.training_rows(modality)
-        inference = recipe.store.count(modality) - training
-        rows[modality] = {"training": training, "inference": inference}
+        rows[modality] = {
+            "training": training,
+            "inference": recipe.rows_of_modality(modality) - training,
+        }
     files = []
     finished = 0
     for (modality, _), names in writer.parts().items():

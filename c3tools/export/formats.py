@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,7 +131,7 @@ class TableFormat(Format):
 
     name = "table"
 
-    def __init__(self, modalities: Sequence[str]) -> None:
+    def __init__(self, modalities: Collection[str]) -> None:
         self.modalities = sorted(modalities)
         self.digest = " ".join(self.modalities)
 

@@ -13,20 +13,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
+from ..arrays import Mask
 from ..corpus.splits import ALL
 from ..errors import StoreError, TransformError
 from ..executors import Executor, Report, Work, cores, open_executor
 from ..io.artifact import digest_of
 from ..io.files import sha256_of
 from ..io.locations import remove, size_of
-from ..moments import Moments
+from ..moments import Moments, unit_rows
 from ..reporter import Reporter
-from ..store import Store, StoreInfo, embedding_matrix
+from ..store import Store, StoreInfo
 from ..store.manifest import Manifest, StoreWriter
 from ..store.rewriting import REWRITING
-from ..store.rows import ITEM_COLUMNS, keys_of, own_items, row_splits
+from ..store.rows import (
+    ITEM_COLUMNS,
+    embedding_matrix,
+    keys_of,
+    match_items,
+    one_array,
+    own_items,
+    row_splits,
+)
 from ..store.shards import (
+    FUSED,
     ShardName,
+    SplitMoments,
     add_moments,
     part_name,
     read_header,
@@ -34,6 +45,7 @@ from ..store.shards import (
     shard_table,
 )
 from ..transforms import Pipeline
+from ..transforms.fitting import MIN_ROWS_OF_A_MEAN
 from ..transforms.steps import Normalize
 from .formats import Format, Part
 from .record import ExportRecord, Settings
@@ -70,9 +82,28 @@ class Recipe:
             self.format.digest,
         )
 
-    def made_from(self, shard: ShardName) -> str:
+    def source_of(self, part: ShardName) -> ShardName:
+        """Return the shard that a part is made of."""
+        kind, number = part
+        return ("image", number) if kind == FUSED and self.settings.fuse else part
+
+    def made_from(self, part: ShardName) -> str:
         """Return the digest of all that the rows of a part depend on."""
-        return digest_of(self.store.shard_digest(*shard), self.digest)
+        digests = [self.store.shard_digest(*self.source_of(part)), self.digest]
+        if self.settings.fuse:
+            digests.append(self._digests["text"])
+        if self.settings.fuse and part[0] == "text":
+            digests.append(self._digests["image"])
+        return digest_of(*digests)
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """The digest of all shards of each modality."""
+        store = self.store
+        return {
+            name: digest_of([store.shard_digest(name, number) for number in store.parts(name)])
+            for name in store.modalities
+        }
 
     @cached_property
     def applied(self) -> Pipeline:
@@ -117,10 +148,58 @@ class Recipe:
             return self.store.count(modality, "train")
         return self.store.count(modality) if self.settings.role == "training" else 0
 
+    @cached_property
+    def once(self) -> dict[ShardName, Mask]:
+        """The rows, of those of its shard that are not left out, that each part of an export has in
+        which items stand once: bool (n,). Parts without rows are not among them.
+
+        An item is a row of the kind fused if it has an image and texts, else its image or its
+        first text.
+        """
+        images = {
+            part: self.store.items_of("image", ALL, [part]) for part in self.store.parts("image")
+        }
+        texts = self.texts_by_part
+        all_images = pa.concat_arrays(list(images.values()))
+        all_texts = pa.concat_arrays(list(texts.values()))
+        has_text = match_items(all_texts, all_images) >= 0
+        is_of_item = np.asarray(pc.not_equal(pc.coalesce(all_texts, ""), pa.scalar("")))
+        is_first = match_items(all_texts, all_texts) == np.arange(len(all_texts))
+        has_image = match_items(all_images, all_texts) >= 0
+        chosen = {
+            FUSED: (images, has_text),
+            "image": (images, ~has_text),
+            "text": (texts, ~is_of_item | (is_first & ~has_image)),
+        }
+        parts = {}
+        for kind, (by_part, is_chosen) in chosen.items():
+            start = 0
+            for number, items in by_part.items():
+                rows = is_chosen[start : start + len(items)]
+                start += len(items)
+                if rows.any():
+                    parts[kind, number] = rows
+        return parts
+
+    def parts(self, modalities: Collection[str]) -> dict[ShardName, int]:
+        """Return the rows of the shard of every part of these modalities, by part, ascending."""
+        shards = self.store.shards
+        parts = self.once if self.settings.fuse else shards
+        rows = {part: shards[self.source_of(part)].rows for part in parts if part[0] in modalities}
+        return {part: count for part, count in rows.items() if count}
+
+    def rows_of_modality(self, modality: str) -> int:
+        """Return how many rows of a modality are exported, of all splits."""
+        if not self.settings.fuse:
+            return self.store.count(modality)
+        return sum(int(rows.sum()) for part, rows in self.once.items() if part[0] == modality)
+
     def row_count(self, shard: ShardName) -> int:
         """Return how many rows of a shard are exported: those of the split, without left-out
         ones.
         """
+        if self.settings.fuse:
+            return int(self.once[shard].sum())
         modality, number = shard
         if self.settings.split == ALL and not self.store.left_out.has_rows_of(modality):
             return self.store.shards[shard].rows
@@ -200,7 +279,7 @@ class Recipe:
         """
         keys = rows.column("key")
         tables = []
-        for part, image_keys in self._image_keys.items():
+        for part, image_keys in self.texts_by_part.items():
             if pc.any(pc.is_in(image_keys, keys)).as_py():
                 tables.append(self.rows_of(("text", part), lambda done, failed: None))
         texts: Any = pa.concat_tables(tables)
@@ -209,10 +288,62 @@ class Recipe:
         return rows.append_column("text_embedding", texts.column("embedding"))
 
     @cached_property
-    def _image_keys(self) -> dict[int, Any]:
+    def texts_by_part(self) -> dict[int, Any]:
         """The images that the texts of each shard belong to."""
         parts = self.store.parts("text")
         return {part: self.store.items_of("text", ALL, [part]) for part in parts}
+
+    def once_of(self, part: ShardName, rows: pa.Table) -> pa.Table:
+        """Return the rows of a part in which items stand once, of the transformed rows of its
+        shard: for the kind fused, unit(image + first text).
+        """
+        rows = rows.filter(pa.array(self.once[part]))
+        if part[0] != FUSED:
+            return rows
+        rows = self.with_texts(rows)
+        texts = pa.table({"embedding": rows.column("text_embedding")})
+        embeddings = unit_rows(embedding_matrix(rows) + embedding_matrix(texts))
+        columns: dict[str, Any] = {name: one_array(rows.column(name)) for name in rows.column_names}
+        table = shard_table(self.info, FUSED, embeddings, columns)
+        return table.append_column("role", columns["role"])
+
+    def rows_of_part(self, part: ShardName, report: Report) -> pa.Table:
+        """Return the rows of a part, with the columns that are written."""
+        rows = self.rows_of(self.source_of(part), report)
+        if self.format.has_texts:
+            return self.with_texts(rows)
+        return self.once_of(part, rows) if self.settings.fuse else rows
+
+    def fused_moments(self, writer: StoreWriter) -> Moments:
+        """Return the moments of the fused rows of the train split; of all, if it has too few.
+
+        They are those that were collected while a writer wrote the parts. If some were there
+        before, all are made again for them.
+        """
+        groups = {}
+        parts = [part for part in self.once if part[0] == FUSED]
+        if writer.added.keys() >= {*parts}:
+            groups = {
+                name: moments
+                for name, moments in writer.groups.items()
+                if name.startswith(f"{FUSED}/")
+            }
+        else:
+            for part in parts:
+                rows = self.rows_of_part(part, lambda done, failed: None)
+                Moments.merge_groups(groups, moments_of(FUSED, rows))
+        train = groups.get(f"{FUSED}/train")
+        if train is not None and train.n >= MIN_ROWS_OF_A_MEAN:
+            return train
+        return Moments.merge_all(groups.values(), self.info.dim)
+
+
+def moments_of(modality: str, rows: pa.Table) -> SplitMoments:
+    """Return the moments of rows by modality and split, ``fused/train`` and others."""
+    groups: SplitMoments = {}
+    for batch in rows.to_batches():
+        add_moments(groups, modality, batch)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -249,10 +380,7 @@ def plan_parts(
         modalities: to export.
         keeps_others: whether parts of other modalities stay as they are.
     """
-    shards = {}
-    for shard, record in recipe.store.shards.items():
-        if record.rows and shard[0] in modalities:
-            shards[shard] = record.rows
+    shards = recipe.parts(modalities)
     files = writer.parts()
     todo = []
     for shard in shards:
@@ -351,26 +479,22 @@ def write_parts(
 
 
 @dataclass
-class PartWork(Work[Part, dict[str, Moments]]):
-    """Writing parts: each is a shard of the store, transformed."""
+class PartWork(Work[Part, SplitMoments]):
+    """Writing parts: each is made of a shard of the store."""
 
     recipe: Recipe
 
-    def run(self, tasks: Iterable[Part], report: Report) -> Iterator[dict[str, Moments]]:
-        """Write parts, and yield the moments of each that is a shard of a store."""
+    def run(self, tasks: Iterable[Part], report: Report) -> Iterator[SplitMoments]:
+        """Write parts, and yield the moments of each that is a shard of a store, or fused."""
         recipe = self.recipe
         for part in tasks:
-            shard = (part.modality, part.number)
-            rows = recipe.rows_of(shard, report)
-            if recipe.format.has_texts:
-                rows = recipe.with_texts(rows)
-            failures = recipe.store.shard_failures(*shard)
+            name = (part.modality, part.number)
+            rows = recipe.rows_of_part(name, report)
+            failures = recipe.store.shard_failures(*recipe.source_of(name))
             recipe.format.write(part, recipe.info, rows, failures)
-            groups = dict[str, Moments]()
-            if recipe.info.export_format is None:
-                for batch in rows.to_batches():
-                    add_moments(groups, part.modality, batch)
-            yield groups
+            is_fused = recipe.settings.fuse and part.modality == FUSED
+            is_counted = recipe.info.export_format is None or is_fused
+            yield moments_of(part.modality, rows) if is_counted else {}
 
     def name(self, task: Part) -> str:
         """Return a name such as ``text part 3``."""

@@ -44,6 +44,7 @@ class Settings:
         split: the rows that are in the export.
         code_size: bytes of a row's code in an index; 0 for embeddings.
         metric: ip, or l2 for rows with one more dimension.
+        fuse: whether each item stands once.
     """
 
     format: str
@@ -55,6 +56,7 @@ class Settings:
     split: str = ALL
     code_size: int = 0
     metric: str = "ip"
+    fuse: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..moments import Moments
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..store.manifest import StoreWriter
-from ..store.shards import INFO_FILE
+from ..store.shards import FUSED, INFO_FILE
 from ..transforms import Pipeline, open_pipeline
 from ..transforms.calibration import CALIBRATION_FILE, Calibration
 from ..transforms.fitting import load_command
@@ -352,12 +352,15 @@ def _make_fit(
     source = TransformedRows(store, pipeline.part(0, applied), modalities, split)
     coder = train_coder(source, rows, factory, request.options["seed"], reporter)
 
-    # Moments follow from those of the store. Only the rows tell those after a memory, and those of
-    # an export that is not normalised
+    # Moments are those of the export, or follow from those of the store. Only the rows tell those
+    # after a memory, and those of an export that is not normalised or was not calibrated
     moments = None
     if applied or store.info.normalised:
         with suppress(TransformError):
-            moments = Calibration.fit(store, pipeline=source.pipeline).moments
+            if FUSED in store.modalities and store.require_listed(CALIBRATION_FILE):
+                moments = Calibration.load(store.path).moments
+            else:
+                moments = Calibration.fit(store, pipeline=source.pipeline).moments
     if moments is None:
         moments = {name: source.moments(name) for name in modalities}
     fit = _Fit(pipeline, coder, moments)

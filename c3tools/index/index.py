@@ -504,6 +504,13 @@ class Index:
             query = _Query(labels, load().encode_images(images), "image")
         index = self
         if pairs is not None:
+            third_kinds = [name for name in self.places if name not in ("image", "text")]
+            if third_kinds:
+                raise StoreError(
+                    f"Pairs of images and texts cannot rank the {' and '.join(third_kinds)} rows "
+                    f"of {self.path}.",
+                    remedy="Search without --pairs.",
+                )
             known = Store.open(pairs)
             self._require_same_model(known.info.model, f"the store {known.path}")
             if known.info.exported:

@@ -214,6 +214,8 @@ class StoreWriter:
         rewriting: the files that are to take the place of others.
         before: the manifest that the run began from; None for a new store.
         lost: the listed shards that are missing.
+        added: the shards that were added, and their numbers of rows.
+        groups: their moments, by modality and split.
 
     Raises:
         StoreError: if store.json or the manifest is damaged, or the list of rows that are left out
@@ -234,8 +236,8 @@ class StoreWriter:
         self.before = Manifest.load(path)
         self.lost: dict[ShardName, ShardRecord] = {}
         self._files = set(files)  # names that `finish` lists if they are not listed yet
-        self._added: dict[ShardName, int] = {}  # their numbers of rows
-        self._groups: dict[str, Moments] = {}  # of what was added
+        self.added: dict[ShardName, int] = {}
+        self.groups: dict[str, Moments] = {}
         if self.rewriting.is_listed:
             self.finish()
         self.rewriting.discard()
@@ -330,8 +332,8 @@ class StoreWriter:
         It has to if these are not the first shards of the store, in their order, or if rows are
         left out.
         """
-        Moments.merge_groups(self._groups, moments)
-        self._added[shard] = sum(of.n for of in moments.values())
+        Moments.merge_groups(self.groups, moments)
+        self.added[shard] = sum(of.n for of in moments.values())
 
     def finish(
         self, listed: Iterable[Failure] | None = None, *, forget: Collection[ShardName] = ()
@@ -379,7 +381,7 @@ class StoreWriter:
             digest = sha256_of(self.path / LEFT_OUT_FILE) if is_there else None
         left_out = LeftOut.load(self.path, digest)
         if left_out.reasons:
-            self._added = {}
+            self.added = {}
 
         # Read what is needed of the others
         new_shards = set(shards_on_disk) - records.keys()
@@ -449,11 +451,11 @@ class StoreWriter:
         ):
             groups = load_moments(path)[0]
             shards = sorted(set(shards_on_disk) - records.keys())
-            self._added = {}
+            self.added = {}
         else:
-            if [*self._added] != shards_on_disk[: len(self._added)]:
-                self._added, self._groups = {}, {}
-            groups = dict(self._groups)
+            if [*self.added] != shards_on_disk[: len(self.added)]:
+                self.added, self.groups = {}, {}
+            groups = dict(self.groups)
             shards = list(shards_on_disk)
         records_read: dict[ShardName, ShardRecord] = {}
         with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
@@ -473,7 +475,7 @@ class StoreWriter:
         """
         modality = shard[0]
         groups: dict[str, Moments] = {}
-        rows = self._added.get(shard, 0)
+        rows = self.added.get(shard, 0)
         left_out_keys: list[str] = []
         with on_this_machine(self.path / part_name(*shard)) as file:
             if self.info.code_size:

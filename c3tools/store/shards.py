@@ -79,6 +79,7 @@ _EXPORTED = re.compile(
     r"([^._/][^/]*)/(?:[^._/][^/]*/)?part-(\d{5,9})\.(?:parquet|npy|safetensors)"
 )
 ONE_TABLE = "rows"  # the folder of an export of all modalities in one table
+FUSED = "fused"  # the modality of rows that are an image and its first text, of `c3 export --fuse`
 _ONE_TABLE = re.compile(rf"{ONE_TABLE}/([^._/][^/]*)-(\d{{5,9}})\.parquet")
 # those of images in the layout of clip-retrieval
 _CLIP_RETRIEVAL = re.compile(r"(img_emb|text_emb|metadata)/\1_(\d{5,9})\.(?:parquet|npy)")
@@ -100,6 +101,7 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "pair_key": pa.string(),
     },
     "text": {"caption": pa.string(), "image_key": pa.string()},
+    FUSED: {**_FILE, "caption": pa.string()},
 }
 # the types of columns that rows carry from a table of the user
 CARRIED_TYPES: dict[str, Any] = {

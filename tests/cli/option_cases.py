@@ -293,6 +293,7 @@ CASES = {
     "export before_noise": Case(),
     "export metric": Case("l2"),
     "export one_table": Case(),
+    "export fuse": Case("", "export --workers 1"),
     "export refit": Case("", "export --store updated-store --workers 1 --sigma 0.1 -o export"),
     "index factory": Case("IVF4,Flat"),
     "index split": Case("train"),
