@@ -128,8 +128,58 @@ def draw_codes() -> None:
     save_figure(figure, RESULTS / "codes.svg")
 
 
+@styled
+def draw_clusters() -> None:
+    """Draw the share of pairs in one cluster beyond chance, by way of clustering."""
+    table = table_of("clusters.md", "κ (U) | k")
+    labels = {
+        "COCO, 500 pairs": "COCO\nCLIP ViT-B/16",
+        "Flickr8k test": "Flickr8k test\nc3-mini",
+        "Flickr8k val": "Flickr8k val\nc3-mini",
+        "the bundled photos": "bundled photos\nc3-mini",
+        "the same, c3-mini with": "random weights",
+        "COCO, pairs exchanged": "exchanged pairs\nCLIP ViT-B/16",
+    }
+    rows = [
+        next(cells for name, cells in table.items() if name.startswith(start)) for start in labels
+    ]
+    bars = {
+        way: [(100 * numbers(cells[column])[0], np.nan) for cells in rows]
+        for column, way in ((1, "k-means"), (2, "after Collapse"), (3, "cross-centroids"))
+    }
+    figure, axes = new_figure(6.4, 3.2)
+    grouped_bars(axes, list(labels.values()), bars)
+    for place, cells in enumerate(rows):
+        ends = [100 * end for end in numbers(cells[4])]
+        axes.plot([place + 0.8 / 3] * 2, ends, color=palette.INK, lw=0.9)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set(title="Pairs in one cluster, beyond chance (κ, %)", ylim=(-6, 110))
+    axes.legend(loc="upper center", ncols=3)
+    save_figure(figure, RESULTS / "clusters.svg")
+
+
+@styled
+def draw_images() -> None:
+    """Draw the Fréchet distance of generated images by method."""
+    table = table_of("images.md", "method | FD, former c3-mini")
+    bars = {
+        judge: [
+            (values[0], values[1]) for values in (numbers(row[column]) for row in table.values())
+        ]
+        for column, judge in ((0, "judged by the former c3-mini"), (3, "judged by c3-mini"))
+    }
+    figure, axes = new_figure(6.4, 3)
+    grouped_bars(axes, list(table), bars)
+    axes.set(title="Fréchet distance to real photos (lower is better), ± standard deviation")
+    axes.set_ylim(0, 0.35)
+    axes.legend(loc="upper right")
+    save_figure(figure, RESULTS / "images.svg")
+
+
 def main() -> None:
     """Draw all figures."""
+    draw_images()
+    draw_clusters()
     draw_captions()
     draw_codes()
     draw_mixed_search()
