@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, as_on_a_plain_install, prepare, run_page, same
+from tests.docs.pages import ROOT, as_on_a_plain_install, run_page, same
 
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("start/*.md")),
     *sorted((ROOT / "docs").glob("guides/*.md")),
+    *sorted((ROOT / "docs").glob("concepts/*.md")),
 ]
 RUN = [
     page
@@ -25,14 +26,11 @@ RUN = [
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", RUN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_commands_of_a_page_print_what_it_shows(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = path.read_text(encoding="utf-8")
-    if "<!-- starts from: store -->" in page:
-        monkeypatch.setenv("C3_DOCS_STORE", str(request.getfixturevalue("embedded")))
     monkeypatch.chdir(tmp_path)
     as_on_a_plain_install(monkeypatch)
-    prepare(tmp_path, page)
     wrong: list[str] = []
 
     def check(command: str, shown: str, printed: str) -> str:

@@ -3,10 +3,9 @@ what the page shows.
 
     python -m tests.docs.pages docs/guides/search.md      # write what they print into the page
 
-A page starts with nothing, or from what a comment at its top names: ``<!-- starts from: photos
--->`` (the bundled photos in images/), or ``store`` (and c3-store/). In a ``console`` block, lines
-that begin with ``$`` are commands; a ``python`` block is followed by a ``text`` block with what it
-prints. A line ``...`` stands for any output.
+A page runs in an empty folder. In a ``console`` block, lines that begin with ``$`` are commands; a
+``python`` block is followed by a ``text`` block with what it prints. A line ``...`` stands for any
+output.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,26 +44,13 @@ TOLERANCE = 0.05
 """Relative difference of a number with a decimal point; others are equal."""
 
 
-def prepare(folder: Path, page: str) -> None:
-    """Put into the folder what the page starts from."""
-    from c3tools import copy_photos
-
-    if start := re.search(r"<!-- starts from: (\w+) -->", page):
-        copy_photos(folder / "images")
-        if start[1] == "store":
-            if made := os.environ.get("C3_DOCS_STORE"):
-                shutil.copytree(made, folder / "c3-store")
-            else:
-                run_command("c3 embed images")
-
-
 def as_on_a_plain_install(patch: pytest.MonkeyPatch) -> None:
     """Leave out converted backends and bf16, so that pages show what a CPU without extras
     prints."""
     patch.setattr("c3tools.devices._cpu_has_fast_bf16", lambda: False)
     patch.setattr("c3tools.encoders.openvino_backend.OpenVINOBackend.is_installed", lambda: False)
     patch.delenv("C3_STORE", raising=False)
-    patch.setenv("COLUMNS", "100")
+    patch.setenv("COLUMNS", "88")
 
 
 def run_page(page: str, check: Callable[[str, str, str], str]) -> str:
@@ -164,7 +149,6 @@ def main(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         as_on_a_plain_install(patch)
         patch.chdir(folder)
-        prepare(Path(folder), page)
         page = run_page(page, lambda _, shown, printed: shown if same(shown, printed) else printed)
     path.write_text(page, encoding="utf-8")
 

@@ -57,14 +57,5 @@ def test_rows_of_a_table_have_the_cells_of_its_header(path: Path) -> None:
         cells_before = cells
 
 
-def test_the_page_of_other_tools_names_tests_that_exist() -> None:
-    page = REFERENCE.parent / "guides" / "integrations.md"
-    names = re.findall(r"`(?:(\w+)/)?(test_\w+\.py)`", page.read_text(encoding="utf-8"))
-    tests = Path(__file__).resolve().parents[1]
-    assert len(names) > 15
-    missing = [name for room, name in names if not (tests / (room or "examples") / name).is_file()]
-    assert missing == []
-
-
 def test_the_page_of_json_has_a_row_for_each_command() -> None:
     assert [name for name in documented_keys() if not name.endswith(" --list")] == list(COMMANDS)

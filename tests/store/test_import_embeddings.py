@@ -153,7 +153,7 @@ def test_a_csv_file_without_names_is_a_matrix() -> None:
 
 def test_vectors_as_texts_of_pandas_are_read_whatever_their_column_is_called() -> None:
     header = ",id,ViT-B-32,caption"
-    Path("p.csv").write_text(f'{header}\n0,a,"[0.6, 0.8]",[1] a cat\n1,b,"[0.0, 1.0]",a dog\n')
+    Path("p.csv").write_text(f'{header}\n0,a,"[0.6, 0.8]",[1] a cat\n1,b,"[0,1]",a dog\n')
     import_embeddings(image="p.csv", dtype="float32")
     np.testing.assert_allclose(loaded("image").embeddings, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
     Path("q.csv").write_text('id,e0,e1,bbox\na,0.6,0.8,"[1, 2]"\n')  # numbered columns come first

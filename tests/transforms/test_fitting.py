@@ -231,7 +231,7 @@ def test_pairs_of_arrays_are_by_place_or_by_items() -> None:
 
 def test_equal_captions_count_once_and_few_images_do_not_decide() -> None:
     """What a repeated row, or one image with two captions, must not change; see
-    docs/concepts/sigma.md."""
+    docs/guides/train-on-text.md."""
     images, texts = make_vectors(40, 3, text_noise=0.4)
     names = [f"{i:03d}" for i in range(40)]
 
