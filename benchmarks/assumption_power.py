@@ -134,7 +134,7 @@ def gap_along_main_axis(model: Model) -> None:
 
 
 def laplace_in_some(model: Model) -> None:
-    """Give the noise of 45 % of the dimensions Laplace's distribution, of the same variance."""
+    """Give the noise of 45% of the dimensions Laplace's distribution, of the same variance."""
     some = model.rng.permutation(DIM) < 0.45 * DIM
     laplace = model.draw_noise(lambda shape: model.rng.laplace(size=shape) / np.sqrt(2))
     model.noise[:, some] = laplace[:, some]
@@ -243,7 +243,7 @@ def gap_along_means(model: Model) -> None:
 
 SHAPES = [
     Shape("a gap of half the squared distance of a pair", (12, 24), set_gap(0.3, 0.3)),
-    Shape("a gap of 16 % of the squared distance of a pair", (60,), set_gap(0.15, 0.344)),
+    Shape("a gap of 16% of the squared distance of a pair", (60,), set_gap(0.15, 0.344)),
     Shape("no gap", (6, 12, 24, 60, 200), no_gap),
     Shape("no gap, ten copies of each pair", (6, 12, 24), no_gap, copies=10),
     Shape("the model, ten copies of each pair", (12, 24, 60), set_gap(GAP, NOISE), copies=10),

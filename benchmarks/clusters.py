@@ -116,7 +116,7 @@ def print_mixtures(samples: dict[str, Sample]) -> None:
             low, high = known[0].kappa["cross"].interval or (0.0, 1.0)
             answer = judge_clusters(known[0], ["image", "text"]).answer
             rows.append([title, str(known[0].clusters), *cells, f"{low:.2f} to {high:.2f}", answer])
-    print_table(["κ (U)", "k", *CLUSTERINGS, "95 % of cross", "verdict"], rows)
+    print_table(["κ (U)", "k", *CLUSTERINGS, "95% of cross", "verdict"], rows)
 
 
 def pairs_of(sample: Sample, item_index: npt.NDArray[np.int64]) -> Sample:

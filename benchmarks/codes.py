@@ -16,7 +16,7 @@ of train rows with Flickr8k, and of the other half with the two sets of real CLI
     sign      one bit a dimension, compared by the Hamming distance: the bits that
               sentence-transformers calls ubinary, and pgvector, Qdrant and FAISS search
 
-Recall@1 and @10 with 95 % intervals by Wilson's score over items, and the gain of own means over
+Recall@1 and @10 with 95% intervals by Wilson's score over items, and the gain of own means over
 raw embeddings with its bootstrap interval over items. Takes two minutes on 2 cores.
 """
 
@@ -73,7 +73,7 @@ class Found:
 
 
 class Result(NamedTuple):
-    """A recall of one set, or the gain of own means over raw embeddings, with its 95 % interval.
+    """A recall of one set, or the gain of own means over raw embeddings, with its 95% interval.
 
     Attributes:
         name: of the set.

@@ -2,7 +2,7 @@
 
     python benchmarks/demo_seeds.py  # 3 seeds: 7 minutes on 2 cores; less than 2 GiB
 
-Prints mean ± standard deviation over seeds for each method, with the 95 % interval of CIDEr over
+Prints mean ± standard deviation over seeds for each method, with the 95% interval of CIDEr over
 photos and seeds, the methods in the order of their mean CIDEr, and the differences of the steps of
 the method and of C3 and C1. Nothing is chosen on the photos: see `c3tools.demo`.
 """

@@ -5,7 +5,7 @@ embeddings.
     python benchmarks/fair_search.py STORE FLICKR8K/images CLIP_EMBEDDINGS --coco FOLDER
 
 Each item is in the corpus once: as its photo or as one caption. A query is another caption of the
-item, or another view of its photo (mirrored, the middle 80 %), so that the corpus has one right row
+item, or another view of its photo (mirrored, the middle 80%), so that the corpus has one right row
 for it and never the query itself. With real CLIP embeddings there is no other view, and captions of
 COCO are one an item: there the right row is always of the other kind. The score is NDCG@10 in
 percent, with a bootstrap interval over items.
@@ -310,7 +310,7 @@ def measure(
 
 
 def shown(values: Array, *, sign: bool = False) -> str:
-    """Return mean ± the wider side of its 95 % interval."""
+    """Return mean ± the wider side of its 95% interval."""
     values = values[~np.isnan(values)]
     if not len(values):
         return "–"
@@ -391,7 +391,7 @@ def report(sets: Mapping[str, Found]) -> None:
 
 
 def another_view(path: Path) -> Image.Image:
-    """Return the middle 80 % of a photo, mirrored."""
+    """Return the middle 80% of a photo, mirrored."""
     with Image.open(path) as opened:
         image = ImageOps.mirror(opened.convert("RGB"))
     width, height = image.size

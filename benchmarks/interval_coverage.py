@@ -7,7 +7,7 @@ value.
     # of scores of generated images, likewise
 
 A large store is the population. The script draws 30 to 500 images with one or all of their
-captions, makes a report of each sample, and counts how many of the 95 % intervals contain the value
+captions, makes a report of each sample, and counts how many of the 95% intervals contain the value
 of the population. Some values depend on the number of rows (recall, separability, modality bias of
 few rows); for these it uses the mean over samples of the same size instead.
 

@@ -1,13 +1,13 @@
 """Measure how much a few image–caption pairs help a decoder that was trained on texts, and one that
 was not.
 
-    python benchmarks/low_data.py --store c3-store    # 1, 5, 10, 25 % of the pairs, 3 seeds
+    python benchmarks/low_data.py --store c3-store    # 1, 5, 10, 25% of the pairs, 3 seeds
     python benchmarks/low_data.py --store c3-store --minutes 30    # run again to continue
 
 For each seed, a decoder is trained on texts (`c3 train-decoder`). For each share of the pairs it is
 then trained further with its noise (--from, --pairs), and another decoder is trained from scratch
 on the same pairs (--pairs alone). The seed chooses the pairs. The checkpoint is chosen on the same
-share of the val pairs, and the scores are those of the test images, with their 95 % interval over
+share of the val pairs, and the scores are those of the test images, with their 95% interval over
 images and seeds. Finished scores are kept in --output. --noised adds training from scratch with the
 same noise.
 
@@ -119,7 +119,7 @@ def report(options: argparse.Namespace, scores: dict[str, list[float]]) -> None:
     shares = sorted({share for kind in kinds for share in found[kind]})
     for share in shares:
         print(
-            f"| {100 * share:g} % | "
+            f"| {100 * share:g}% | "
             + " | ".join(cell(found[kind].get(share, [])) for kind in kinds)
             + " |"
         )

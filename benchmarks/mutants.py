@@ -14,7 +14,7 @@ in a folder beside it.
 For another commit, run both from a checkout of it, with this file (needs pytest-cov). Most faults
 cost a few seconds, but one that survives costs a run of all tests.
 It prints a line for each fault and the share that was noticed, with its Wilson interval; at least
-90 % are expected.
+90% are expected.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def markdown_table(
     intervals: dict[tuple[str, float], tuple[float, float] | None],
     rules: dict[str, float],
 ) -> str:
-    """Mean ± standard deviation by sigma, the 95 % interval over images and seeds, the number of
+    """Mean ± standard deviation by sigma, the 95% interval over images and seeds, the number of
     seeds.
 
     Then what each rule loses, by linear interpolation between sigmas.
@@ -186,7 +186,7 @@ def val_pairs(store: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np
 
 
 def few_pairs(store: Store, count: int, draws: int = 500) -> str:
-    """Return where the sigma of so many random images with their captions lies, in 95 % of the
+    """Return where the sigma of so many random images with their captions lies, in 95% of the
     draws.
     """
     images, texts, owner, means = val_pairs(store)

@@ -95,8 +95,6 @@ TowerMode = Literal["lit", "full"]
 HitKind = Literal["item", "row"]
 """What a hit of a search is: an item with its rows, or a row."""
 
-"""Which store keeps a row that several stores have."""
-
 
 def declared_type(annotation: str) -> Any:
     """Return the type of this module that an annotation names, or None.

@@ -16,15 +16,14 @@ import torch
 from . import __version__, devices
 from .encoders.backend import EncoderBackend
 from .encoders.backends import BACKENDS
+from .extras import extra_requirements, install_command
 from .metrics.caption_scores import caption_metrics
 from .result_table import Table
 
 _BUILDS_OF_FAISS = "faiss faiss-cpu faiss-gpu faiss-gpu-cu11 faiss-gpu-cu12 faiss-gpu-cuvs".split()
 _PACKAGES = "torch open_clip_torch openvino nncf numpy pyarrow safetensors".split()
 _PACKAGES += _BUILDS_OF_FAISS
-_EXTRA = re.compile(
-    r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']"""
-)
+_PACKAGE = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -101,7 +100,7 @@ def _device_table(descriptions: Sequence[Mapping[str, Any]]) -> Table:
 def _backend_table(backends: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for backend in backends:
-        command = f'pip install "c3tools[{backend["extra"]}]"'
+        command = install_command(backend["extra"])
         rows.append(
             [backend["name"], backend["devices"], "yes" if backend["installed"] else command]
         )
@@ -118,13 +117,9 @@ def _extra_table(missing_packages: Mapping[str, Sequence[str]]) -> Table:
 def _missing_packages() -> dict[str, list[str]]:
     """Return the packages of each extra that are not installed."""
     missing: dict[str, list[str]] = {}
-    for requirement in importlib.metadata.requires("c3tools") or ():
-        match = _EXTRA.match(requirement)
-        if match is None or match["extra"] == "dev":  # that of contributors
-            continue
-        packages = missing.setdefault(match["extra"], [])
-        if _version(match["package"]) is None:
-            packages.append(match["package"])
+    for extra, requirements in extra_requirements().items():
+        packages = [_PACKAGE.findall(requirement)[0] for requirement in requirements]
+        missing[extra] = [package for package in packages if _version(package) is None]
     return missing
 
 

@@ -43,7 +43,7 @@ def keyed_normal(seed: int, epoch: int, keys: Sequence[str], dim: int) -> npt.ND
     a time are rotated by the 4 x 4 Hadamard matrix (a rotation of independent normals gives
     independent normals; Wallace, ACM TOMS 22, 1996). So every number is half the sum or difference
     of four quantiles: variance 1, excess kurtosis -2.6e-5, largest value 8.8, tail beyond 5 short
-    by 1.2 %.
+    by 1.2%.
 
     Whole blocks are drawn at once, which numpy's generators cannot do for rows of different keys.
     Only integer arithmetic, look-ups and float32 sums are used, so that all versions of numpy and

@@ -10,70 +10,89 @@ from functools import cache
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from ._console import err, message, write_json
-from ._derive import CommandSource, derive, summary
+from ._derive import CommandSource, PlainGroup, derive, summary
 
-# in the order of the workflow
-COMMANDS = {
-    "embed": CommandSource("stores", ("embed",)),
-    "import": CommandSource("stores", ("import_embeddings",)),
-    "connect heads": CommandSource("connect", ("read_features", "connect_heads")),
-    "connect apply": CommandSource("connect", ("read_features", "apply_heads")),
-    "connect lit": CommandSource("connect", ("connect_towers",), without=("mode", "augment")),
-    "connect full": CommandSource("connect", ("connect_towers",), without=("mode",)),
-    "means show": CommandSource("means", ("compute_means",)),
-    "means save": CommandSource("means", ("save_means",)),
-    "means load": CommandSource("means", ("load_means",)),
-    "means unload": CommandSource("means", ("unload_means",)),
-    "means merge": CommandSource("means", ("merge_means",)),
-    "pairs": CommandSource("curation", ("check_pairs",)),
-    "duplicates": CommandSource("curation", ("find_duplicates",)),
-    "gap-report": CommandSource("geometry", ("gap_report",)),
-    "export": CommandSource("search", ("export_store",)),
-    "train-decoder": CommandSource("captions", ("train_captioner",)),
-    "caption": CommandSource("captions", ("caption_images",)),
-    "train-generator": CommandSource("images", ("train_generator",)),
-    "generate": CommandSource("images", ("generate",)),
-    "evaluate-captions": CommandSource(
-        "captions", ("evaluate_captions",), without=("pipeline", "without", "encoder")
-    ),
-    "evaluate-images": CommandSource("images", ("evaluate_images",)),
-    "ablate-captions": CommandSource("captions", ("ablate_captions",)),
-    "ablate-images": CommandSource("images", ("ablate_images",)),
-    "index": CommandSource("search", ("build_index",)),
-    "search": CommandSource("search", ("Index.search",)),
-    "serve": CommandSource("search", ("serve_index",)),
-    "clusters": CommandSource("geometry", ("cluster",)),
-    "verify": CommandSource("stores", ("verify_store",)),
-    "merge": CommandSource("stores", ("merge_stores",)),
-    "split": CommandSource("stores", ("split_store",)),
-    "leave-out": CommandSource("stores", ("leave_out",)),
-    "push": CommandSource("hub"),
-    "pull": CommandSource("hub"),
-    "demo": CommandSource("captions", ("run_demo",)),
-    "models": CommandSource("machine", ("list_models",)),
-    "info": CommandSource("machine"),
-    "simulate init-gap": CommandSource("geometry", ("simulate_init_gap",)),
-    "simulate depth": CommandSource("geometry", ("simulate_depth",)),
-    "simulate gap-after-training": CommandSource("geometry", ("simulate_gap_after_training",)),
-    "simulate stable-region": CommandSource("geometry", ("simulate_stable_region",)),
-    "simulate temperature": CommandSource("geometry", ("simulate_temperature",)),
+# in the order of `c3 --help`
+PANELS = {
+    "Get started": {
+        "demo": CommandSource("captions", ("run_demo",)),
+        "info": CommandSource("machine"),
+        "models": CommandSource("machine", ("list_models",)),
+    },
+    "Build a store": {
+        "embed": CommandSource("stores", ("embed",)),
+        "import": CommandSource("stores", ("import_embeddings",)),
+        "merge": CommandSource("stores", ("merge_stores",)),
+        "split": CommandSource("stores", ("split_store",)),
+        "verify": CommandSource("stores", ("verify_store",)),
+        "means show": CommandSource("means", ("compute_means",)),
+        "means save": CommandSource("means", ("save_means",)),
+        "means load": CommandSource("means", ("load_means",)),
+        "means unload": CommandSource("means", ("unload_means",)),
+        "means merge": CommandSource("means", ("merge_means",)),
+    },
+    "Check your data": {
+        "gap-report": CommandSource("geometry", ("gap_report",)),
+        "clusters": CommandSource("geometry", ("cluster",)),
+        "pairs": CommandSource("curation", ("check_pairs",)),
+        "duplicates": CommandSource("curation", ("find_duplicates",)),
+        "leave-out": CommandSource("stores", ("leave_out",)),
+    },
+    "Search": {
+        "index": CommandSource("search", ("build_index",)),
+        "search": CommandSource("search", ("Index.search",)),
+        "serve": CommandSource("search", ("serve_index",)),
+    },
+    "Export and share": {
+        "export": CommandSource("search", ("export_store",)),
+        "push": CommandSource("hub"),
+        "pull": CommandSource("hub"),
+    },
+    "Caption images": {
+        "train-decoder": CommandSource("captions", ("train_captioner",)),
+        "caption": CommandSource("captions", ("caption_images",)),
+        "evaluate-captions": CommandSource(
+            "captions", ("evaluate_captions",), without=("pipeline", "without", "encoder")
+        ),
+        "ablate-captions": CommandSource("captions", ("ablate_captions",)),
+    },
+    "Generate images": {
+        "train-generator": CommandSource("images", ("train_generator",)),
+        "generate": CommandSource("images", ("generate",)),
+        "evaluate-images": CommandSource("images", ("evaluate_images",)),
+        "ablate-images": CommandSource("images", ("ablate_images",)),
+    },
+    "Research": {
+        "connect heads": CommandSource("connect", ("read_features", "connect_heads")),
+        "connect apply": CommandSource("connect", ("read_features", "apply_heads")),
+        "connect lit": CommandSource("connect", ("connect_towers",), without=("mode", "augment")),
+        "connect full": CommandSource("connect", ("connect_towers",), without=("mode",)),
+        "simulate init-gap": CommandSource("geometry", ("simulate_init_gap",)),
+        "simulate depth": CommandSource("geometry", ("simulate_depth",)),
+        "simulate gap-after-training": CommandSource("geometry", ("simulate_gap_after_training",)),
+        "simulate stable-region": CommandSource("geometry", ("simulate_stable_region",)),
+        "simulate temperature": CommandSource("geometry", ("simulate_temperature",)),
+    },
 }
+COMMANDS = {name: source for commands in PANELS.values() for name, source in commands.items()}
 _GROUPS = {
-    "means": "Show, save, load or merge the mean and covariance of each modality.",
-    "connect": "Train heads or towers on pairs with a contrastive loss, and log the geometry.",
-    "simulate": "Simulate the theory of the modality gap.",
+    "means": "Show, save, load or merge the means of a store.",
+    "connect": "Train heads or towers with a contrastive loss.",
+    "simulate": "Repeat the simulations of the theory of the gap.",
 }
-_PANELS = {"simulate": "Theory"}
 
 
 @cache
 def _build(name: str) -> Any:
     """Return a command, or a group of commands, with its options."""
     group = typer.Typer(
-        add_completion=False, no_args_is_help=name in _GROUPS, help=_GROUPS.get(name)
+        cls=PlainGroup,
+        add_completion=False,
+        no_args_is_help=name in _GROUPS,
+        help=_GROUPS.get(name),
     )
     for words, source in COMMANDS.items():
         if words.split()[0] == name:
@@ -83,10 +102,8 @@ def _build(name: str) -> Any:
     return command
 
 
-class _Group(TyperGroup):
-    """Lists commands in the order of the workflow; prints expected errors as one message, with exit
-    code 1.
-    """
+class _Group(PlainGroup):
+    """Lists commands by panels; prints expected errors as one message, with exit code 1."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -100,9 +117,11 @@ class _Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """List the commands by their summaries alone, without building them."""
-        for name in self.commands:
-            words = _GROUPS.get(name) or summary(name, COMMANDS[name])
-            self.commands[name] = TyperCommand(name, help=words, rich_help_panel=_PANELS.get(name))
+        for panel, commands in PANELS.items():
+            for words, source in commands.items():
+                name = words.split()[0]
+                said = _GROUPS.get(name) or summary(name, source)
+                self.commands[name] = TyperCommand(name, help=said, rich_help_panel=panel)
         super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
@@ -162,8 +181,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Close the gap between image and text embeddings: train on one modality, use on the "
-    "other.",
+    help="Take the modality gap out of CLIP-like embeddings, so that images and texts can be "
+    "searched, clustered, cleaned and trained on as one kind of vector.",
+    epilog="New here? c3 demo",
 )
 
 

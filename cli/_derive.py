@@ -27,10 +27,10 @@ from types import SimpleNamespace
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 import c3tools
-from c3tools.choices import declared_type
+from c3tools.choices import Range, declared_type
 from c3tools.errors import C3Error
 from c3tools.io.locations import is_url
 
@@ -38,6 +38,14 @@ from ._console import out, write_json
 from ._options import NamedFile, option_settings, output_file
 
 _EXPERT_PANEL = "Options for experts and clusters"
+_METAVARS: Mapping[Any, str] = {
+    int: "INT",
+    float: "NUMBER",
+    str: "TEXT",
+    list[int]: "INT",
+    list[float]: "NUMBER",
+    list[str]: "TEXT",
+}
 # of commands without an option for it
 _PAGES = {
     "ablate-captions": "{output}/table.html",
@@ -244,7 +252,30 @@ def derive(group: typer.Typer, name: str, source: CommandSource) -> None:
     group.command(name.rsplit(maxsplit=1)[-1], cls=checked)(run)
 
 
-class _DerivedCommand(TyperCommand):
+class _PlainFlags(TyperCommand):
+    """A command whose help shows no type for flags: `--strict`, not `--strict <bool>`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters."""
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+class PlainGroup(TyperGroup):
+    """A group of commands whose help shows no type for flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters."""
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+def _without_types_of_flags(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
+
+class _DerivedCommand(_PlainFlags):
     """A command whose `--json` takes an optional path that ends in .json, and which refuses options
     that have no effect.
     """
@@ -343,24 +374,26 @@ def _annotate(command: _Command, name: str) -> Any:
     words = words.replace("``", "")
     if get_origin(kind) is list and not parameter.is_argument:
         words += " May be repeated."
+    parse = settings.parse
+    if get_origin(kind) is Annotated:
+        kind, numbers = get_args(kind)
+        parse = partial(_number, kind, numbers)
     metavar = settings.metavar
     if metavar is None and "Path" in parameter.annotation:  # the annotation is source text
         metavar = "PATH"
     elif metavar is None and parameter.is_argument:
         metavar = name.upper()
+    elif metavar is None:
+        metavar = _METAVARS.get(kind)
     # No default, an empty one, a flag that is off and 0, which equals False, are not shown
     has_default = parameter.default is not None and parameter.default is not _REQUIRED
     shared: dict[str, Any] = {
         "help": words,
         "metavar": metavar,
-        "parser": settings.parse,
+        "parser": parse,
         "autocompletion": settings.complete,
         "show_default": has_default and parameter.default not in (False, "", []),
     }
-    if get_origin(kind) is Annotated:
-        _, numbers = get_args(kind)
-        shared["min"] = numbers.least
-        shared["max"] = numbers.most
     if parameter.default == "c3-store":
         shared["envvar"] = "C3_STORE"
     if settings.is_expert:
@@ -368,6 +401,22 @@ def _annotate(command: _Command, name: str) -> Any:
     if parameter.is_argument:
         return Annotated[kind, typer.Argument(**shared)]
     return Annotated[kind, typer.Option(*command.flags(name), **shared)]
+
+
+def _number(kind: type[int] | type[float], numbers: Range, text: str) -> float:
+    """Parse a number that has to be in a range, which typer would also print in the help.
+
+    Raises:
+        BadParameter: if it is none, or outside of the range.
+    """
+    try:
+        value = kind(text)
+    except ValueError:
+        word = "whole number" if kind is int else "number"
+        raise typer.BadParameter(f"{text!r} is not a {word}.") from None
+    if value not in numbers:
+        raise typer.BadParameter(f"{text} is not {numbers}.")
+    return value
 
 
 def _type(annotation: str) -> Any:

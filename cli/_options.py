@@ -156,7 +156,7 @@ def _backends() -> list[str]:
 
 _EXPERT = OptionSettings(is_expert=True)
 _FOLDER = OptionSettings(parse=_local_path)
-_PATHS = OptionSettings(metavar="PATH...")
+_PATHS = OptionSettings(metavar="PATH")
 _NAMES = OptionSettings(parse=_names)
 _FILES_OF_VECTORS = ("image", "text", "other")
 _OF_SAMPLING = OptionSettings(needs=("top_p",))
@@ -178,7 +178,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "index output": OptionSettings(flags=("--output", "-o")),
     "means merge output": OptionSettings(flags=("--output", "-o"), parse=_moments_file),
     "means save file": OptionSettings(parse=_moments_file, metavar="FILE"),
-    "means merge files": OptionSettings(metavar="FILE..."),
+    "means merge files": OptionSettings(metavar="FILE"),
     "html": OptionSettings(parse=_page_file),
     "table": OptionSettings(parse=partial(output_file, suffix=".parquet")),
     "figure": OptionSettings(parse=partial(output_file, suffix=".svg")),
@@ -187,16 +187,16 @@ _SETTINGS: dict[str, OptionSettings] = {
     # What is read
     "store": OptionSettings(metavar="PATH"),
     "search store": OptionSettings(metavar="PATH", needs=("key",)),
-    "merge stores": OptionSettings(metavar="STORE..."),
+    "merge stores": OptionSettings(metavar="STORE"),
     "embed faiss": OptionSettings(not_with=("dry_run",)),
-    "leave-out tables": OptionSettings(metavar="TABLE..."),
+    "leave-out tables": OptionSettings(metavar="TABLE"),
     "leave-out keys": OptionSettings(flags=("--key",), is_repeated=True),
     "leave-out modality": OptionSettings(needs=("keys",)),
     "leave-out reason": OptionSettings(needs=("keys",)),
     "embed paths": _PATHS,
     "connect lit paths": _PATHS,
     "connect full paths": _PATHS,
-    "source": OptionSettings(metavar="[SOURCE]"),
+    "source": OptionSettings(metavar="SOURCE"),
     "decoder": _FOLDER,
     "folder": _FOLDER,
     "repository": OptionSettings(metavar="ORG/NAME"),

@@ -20,11 +20,11 @@ from ._derive import Outcome
 
 
 def train_decoder(**options: Any) -> Any:
-    """Train the caption decoder on transformed text embeddings alone, and write it to c3-decoder/.
+    """Train a caption decoder on text embeddings alone.
 
     If you have a few pairs, train on texts first, then run it again with --from c3-decoder --pairs
-    0.01 -o tuned. Run the same command again to continue an interrupted training. --overwrite
-    replaces a decoder of other settings.
+    0.01 -o tuned. Run the same command again to continue an interrupted run. To replace a decoder
+    that has other settings, add --overwrite.
     """
     decoder = c3tools.train_captioner(**options, reporter=reporter())
     print_table(decoder.losses())
@@ -36,17 +36,16 @@ def train_decoder(**options: Any) -> Any:
 def caption(
     paths: Sequence[str] = (), *, json: str | None = None, strict: bool = False, **options: Any
 ) -> Any:
-    """Caption images, or embeddings, with a trained decoder.
+    """Caption images or embeddings with a trained decoder.
 
-    The images are encoded with the model that the decoder was trained for. Captions are written as
-    they are made. Run the same command again to continue an interrupted run: existing captions are
-    kept.
+    Images are encoded with the model that the decoder was trained for. Captions are written as they
+    are made. Run the same command again to continue an interrupted run; existing captions are kept.
 
-    Files that cannot be read are named, and the others are captioned. The exit code is 1 if no file
-    can be read, or with --strict if any cannot.
+    Unreadable files are listed, and the others are captioned. The exit code is 1 if no file can be
+    read, or, with --strict, if any cannot.
 
     Args:
-        paths: Images and folders of images; - reads the paths from standard input, one a line.
+        paths: Images and folders of images; - reads paths from standard input, one per line.
         strict: Exit with code 1 if any file could not be read.
     """
     file = None if json in (None, "-") or is_url(json) else json
@@ -74,9 +73,10 @@ def evaluate_captions(
     coco: str | Path | None = None,
     **options: Any,
 ) -> Any:
-    """Caption the test images of the store and score the captions, in percent.
+    """Caption the test images and score the captions.
 
-    The images are captioned from their embeddings, or --captions of another program are scored.
+    Scores are in percent. The images are captioned from their embeddings in the store. To score
+    captions of another program instead, use --captions.
 
     Args:
         coco: Also write the captions to this file, in COCO's results format.
@@ -93,10 +93,11 @@ def evaluate_captions(
 
 
 def ablate_captions(*, list_all: bool = False, **options: Any) -> Any:
-    """Compare methods: train and score each with several seeds, and print one table in percent.
+    """Train and score captioning methods, in one table.
 
-    Finished results and trained decoders are kept. Run the same command again to continue, or add
-    methods, seeds, sigmas or other decoding options (such as --beams).
+    Each method is trained with several seeds; scores are in percent. Finished results and trained
+    decoders are kept. Run the same command again to continue, or to add methods, seeds, sigmas or
+    other decoding options (such as --beams).
 
     Args:
         list_all: List the methods and exit.
@@ -111,9 +112,9 @@ def ablate_captions(*, list_all: bool = False, **options: Any) -> Any:
 
 
 def demo(*, photos_to: Path | None = None, **options: Any) -> Any:
-    """Caption the bundled photos, then run the whole method on them, offline.
+    """Caption photos and compare methods, offline.
 
-    The captions of the bundled captioner are in OUTPUT/captions.html within a minute. Then four
+    Captions by the bundled captioner are in OUTPUT/captions.html within a minute. Then four
     decoders are trained and compared; their scores and captions are in OUTPUT/demo.html.
 
     Args:

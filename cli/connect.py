@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def heads(**options: Any) -> Any:
-    """Train two small heads on frozen features: two modalities of a store, two stores, or two files
-    of vectors.
+    """Train two small heads on frozen features.
 
-    The output folder contains the heads and a log of the geometry by step (geometry.json,
-    geometry.svg). Run the same command again to continue an interrupted training. `c3 connect
-    apply` makes a store with the heads.
+    The features are two modalities of a store, two stores, or two files of vectors. The output
+    folder contains the heads and a log of the geometry by step (geometry.json, geometry.svg). Run
+    the same command again to continue an interrupted run. `c3 connect apply` makes a store with the
+    heads.
     """
     features = _read_features(options)
     connected = c3tools.connect_heads(features, **options, reporter=reporter())
@@ -31,9 +31,9 @@ def heads(**options: Any) -> Any:
 
 
 def apply(heads: str = "c3-heads", **options: Any) -> Any:
-    """Apply trained heads to features of the same towers, and write the result to a new store.
+    """Apply trained heads, and write a new store.
 
-    Keys, splits and captions are copied.
+    The features must come from the same towers. Keys, splits and captions are copied.
     """
     report = c3tools.apply_heads(heads, _read_features(options), **options, reporter=reporter())
     for note in report.notes:
@@ -47,22 +47,22 @@ def apply(heads: str = "c3-heads", **options: Any) -> Any:
 
 
 def lit(paths: list[str], **options: Any) -> Any:
-    """Train the text tower of an open_clip model on photos with captions; the image tower stays
-    frozen.
+    """Train the text tower of an open_clip model.
 
-    The photos are encoded once. The output folder is a model for every command (--model
-    local-dir:c3-model), with a log of the geometry. Run the same command again to continue an
-    interrupted training.
+    It learns from photos with captions; the image tower stays frozen, so the photos are encoded
+    once. The output folder is a model for every command (--model local-dir:c3-model), with a log of
+    the geometry. Run the same command again to continue an interrupted run.
     """
     return _connect_towers(paths, "lit", options)
 
 
 def full(paths: list[str], **options: Any) -> Any:
-    """Train both towers of an open_clip model on photos with captions.
+    """Train both towers of an open_clip model.
 
-    Large batches fit into memory, because --chunk pairs are embedded at a time (gradient caching).
-    The output folder is a model for every command (--model local-dir:c3-model), with a log of the
-    geometry. Run the same command again to continue an interrupted training.
+    They learn from photos with captions. Large batches fit into memory, because only --chunk pairs
+    are embedded at a time (gradient caching). The output folder is a model for every command
+    (--model local-dir:c3-model), with a log of the geometry. Run the same command again to continue
+    an interrupted run.
     """
     return _connect_towers(paths, "full", options)
 

@@ -22,14 +22,14 @@ def pairs(
     json: str | None = None,
     **options: Any,
 ) -> Any:
-    """List pairs of images and texts by how likely they do not belong together.
+    """Find captions that probably belong to another image.
 
-    Prints the expected share of wrong pairs and the ones that fit least, and writes all pairs to a
-    table and the worst to an HTML page. Nothing is changed: --mark-worst and --mark-below mark
-    train pairs in the table, and c3 leave-out TABLE leaves these out.
+    Prints the expected share of wrong pairs and the pairs that fit worst, and writes all pairs to a
+    table and the worst ones to an HTML page. The store is not changed. --mark-worst and
+    --mark-below mark train pairs in the table, and c3 leave-out TABLE leaves them out.
 
     Args:
-        table: Parquet file of all pairs. By default pairs.parquet, none with ``json``.
+        table: Parquet file for all pairs. By default pairs.parquet, none with ``json``.
         html: Path or URL of the HTML page. By default pairs.html, none with ``json``.
     """
     table_file = extra_output(table, "pairs.parquet", json)
@@ -51,14 +51,15 @@ def duplicates(
     json: str | None = None,
     **options: Any,
 ) -> Any:
-    """Find copies of images and texts, within and across splits.
+    """Find copies of images and texts.
 
-    Writes the groups to a table and, side by side, to an HTML page. Nothing is changed: copies in
-    train are marked in the table, and c3 leave-out TABLE leaves these out. Not found: photos that
-    were turned, stretched, cropped by more than 30 %, or are part of a screenshot or collage.
+    Looks within and across splits. Writes the groups to a table and, side by side, to an HTML page.
+    The store is not changed. Copies in train are marked in the table, and c3 leave-out TABLE leaves
+    them out. Not found: photos that were rotated, stretched, cropped by more than 30%, or are part
+    of a screenshot or collage.
 
     Args:
-        table: Parquet file of all groups. By default duplicates.parquet, none with ``json``.
+        table: Parquet file for all groups. By default duplicates.parquet, none with ``json``.
         html: Path or URL of the HTML page. By default duplicates.html, none with ``json``.
     """
     table_file = extra_output(table, "duplicates.parquet", json)

@@ -23,7 +23,7 @@ def gap_report(
     json: str | None = None,
     **options: Any,
 ) -> Any:
-    """Measure the modality gap of a store, and predict whether Collapse and Corrupt will help.
+    """Measure the modality gap and predict what will help.
 
     Prints a verdict in a few sentences, or every table with --full, and writes an HTML page with
     tables and figures.
@@ -57,10 +57,10 @@ def gap_report(
 
 
 def clusters(**options: Any) -> Any:
-    """Cluster images and texts together, or the rows of one modality.
+    """Cluster images and texts together.
 
-    Prints whether the clusters can be relied on and what sets the largest apart, and writes a table
-    of the cluster of every row, a page, and the centroids to a folder.
+    Prints whether the clusters are reliable and what distinguishes the largest ones. Writes the
+    cluster of every row, an HTML page, and the centroids to a folder.
     """
     clustered = c3tools.cluster(**options, reporter=reporter())
     for paragraph in clustered.explanation():
@@ -77,8 +77,8 @@ def simulate(
     ``figure`` is given.
 
     Args:
-        figure: File to draw the figure to: .svg, .png or .pdf. By default simulate-NAME.svg, none
-            with --json.
+        figure: File for the figure: .svg, .png or .pdf. By default simulate-NAME.svg, none with
+            --json.
     """
     drawing = extra_output(figure, f"{verb.__name__.replace('_', '-')}.svg", json)
     result = verb(**options, reporter=reporter())

@@ -30,14 +30,14 @@ def push(
     license: str | None = None,
     revision: str | None = None,
 ) -> Any:
-    """Upload a decoder, a generator, a pipeline or a store to the Hugging Face hub, with a card.
+    """Upload a store, decoder, generator or pipeline.
 
-    A store becomes a data set, without the images. Log in with `hf auth login` or the variable
-    HF_TOKEN.
+    It goes to the Hugging Face hub, with a card. A store becomes a data set, without the images.
+    Log in with `hf auth login` or the variable HF_TOKEN.
 
     Args:
         folder: A decoder, a generator, a fitted pipeline or a store.
-        repository: The repository; made if it is not there.
+        repository: The repository, created if it does not exist.
         private: Make a new repository private.
         license: For the card: mit, cc-by-4.0, ...
         revision: The branch. By default main.
@@ -64,14 +64,16 @@ def pull(
     revision: str | None = None,
     dataset: bool = False,
 ) -> Any:
-    """Fetch a decoder, a generator, a pipeline or a store from the Hugging Face hub to a folder.
+    """Download a store, decoder, generator or pipeline.
+
+    It is fetched from the Hugging Face hub to a folder.
 
     Args:
         repository: A repository that c3 push made.
-        output: A new folder. By default c3-decoder, c3-generator, c3-pipeline or c3-store, by what
-            it is.
+        output: A new folder. By default c3-decoder, c3-generator, c3-pipeline or c3-store,
+            depending on the content.
         revision: A branch, a tag or a commit. By default main.
-        dataset: Fetch the store of this name even if there is a model of the same name.
+        dataset: Fetch the store of this name, even if a model has the same name.
     """
     from c3tools.io.artifact import replacing, require_result_or_empty
     from c3tools.io.hub import class_of

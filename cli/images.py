@@ -16,12 +16,12 @@ from ._console import SHORT, message, print_table, reporter
 
 
 def train_generator(**options: Any) -> Any:
-    """Train an image generator on the store's photos and their image embeddings alone, and write it
-    to c3-generator/.
+    """Train an image generator on photos alone.
 
-    Training reads no text; afterwards, `c3 generate "a dog on the beach"` makes images from texts.
-    The photos are read from the paths in the store. Run the same command again to continue an
-    interrupted training. --overwrite replaces a generator of other settings.
+    It learns from the store's photos and their image embeddings. Training reads no text;
+    afterwards, `c3 generate "a dog on the beach"` makes images from texts. The photos are read from
+    their paths in the store. Run the same command again to continue an interrupted run. To replace
+    a generator that has other settings, add --overwrite.
     """
     generator = c3tools.train_generator(**options, reporter=reporter())
     print_table(generator.losses())
@@ -31,10 +31,11 @@ def train_generator(**options: Any) -> Any:
 
 
 def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options: Any) -> Any:
-    """Generate images from texts, captions, embeddings or photos, with a page of them.
+    """Generate images from texts, embeddings or photos.
 
-    The same text and seed give the same image. Run the same command again to continue an
-    interrupted run: existing images are kept. Only pre-trained generators need the store.
+    The same text and seed give the same image, and an HTML page shows them all. Run the same
+    command again to continue an interrupted run; existing images are kept. Only pre-trained
+    generators need the store.
 
     Args:
         images: Make variations of this photo.
@@ -49,7 +50,7 @@ def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options
 
 
 def evaluate_images(images: str | Path = "c3-images", **options: Any) -> Any:
-    """Score generated images, compared with the photos of the store."""
+    """Score generated images against the store's photos."""
     result = c3tools.evaluate_images(images, **options, reporter=reporter())
     print_table(result.table())
     if result.nearest:
@@ -60,12 +61,12 @@ def evaluate_images(images: str | Path = "c3-images", **options: Any) -> Any:
 
 
 def ablate_images(*, list_all: bool = False, **options: Any) -> Any:
-    """Compare methods that train generators on photos alone, and print one table.
+    """Train and score generation methods, in one table.
 
-    Each generator makes an image from a caption of every test photo, and the images are scored.
-    Training a tiny generator takes about 17 minutes on one core with AVX-512 bf16, and an hour or
-    more on one without. Finished results and trained generators are kept. Run the same command
-    again to continue, or add methods, seeds or sigmas.
+    Each method trains a generator on photos alone, which makes an image from a caption of every
+    test photo. Training a tiny generator takes about 17 minutes on one core with AVX-512 bf16, and
+    an hour or more on one without. Finished results and trained generators are kept. Run the same
+    command again to continue, or to add methods, seeds or sigmas.
 
     Args:
         list_all: List the methods and exit.

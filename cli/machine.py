@@ -10,8 +10,9 @@ from ._console import out, print_table
 
 
 def models(containing: str = "", *, here: bool = False) -> Any:
-    """List the model names that --model takes: the bundled model, those of open_clip, and kinds of
-    other libraries.
+    """List the models that --model takes.
+
+    These are the bundled model, the open_clip models, and the kinds of model of other libraries.
     """
     from c3tools.encoders.networks import model_table
     from c3tools.encoders.plugins import kind_table
@@ -23,9 +24,7 @@ def models(containing: str = "", *, here: bool = False) -> Any:
 
 
 def info() -> Any:
-    """Show versions, devices with their precisions, and installed extras. Include this in bug
-    reports.
-    """
+    """Show versions, devices and extras, for bug reports."""
     from c3tools.machine import machine_report
 
     description = c3tools.describe_machine()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def show(**options: Any) -> Any:
-    """Show the mean of each modality and split, and the length of the modality gap."""
+    """Show the mean of each modality, and the gap, by split."""
     store = c3tools.Store.open(options["store"], reporter=reporter())
     means = c3tools.compute_means(store)
     print_table(means.table())
@@ -29,13 +29,17 @@ def show(**options: Any) -> Any:
 
 
 def save(file: str | Path, *, store: str | Path = "c3-store", split: str = "train") -> Any:
-    """Write the moments of the store to a file, for another store of the same model."""
+    """Write the moments of a store to a file.
+
+    Moments are the mean and covariance of each modality. Another store of the same model can load
+    them.
+    """
     opened = c3tools.Store.open(store, reporter=reporter())
     return _report_written(file, c3tools.save_means(opened, file, split=split))
 
 
 def load(file: str, *, store: str | Path = "c3-store") -> Any:
-    """Fit Collapse in this store on the moments of another corpus.
+    """Fit Collapse on the moments of another corpus.
 
     `c3 means save` writes such a file. `c3 means unload` goes back to the store's own moments.
     """
@@ -52,7 +56,7 @@ def unload(*, store: str | Path = "c3-store") -> Any:
 
 
 def merge(files: list[str], *, output: Path) -> Any:
-    """Merge moments files of several machines or corpora into one file."""
+    """Merge moments files of several machines or corpora."""
     return _report_written(output, c3tools.merge_means(files, output))
 
 

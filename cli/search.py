@@ -16,7 +16,9 @@ from ._console import lines_for_dash, message, out, print_table, reporter
 
 
 def export(*, list_all: bool = False, **options: Any) -> Any:
-    """Write transformed embeddings, and the fitted pipeline that made them, to a folder.
+    """Write embeddings without the gap, for other programs.
+
+    The folder also contains the fitted pipeline that transformed them.
 
     Args:
         list_all: List the presets and exit.
@@ -43,11 +45,11 @@ def export(*, list_all: bool = False, **options: Any) -> Any:
 
 
 def index(**options: Any) -> Any:
-    """Build a FAISS index of the store for `c3 search`. The mean of each modality is subtracted.
+    """Build an index of a store for c3 search.
 
-    Run it again after the store changed: only the rows of new, changed and removed shards are
-    written or removed. The index is rebuilt if the settings differ or if the store has more than
-    doubled; a message gives the reason.
+    Run it again after the store has changed. Only the rows of new, changed and removed shards are
+    then written or removed. The index is rebuilt if the settings differ or if the store has more
+    than doubled, and a message gives the reason.
     """
     built = c3tools.build_index(**options, reporter=reporter())
     for line in built.lines():
@@ -65,21 +67,21 @@ def search(
     html: Path | None = None,
     **options: Any,
 ) -> Any:
-    """Find the images and texts of an index that are nearest to a query, in one list.
+    """Search images and texts as one list.
 
-    An image and its texts are one hit, ranked by the best of them, and so are exact copies (files
-    of the same SHA-256, and equal texts without an image). --by row lists every row.
+    An image and its texts are one hit, ranked by the best of them. Exact copies (files with the
+    same SHA-256, or equal texts without an image) are one hit too. --by row lists every row.
 
-    The score says how many standard deviations the cosine of a row is above that of unrelated rows
-    of its own modality, so rows of both modalities can be compared.
+    The score says how many standard deviations a row's cosine is above the cosine of unrelated rows
+    of its modality, so that images and texts can be compared.
 
     Args:
         image: Search with this image.
-        audio: Search with this sound file.
-        index: The folder of the index. By default c3-index; if it is not there, the index that
-            c3 embed --faiss made beside the store.
+        audio: Search with this audio file.
+        index: The folder of the index. By default c3-index or, if it is missing, the index that c3
+            embed --faiss made next to the store.
         html: Also write an HTML page with thumbnails.
-        text: Texts to search for; - reads them from standard input, one a line.
+        text: Texts to search for; - reads them from standard input, one per line.
     """
     from c3tools.index import contact_sheet, find_index
 
@@ -103,7 +105,7 @@ def search(
 
 
 def serve(**options: Any) -> None:
-    """Serve a page to search an index with texts and photos, and the same search in JSON.
+    """Serve a search page and a JSON API.
 
     Images and texts are in one list, as in `c3 search`. GET /search?q=TEXT&k=10 returns JSON; POST
     /search takes a photo (Content-Type: image/...) or {"vector": [...], "modality": "text"}.

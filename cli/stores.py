@@ -19,19 +19,22 @@ NOT_WHOLE = 3  # the exit code of `c3 verify`
 
 
 def embed(paths: list[str], *, faiss: bool = False, strict: bool = False, **options: Any) -> Any:
-    """Embed images and videos with their captions, or texts, into a store.
+    """Embed images, videos and texts into a store.
 
-    Captions are detected automatically for each image: captions.jsonl, metadata.jsonl,
-    metadata.csv, captions.csv or COCO .json in the folder, or a .txt file with the name of the
-    image. Tars and tables contain their own. Run the same command again to continue an interrupted
-    run or to add new inputs.
+    Captions are found automatically for each image: in captions.jsonl, metadata.jsonl,
+    metadata.csv, captions.csv or a COCO .json in its folder, or in a .txt file with its name. Tars
+    and tables contain their own. Run the same command again to continue an interrupted run or to
+    add inputs.
 
-    Inputs that cannot be embedded are listed in failures.parquet, and the run goes on. The exit
-    code is 1 if every image, video, sound or text failed, or with --strict if any input did.
+    Inputs that cannot be embedded are listed in failures.parquet, and the run continues. The exit
+    code is 1 if every image, video, audio file or text failed, or, with --strict, if any input did.
 
     Args:
-        faiss: Also index the embeddings as they are, in STORE-index: c3 search opens it if there is
-            no c3-index.
+        paths: Images, videos or folders of them, WebDataset tars, Parquet or Arrow tables, text
+            files. {000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://.
+            - reads texts from standard input, one per line.
+        faiss: Also index the embeddings, unchanged, in STORE-index, which c3 search opens if there
+            is no c3-index.
         strict: Exit with code 1 if any input could not be embedded.
     """
     if faiss:
@@ -64,8 +67,9 @@ def embed(paths: list[str], *, faiss: bool = False, strict: bool = False, **opti
 
 
 def import_(source: Path | None = None, **options: Any) -> Any:
-    """Make a store from embeddings of another program. Rows without ids are paired by their
-    order.
+    """Make a store from embeddings that you already have.
+
+    Rows without ids are paired in order.
     """
     report = c3tools.import_embeddings(source, **options, reporter=reporter())
     for line in report.lines():
@@ -74,13 +78,14 @@ def import_(source: Path | None = None, **options: Any) -> Any:
 
 
 def verify(**options: Any) -> Any:
-    """Check that every file of a store is there and undamaged.
+    """Check that every file of a store is there and intact.
 
-    Every problem is reported with its file and with the command that solves it. The exit code is 0
-    if the store is whole, 3 if files are missing or damaged or the run that writes the store did
-    not finish, and 1 for an error, such as a missing store. --repair removes damaged shards. The
-    `c3 embed` or `c3 import` command that made the store then makes them again; if their inputs are
-    gone, --forget gives their rows up.
+    Exports and indexes are checked too. Each problem is reported with its file and the command that
+    solves it. The exit code is 0 if nothing is wrong, 3 if files are missing or damaged or the run
+    that writes the store did not finish, and 1 for an error, such as a missing store.
+
+    --repair removes damaged shards, so that the `c3 embed` or `c3 import` command that made the
+    store can make them again. If their inputs are gone, --forget gives up their rows.
     """
     result = c3tools.verify_store(**options, reporter=reporter())
     for line in result.counts():
@@ -96,7 +101,7 @@ def verify(**options: Any) -> Any:
 def merge(stores: list[Path], **options: Any) -> Any:
     """Join stores of the same model into a new one.
 
-    If stores share keys, nothing is written unless --keep-first or --prefix is given.
+    If stores share keys, nothing is written unless you give --keep-first or --prefix.
     """
     report = c3tools.merge_stores(stores, **options, reporter=reporter())
     message(report.line())
@@ -104,10 +109,11 @@ def merge(stores: list[Path], **options: Any) -> Any:
 
 
 def split(**options: Any) -> Any:
-    """Copy the store with new splits: by a stable hash of the key, or from a file.
+    """Copy a store with new train, val and test splits.
 
-    Texts are in the split of their image. The moments are computed for the new splits, so that
-    Collapse is fitted on the new train split. The old store is not changed.
+    Rows are assigned by a stable hash of the key, or by --file. Texts follow their image. Means are
+    computed for the new splits, so that Collapse is fitted on the new train split. The old store is
+    not changed.
     """
     report = c3tools.split_store(**options, reporter=reporter())
     print_table(report.table())
@@ -117,11 +123,11 @@ def split(**options: Any) -> Any:
 
 
 def leave_out(tables: list[Path] | None = None, **options: Any) -> Any:
-    """Leave rows out of a store where they are, list those that are left out, or take them back.
+    """Leave rows out of a store, or take them back.
 
-    They stay in the store, and no command uses them. Without tables and --key, lists them. A photo
-    is left out with its captions, a caption without its photo. Exports and indexes follow when
-    their command is run again.
+    The rows stay in the store, but no command uses them. Without tables and --key, the command
+    lists the rows that are left out. An image is left out together with its captions, a caption
+    without its image. Exports and indexes follow when their command is run again.
     """
     result = c3tools.leave_out(tables=tables or (), **options)
     is_listing = not (tables or options["keys"] or options["undo"])

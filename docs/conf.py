@@ -22,6 +22,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "deflist"]
 
+smartquotes = False  # it makes a dash of -- in options
+
 html_theme = "furo"
 html_title = f"c3tools {version}"
 html_static_path = ["_static"]
@@ -105,15 +107,17 @@ def check_requests(app: Sphinx, failure: Exception | None) -> None:
 
 
 def write_help(app: Sphinx) -> None:
-    """Write the help of every command to a page of the reference."""
+    """Write the help of every command to pages of the reference."""
     source = Path(app.srcdir, "reference.py")
     if source.is_file():
-        page = runpy.run_path(str(source))["help_page"]()
-        Path(app.srcdir, "reference", "help.md").write_text(page, encoding="utf-8")
+        folder = Path(app.srcdir, "reference", "commands")
+        folder.mkdir(exist_ok=True)
+        for name, page in runpy.run_path(str(source))["help_pages"]().items():
+            (folder / name).write_text(page, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> None:
-    """Register the transforms, the page of help and the check."""
+    """Register the transforms, the pages of help and the check."""
     app.connect("builder-inited", write_help)
     app.add_post_transform(InlineFigures)
     app.add_post_transform(CellWidths)

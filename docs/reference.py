@@ -3,7 +3,8 @@
     python docs/reference.py
 
 A test compares the page with what this makes, so run it after a change of a command. `make docs`
-also writes the help of every command to reference/help.md, which is not kept in git.
+also writes the help of every command, one page per panel of `c3 --help`, to reference/commands/,
+which is not kept in git.
 """
 
 from __future__ import annotations
@@ -15,43 +16,64 @@ from typing import Any
 
 import typer
 from c3tools.cli import app
-from c3tools.cli._app import COMMANDS
+from c3tools.cli._app import PANELS
 from typer.cli import get_docs_for_click
 
 FOLDER = Path(__file__).parent / "reference"
 INTRODUCTION = """# Commands
 
-Every command links to its help, which `c3 COMMAND --help` prints too: all options with their
-defaults. Every command takes `--json`: it prints the result as JSON, or writes it to a file if a
-path follows.
+These pages show the help of each command, which `c3 COMMAND --help` prints too; `c3 --help` lists
+all commands. Every command takes `--json`, which prints the result as JSON, or writes it to a file
+if a path follows.
 """
 
 
 def cli_page() -> str:
-    """Return the page as Markdown: what each command does, with a link to its help."""
-    rows = ["| command | what it does |", "|---|---|"]
-    for name in COMMANDS:
-        command: Any = typer.main.get_command(app)
-        for word in name.split():
-            command = command.get_command(None, word)
-        summary = command.help.split("\n\n")[0].replace("\n", " ")
-        anchor = f"c3-{name.replace(' ', '-')}"
-        rows.append(f"| [`c3 {name}`](help.md#{anchor}) | {summary} |")
-    return "\n".join([INTRODUCTION, *rows]) + "\n"
+    """Return the page as Markdown: the commands of each panel, with links to their help."""
+    lines = [INTRODUCTION, "| to | commands |", "|---|---|"]
+    for panel, commands in PANELS.items():
+        page = f"commands/{_slug(panel)}.md"
+        links = [f"[`{name}`]({page}#{_slug(f'c3 {name}')})" for name in commands]
+        lines.append(f"| [{panel}]({page}) | {', '.join(links)} |")
+    pages = [f"commands/{_slug(panel)}" for panel in PANELS]
+    return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *pages, "```", ""])
 
 
-def help_page() -> str:
-    """Return the help of every command as Markdown, as `typer c3tools.cli utils docs` makes it."""
-    command = typer.main.get_command(app)
-    page = get_docs_for_click(
-        obj=command, ctx=typer.Context(command, info_name="c3"), name="c3", title="Help"
-    )
+def help_pages() -> dict[str, str]:
+    """Return a page as Markdown for each panel, by its file name: the help of its commands, as
+    `typer c3tools.cli utils docs` makes it.
+    """
+    return {f"{_slug(panel)}.md": _help_page(panel) for panel in PANELS}
+
+
+def _help_page(panel: str) -> str:
+    root = typer.main.get_command(app)
+    page = f"# {panel}\n\n"
+    for name in PANELS[panel]:
+        *group, _ = name.split()
+        page += get_docs_for_click(
+            obj=_command(name),
+            ctx=typer.Context(root, info_name="c3"),
+            indent=1,
+            call_prefix=" ".join(["c3", *group]),
+        )
     pieces = re.split(
         r"(```.*?```|`[^`\n]*`)", html.unescape(page).replace("*.tar", r"\*.tar"), flags=re.DOTALL
     )
-    # else an en dash
+    # options as code, and no <str> taken for HTML
     pieces[::2] = [re.sub(r"(?<![\w-])--[a-z][\w-]*", r"`\g<0>`", text) for text in pieces[::2]]
     return "".join(pieces)
+
+
+def _command(name: str) -> Any:
+    command: Any = typer.main.get_command(app)
+    for word in name.split():
+        command = command.get_command(None, word)
+    return command
+
+
+def _slug(words: str) -> str:
+    return words.lower().replace(" ", "-")
 
 
 if __name__ == "__main__":

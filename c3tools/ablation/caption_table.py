@@ -95,9 +95,8 @@ def ablate_captions(
         store: See `embed`.
         methods: Methods to compare, comma-separated, or all.
         seeds: Number of seeds per method: 0, 1, 2, ...
-        sigma: Standard deviation of the noise, per dimension: a number, auto (derived from the
-            captions), or pairs (from the cosine of at least 10 images with their captions, as in c3
-            train-decoder).
+        sigma: Standard deviation of the noise, per dimension: a number, auto, or pairs, as in c3
+            train-decoder.
         output: The folder for results, table.md and table.html.
         split: The split whose images are captioned and scored, or all.
         test_store: Caption and score the images of this store, to test in another domain.
@@ -106,10 +105,10 @@ def ablate_captions(
         epochs: See `train_captioner`.
         beams: See `caption_images`.
         metrics: Metrics to compute, for example CIDEr,METEOR,SPICE. By default BLEU, ROUGE-L and
-            CIDEr, and METEOR where there is Java.
-        jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
+            CIDEr, and METEOR if Java is installed.
+        jobs: Training runs at the same time. Each gets a share of the cores, or its own GPU.
         device: See `connect_heads`.
-        precision: See `embed`.
+        precision: See `connect_heads`.
         reporter: Shows messages and progress.
 
     Raises:

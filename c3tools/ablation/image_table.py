@@ -77,17 +77,17 @@ def ablate_images(
         store: See `embed`.
         methods: Methods to compare, comma-separated (C1, C2_1, C2_2, C3, LAFITE, oracle), or all.
         seeds: Number of seeds per method: 0, 1, 2, ...
-        sigma: Standard deviation of the noise, per dimension: a number, auto (derived from the
-            photos), or pairs (from the cosine of at least 10 images with their captions).
+        sigma: Standard deviation of the noise, per dimension: a number, auto, or pairs, as in c3
+            train-generator.
         output: The folder for results, table.md and table.html.
         split: The split whose photos are compared with generated images, or all.
         size: Size of the generator: tiny, small or base.
         set: See `train_generator`.
         steps: Training steps. The default depends on ``size``.
         encoder: Also score with the features of this model.
-        jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
+        jobs: Training runs at the same time. Each gets a share of the cores, or its own GPU.
         device: See `connect_heads`.
-        precision: See `embed`.
+        precision: See `connect_heads`.
         reporter: Shows messages and progress.
 
     Raises:

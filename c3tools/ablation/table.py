@@ -23,7 +23,7 @@ from ..result_table import Table
 from .cells import Run
 from .methods import ABLATION, CHOOSE_BY, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
 
-_INTERVAL = "95 % interval"  # heading
+_INTERVAL = "95% interval"  # heading
 _COMPARED = (CHOOSE_BY, "FD-", "KID-")
 # a step, and what it follows
 _BEFORE = {"C2_1": ("C1",), "C2_2": ("C1",), "C3": ("C2_2", "C2_1", "C1")}
@@ -71,7 +71,7 @@ class Ablation:
     def rows(self) -> list[Row]:
         """One row per method and sigma.
 
-        Each score has its mean and sample standard deviation over seeds, and the 95 % interval of
+        Each score has its mean and sample standard deviation over seeds, and the 95% interval of
         the mean over images and seeds (see `c3tools.imaging.evaluate_images.score_interval`).
         """
         rows = []
@@ -259,7 +259,7 @@ class Ablation:
 
 def _summary(metric: str, runs: Sequence[Run]) -> dict[str, Any]:
     """Return the mean of a score over seeds, its sample standard deviation (None for one seed), and
-    the 95 % interval of the mean.
+    the 95% interval of the mean.
     """
     scores = [run.scores[metric] for run in runs]
     values = _stacked([run.values.get(metric, ()) for run in runs])
@@ -285,7 +285,7 @@ def _compared_methods(methods: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOSE_BY) -> str | None:
-    """Return the difference of two rows in a score with its 95 % interval, and what it shows.
+    """Return the difference of two rows in a score with its 95% interval, and what it shows.
 
     The rows are compared on the same images and with the seeds that both have.
 
@@ -313,7 +313,7 @@ def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOS
     sampled = "images and seeds" if len(seeds) > 1 else "images (one seed)"
     conclusion = "" if low > 0 or high < 0 else "; no significant difference"
     return (
-        f"{score_text(metric, float(differences.mean()), signed)} {metric}, 95 % interval "
+        f"{score_text(metric, float(differences.mean()), signed)} {metric}, 95% interval "
         f"{score_text(metric, low, signed)} to {score_text(metric, high, signed)} "
         f"over {sampled}{conclusion}"
     )

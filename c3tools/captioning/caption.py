@@ -141,18 +141,18 @@ def caption_images(
         decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled
             decoder of that model. By default c3-decoder if that folder exists, otherwise c3-mini.
         json: A file for rows of key, path, caption and captioner, written one after another.
-        txt: Write each caption to photo.txt beside photo.jpg, the layout of training sets.
-        xmp: Write each caption to photo.xmp beside photo.jpg, for photo managers.
+        txt: Write each caption to photo.txt next to photo.jpg, the layout of training sets.
+        xmp: Write each caption to photo.xmp next to photo.jpg, for photo managers.
         html: Also write an HTML page with the photos and their captions.
-        overwrite: Replace existing captions: the files beside photos and the rows of ``json``.
-        follow_symlinks: Also read symbolic links that lead out of the given folders.
-        beams: Number of beams in beam search; 1 is greedy decoding. By default 5; for GPT-2 and
-            other language models of transformers 1.
-        length_penalty: Beams are ranked by log-probability / length ** PENALTY.
+        overwrite: Replace existing captions, in files next to photos and in ``json``.
+        follow_symlinks: Also read symbolic links that lead outside the given folders.
+        beams: Number of beams in beam search; 1 is greedy decoding. By default 5, or 1 for GPT-2
+            and other language models of transformers.
+        length_penalty: Rank beams by log-probability / length ** PENALTY.
         top_p: Sample each word from the most likely ones that together have this probability.
         temperature: Sampling temperature.
-        steer: Have the encoder steer the decoder at every word: magic or zerocap. Made for decoders
-            of train-decoder --unconditional. Slow.
+        steer: Let the encoder steer the decoder at every word: magic or zerocap. For decoders
+            trained with --unconditional. Slow.
         seed: Seed for all random numbers.
         model: See `embed`.
         random_init: See `embed`.

@@ -48,7 +48,7 @@ class Evaluation:
     Attributes:
         captions: the scored captions by image key.
         scores: by metric, in percent.
-        intervals: 95 % bootstrap intervals over images, by metric.
+        intervals: 95% bootstrap intervals over images, by metric.
         details: the scores per image.
         differences: comparison with other captions of the same images, by metric; empty if there
             are none.
@@ -82,7 +82,7 @@ class Evaluation:
 
     def table(self) -> Table:
         """Return the scores as a table, one row per metric."""
-        columns = ["score", "%", "95 % interval"]
+        columns = ["score", "%", "95% interval"]
         if self.differences:
             columns += ["difference", "p"]
         rows = []
@@ -135,19 +135,19 @@ def evaluate_captions(
 
     Args:
         store: See `embed`.
-        captions: Score the captions in this file (of c3 caption --json, CSV, or COCO's JSON)
+        captions: Score the captions in this file (from c3 caption --json, CSV, or COCO's JSON)
             instead of new ones.
-        references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of
-            those of the store.
-        against: A second file of captions, of the scored images or more; tests whether the
-            difference is significant.
+        references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of the
+            store's.
+        against: A second file of captions for the same images; tests whether the difference is
+            significant.
         decoder: See `caption_images`.
         pipeline: Transforms the embeddings in place of the decoder's own pipeline; fitted.
-        split: The split to score: train, val, test or all.
-        limit: Caption only this many images, drawn at random: the same for every decoder.
+        split: The split to score, such as val, or all.
+        limit: Caption only this many images, drawn at random, the same ones for every decoder.
         without: Keys of images that are not captioned.
         modality: The modality to caption: image, video, audio. By default image, or the only one
-            beside text.
+            other than text.
         beams: See `caption_images`.
         length_penalty: See `caption_images`.
         top_p: See `caption_images`.
@@ -158,7 +158,7 @@ def evaluate_captions(
         seed: Seed for all random numbers.
         metrics: Metrics to compute, for example CIDEr,METEOR,SPICE. c3 info lists all. By default
             BLEU, ROUGE-L and CIDEr.
-        resamples: Number of bootstrap resamples for the intervals; 0: no intervals.
+        resamples: Bootstrap resamples for the intervals; 0: no intervals.
         device: See `connect_heads`.
         backend: See `embed`.
         precision: See `embed`.

@@ -137,29 +137,30 @@ def train_captioner(
         store: See `embed`.
         pipeline: Used instead of a preset; fitted on the store if it is not yet fitted.
         output: The folder to write the decoder to.
-        preset: The preset, or a JSON or YAML file with steps; `c3 export --list` shows the presets.
+        preset: The preset, or a JSON or YAML file of steps; `c3 export --list` shows the presets.
             By default c3.
-        sigma: Standard deviation of the noise, per dimension. auto: derived from how much captions
-            of the same image differ. pairs: from the cosine of at least 10 images with their
-            captions, those of the val split or of all splits but test. By default auto.
+        sigma: Standard deviation of the noise, per dimension. auto (the default): derived from how
+            much captions of the same image differ. pairs: derived from the cosine of at least 10
+            images with their captions (val split, or all splits but test).
         size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf).
-        set: Change settings of ``size``, such as dropout=0.2, learning_rate=1e-3 or model=PATH.
-        unconditional: Train a language model of the captions, without a prefix, which --steer of c3
-            caption steers.
+        set: Change settings that ``size`` gives, such as dropout=0.2, learning_rate=1e-3 or
+            model=PATH.
+        unconditional: Train a language model on the captions, without a prefix, for c3 caption
+            --steer.
         epochs: Passes over the captions. The default depends on ``size``.
         train_split: The split to train on.
-        train_fraction: Use the captions of this fraction of the images.
+        train_fraction: Train on the captions of only this fraction of the images.
         patience: Stop after this many epochs without improvement.
         monitor: Choose the best epoch by the loss on val captions (text) or on captions of val
             images (cross-modal).
         start: Start from this decoder, and use its pipeline unless ``preset`` is given.
-        pairs: Train on pairs: the images and captions of this fraction of the images.
-        pseudo_pairs: Train on images, each with the five captions nearest to it, whichever image
-            they describe; without noise unless sigma is given.
+        pairs: Train on pairs, of this fraction of the images.
+        pseudo_pairs: Train on images, each with its five nearest captions, whichever image they
+            describe; without noise unless you give a sigma.
         esper: Put a mapper before the language model of ``start``; train it on images alone.
         seed: Seed for all random numbers.
         device: See `connect_heads`.
-        precision: See `embed`.
+        precision: See `connect_heads`.
         overwrite: See `connect_heads`.
         reporter: Shows messages and progress.
 

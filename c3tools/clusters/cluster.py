@@ -164,15 +164,15 @@ def cluster(
     Args:
         store: A store, an export or an index: a folder, or a URL (s3://, gs://).
         output: The folder to write to.
-        k: Number of clusters. By default the rounded square root of the number of rows, of the
-            modality that has fewer; labels support no more.
+        k: Number of clusters. By default the square root of the number of rows in the smaller
+            modality.
         split: See `gap_report`.
-        modalities: One modality, or the two to cluster together; by default image and text, or the
+        modalities: One modality, or two to cluster together. By default image and text, or the
             first two, or the only one.
         seed: See `gap_report`.
-        assign: Assign the rows of the store, new ones too, to the clusters in ``output``, whose
-            centroids stay as they are.
-        overwrite: Replace clusters in ``output`` that have other settings or data. They are kept as
+        assign: Assign all rows of the store, including new ones, to the clusters in ``output``; the
+            centroids do not change.
+        overwrite: Replace clusters in ``output`` that have other settings or data; they are kept as
             OUTPUT.previous.
         reporter: Shows the progress.
 

@@ -481,7 +481,7 @@ def scores_table(record: Mapping[str, Any]) -> Table:
     for split, score in record["scores"].items():
         geometry = [f"{score[name]:.3f}" for name in ("gap", "paired_cosine", "unpaired_cosine")]
         for direction, recall in score["recall"].items():
-            in_percent = [f"{100 * recall[name]:.1f} %" for name in recalls]
+            in_percent = [f"{100 * recall[name]:.1f}%" for name in recalls]
             rows.append([split, direction.replace("_to_", " → "), *in_percent, *geometry])
     columns = ["split", "direction", "R@1", "R@5", "R@10", "gap", "paired", "unpaired"]
     return Table(columns, rows, left=["direction"])

@@ -94,7 +94,7 @@ def geometry_figure(log: Sequence[Mapping[str, Any]], names: tuple[str, str], ke
             [{way: recall["recall@1"] for way, recall in point["recall"].items()} for point in log],
         ),
         (
-            "Effective dimension (99 %)",
+            "Effective dimension (99%)",
             {name: name for name in names},
             [point["effective_dimension"] for point in log],
         ),

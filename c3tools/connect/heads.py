@@ -247,21 +247,22 @@ def connect_heads(
         dim: Dimension of the shared space.
         hidden: Width of the hidden layer; 0: linear heads.
         dropout: Dropout of the hidden units in training.
-        cone: Start each modality in its own narrow cone, as a large random CLIP does; 1.33 gives a
-            gap of 1.1.
+        cone: Start each modality in its own narrow cone, like a large CLIP with random weights;
+            1.33 gives a gap of 1.1.
         logit_scale: 1 / temperature: a number such as 100 (fixed), learned (starts at 14.3, at most
             100), or learned:20 (starts at 20).
         close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, one
             pushes centroids apart.
         batch_size: Number of pairs per step.
-        epochs: Largest number of passes over the pairs.
+        epochs: Maximum number of passes over the pairs.
         learning_rate: Peak learning rate of AdamW.
         patience: Stop after this many epochs without a better recall@1; 0: never.
         train_split: The split to train on.
         seed: Seed for all random numbers.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        precision: See `embed`.
-        overwrite: Replace an existing result that has other settings. It is kept as
+        device: cpu, cuda, cuda:1 or mps. By default the fastest device.
+        precision: Number format of computations. auto: bf16 if the hardware supports it, otherwise
+            fp32.
+        overwrite: Replace an existing result that has other settings; it is kept as
             OUTPUT.previous.
         reporter: Shows messages and progress.
 

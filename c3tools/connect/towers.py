@@ -128,13 +128,13 @@ def connect_towers(
         close_gap: See `connect_heads`.
         batch_size: Number of pairs per step.
         chunk: Number of pairs embedded at a time (gradient caching).
-        epochs: Largest number of passes over the pairs. By default 20 for lit, 10 for full.
+        epochs: Maximum number of passes over the pairs. By default 20 for lit, 10 for full.
         learning_rate: Peak learning rate of AdamW. By default 0.0005 for lit, 0.0001 for full.
         patience: See `connect_heads`.
         train_split: The split to train on.
         seed: Seed for all random numbers.
         device: See `connect_heads`.
-        precision: See `embed`.
+        precision: See `connect_heads`.
         overwrite: See `connect_heads`.
         reporter: Shows messages and progress.
 

@@ -288,13 +288,13 @@ def read_features(
     where only the first has several rows of one item.
 
     Args:
-        image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet; or a
-            folder or pattern of such files, joined in the order of their names.
-        text: A file of text vectors, or several, as for ``image``.
-        other: A file of vectors of another modality by its name, for example audio=audio.npy.
+        image: A file of image vectors: npy, npz, pt, safetensors, csv, tsv, json, jsonl, parquet or
+            arrow; or a folder or pattern of such files, joined in the order of their names.
+        text: Text vectors, as for ``image``.
+        other: Vectors of another modality, with its name, for example audio=audio.npy.
         meta: A table of ids, captions and splits: jsonl, csv, tsv, parquet or arrow, one row per
             image (or per text, without images).
-        text_meta: A table like ``meta`` with one row per text; its column image_key names the
+        text_meta: A table like ``meta`` with one row per text; the column image_key names its
             image.
         image_array: The array, tensor or column of the file ``image`` to read.
         text_array: The array, tensor or column of the file ``text`` to read.

@@ -127,9 +127,7 @@ def is_val_alone(names: Iterable[str | None]) -> bool:
 
 def describe_hash() -> str:
     """Return the shares of the splits by hash, in words."""
-    return ", ".join(
-        f"{share:.0%} {name}".replace("%", " %") for name, share in HASH_FRACTIONS.items()
-    )
+    return ", ".join(f"{share:.0%} {name}" for name, share in HASH_FRACTIONS.items())
 
 
 def describe_origins(origins: dict[str, set[str]], *, of: str = "Splits") -> str:

@@ -1,7 +1,7 @@
 """The agreement of two photos in what they show, whatever was done to one of them.
 
 A copy may be smaller, compressed, cropped, mirrored, grey, or have a border or a bar of text. So
-small grey versions are aligned: one of the photos, scaled down by up to 30 %, is moved over the
+small grey versions are aligned: one of the photos, scaled down by up to 30%, is moved over the
 other, and the best normalised cross-correlation counts. Both are high-pass filtered first, or any
 two photos with a bright sky would correlate. Turned and stretched photos are not found.
 

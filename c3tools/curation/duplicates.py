@@ -202,7 +202,7 @@ def find_duplicates(
     equal texts and of embeddings that are alike are listed, and nothing of them is marked. So are
     pictures on plain ground (emoji, logos, products) that differ in colour alone.
 
-    Photos that were turned, stretched or cropped by more than 30 % are not found, nor those that
+    Photos that were turned, stretched or cropped by more than 30% are not found, nor those that
     are part of a screenshot or collage.
 
     Args:

@@ -52,7 +52,7 @@ from .pictures import NO_PATH, pictures_of
 _OTHERS = 1_000  # rows of the second modality that each pair is ranked among
 _ROWS_AT_A_TIME = 4_096
 _EXCHANGES = 10  # times that each row is paired with a row of another item
-_SIGN_TEST = 1.645  # one-sided, 5 %, in standard deviations
+_SIGN_TEST = 1.645  # one-sided, 5%, in standard deviations
 _EQUAL = 1e-6  # squared distance of unit rows that float16 rounds differently
 _LEAST_PAIRS = 20
 _SHOWN_PAIRS = 60
@@ -97,7 +97,7 @@ class UnrelatedShare:
         pairs: their number.
         share: twice the share of pairs with z below the median of exchanged pairs; where it is a
             bound, the upper end of the interval.
-        interval: its 95 % interval; None for fewer than 3 items.
+        interval: its 95% interval; None for fewer than 3 items.
         at_most: whether the share is a bound, because the encoder tells these pairs too badly for
             an estimate.
     """
@@ -179,7 +179,7 @@ class PairCheck:
             elif share.interval is not None:
                 interval = f"{share.interval[0]:.1%} to {share.interval[1]:.1%}"
             rows.append((share.split, f"{share.pairs:,}", unrelated, interval))
-        return Table(("split", "pairs", "unrelated", "95 % interval"), rows, str(self.store))
+        return Table(("split", "pairs", "unrelated", "95% interval"), rows, str(self.store))
 
     def worst(self, count: int = 10) -> Table:
         """Return the pairs that fit least."""
@@ -259,10 +259,10 @@ def check_pairs(
 
     Args:
         store: See `embed`.
-        modalities: The two modalities; by default image and text, or the first two.
+        modalities: The two modalities. By default image and text, or the first two.
         split: See `gap_report`.
-        mark_worst: Mark this fraction of the train pairs, those that fit least, to be left out.
-        mark_below: Mark train pairs with a z below this number to be left out.
+        mark_worst: Mark this fraction of the train pairs, the worst-fitting ones, for c3 leave-out.
+        mark_below: Mark train pairs with a z below this number for c3 leave-out.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
 
@@ -476,7 +476,7 @@ def unrelated_shares(scored: ScoredPairs, splits: Any, items: Indices) -> list[U
     upper end of twice that below the median. Related pairs are more between the two than below the
     quartile (b): if a > b pairs are between the two, the interval begins at the lower end of
     4 (b - (a - b) / 2), which is exact for related pairs that are three times as many between as
-    below. If a one-sided test at 5 % says that a > b, the share is a bound, the upper end of four
+    below. If a one-sided test at 5% says that a > b, the share is a bound, the upper end of four
     times the share below the quartile. The test is the sign test, with the correction for whole
     numbers, where each item has one pair.
 

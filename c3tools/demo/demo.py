@@ -231,7 +231,7 @@ def run_demo(
 
     Args:
         output: The folder for stores and pages.
-        seeds: Number of trainings per method.
+        seeds: Number of training runs per method.
         sigma: Standard deviation of the noise, per dimension. By default derived from the training
             captions.
         size: Size of the decoder: tiny, small or base.
@@ -276,7 +276,7 @@ def run_demo(
             for key in (order[0], order[-1])
         )
         reporter.message(
-            f"   The bundled captioner wrote captions. Their {CHOOSE_BY} is {bundled.mean:.1f} %.\n"
+            f"   The bundled captioner wrote captions. Their {CHOOSE_BY} is {bundled.mean:.1f}%.\n"
             f"   The best is {best}, the worst {worst}.\n"
             f"   Open {first_page} to see all of them. Training follows, which takes minutes."
         )

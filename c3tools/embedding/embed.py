@@ -95,57 +95,53 @@ def embed(
     Inputs that are already in the store are kept, so the same call continues an interrupted run.
 
     Args:
-        paths: Folders of images and videos, files of these, WebDataset tars, Parquet or Arrow
-            tables, text files. {000..012} and * are expanded. URLs work too: s3://, gs://, hf://,
-            http(s)://. In the shell, - reads texts from standard input, one a line.
+        paths: Images, videos or folders of them, WebDataset tars, Parquet or Arrow tables, text
+            files. {000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://.
         store: The store of embeddings: a folder or a URL (s3://, gs://).
         captions: A file of captions: .jsonl, .csv, .tsv, .parquet or COCO .json.
         text_column: Column of the texts.
         image_column: Column of the images, or of their paths or URLs.
         key_column: Column of the keys.
-        images_root: The folder that relative paths in lists start from. By default the folder of
-            the list.
-        keep_columns: Columns of the tables to keep with the rows (texts, numbers, booleans), for
-            example url,label. Later runs keep the same ones.
-        download: Download images that are given by URL, in a column such as url or image_url.
+        images_root: The folder that relative paths in lists start from. By default the list's own
+            folder.
+        keep_columns: Table columns to keep with the rows (strings, numbers, booleans), for example
+            url,label. Later runs keep the same ones.
+        download: Download images given by URL, in a column such as url or image_url.
         model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip,
             local-dir:PATH, hf-hub:ORG/NAME, st:NAME or st:FOLDER (sentence-transformers; needs the
-            extra st), or NAME:... of an installed package.
+            extra st), or NAME:... for a model of an installed package.
         random_init: Use random weights, drawn with this seed, instead of the trained ones.
         device: cpu, cuda, cuda:1 or mps, or several separated by commas, with one process each
-            (cuda:0,cuda:1). By default all GPUs, else the fastest available.
-        backend: Library that runs the encoder: one that c3 info lists, or auto for the fastest that
-            is installed and can run the model.
-        precision: Number format of computations. auto: bf16 where the hardware computes in it, else
+            (cuda:0,cuda:1). By default all GPUs; without one, the fastest device.
+        backend: Library that runs the encoder: one listed by c3 info, or auto for the fastest one
+            installed that can run the model.
+        precision: Number format of computations. auto: bf16 if the hardware supports it, otherwise
             fp32. int8 is for encoders on a CPU, and needs the extra int8.
-        truncate_dim: Keep only so many dimensions of the embeddings of an st: model, if it was
-            trained for that.
-        query_prompt: What an st: model is given before each query of c3 search. By default the
-            prompt that the model has for queries. Texts are embedded with the one that it has for
-            documents.
-        long_texts: What is done with texts that are longer than the model reads. cut (the default):
-            only the beginning is embedded. chunk: parts are embedded, one row each. mean: the row
-            is the normalised mean of the parts.
+        truncate_dim: Keep only this many dimensions of an st: model's embeddings, if it was trained
+            for that.
+        query_prompt: Prompt that an st: model gets before each query of c3 search. By default the
+            model's own query prompt. Texts are embedded with its document prompt.
+        long_texts: How to embed texts longer than the model's context. cut (the default): only the
+            beginning. chunk: in parts, one row each. mean: the normalised mean of the parts.
         dtype: Number format of the embeddings on disk: float16 or float32.
-        shard_size: Inputs per shard. A run that is killed loses at most one shard.
-        workers: Number of processes that decode images. The default depends on the cores.
-        batch_size: Number of images or texts encoded at a time. The default depends on the device.
-        image_timeout: Seconds that decoding one image may take; 0: no limit.
-        exact_decoding: Decode large JPEGs at full scale, as open_clip does, instead of at a lower
-            scale that has at least twice the pixels a side that the model takes. Embeddings then
-            equal open_clip's, and large photos take longer. The store keeps this setting.
-        fps: Frames of a video per second. Their mean is its embedding. By default that of the
-            store, which is 1 unless it was begun with another.
+        shard_size: Inputs per shard. A killed run loses at most one shard.
+        workers: Processes that decode images. The default depends on the number of cores.
+        batch_size: Images or texts encoded at a time. The default depends on the device.
+        image_timeout: Time limit for decoding one image, in seconds; 0: no limit.
+        exact_decoding: Decode large JPEGs at full size, to match open_clip exactly. Slower.
+            Recorded in the store.
+        fps: Video frames to read per second; their mean is the embedding. By default the store's,
+            which is 1 unless its first run set another.
         retry_failed: Try again to embed the inputs that failed before.
-        update: Embed changed inputs again (edited captions, replaced images), and write the new
-            paths of files that moved.
+        update: Embed changed inputs again (edited captions, replaced images), and record the new
+            paths of moved files.
         prune: Remove the rows of images and captions that are no longer in ``paths``.
         dry_run: Show what would be embedded, updated and removed, and write nothing.
-        follow_symlinks: Also read symbolic links, and paths in lists, that lead out of ``paths``.
+        follow_symlinks: Also read symbolic links, and paths in lists, that lead outside ``paths``.
         executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
-        address: Address of the Ray cluster. By default RAY_ADDRESS, else the cluster of this
-            machine, else a new one here.
-        processes: Number of worker processes on the cluster. By default as many as fit.
+        address: Ray cluster to use. By default the one at RAY_ADDRESS, or one on this machine; if
+            there is none, a new one is started.
+        processes: Worker processes on the cluster. By default as many as fit.
         encoder: A loaded encoder, which replaces ``model`` and its options.
         reporter: Shows messages and progress.
 

@@ -24,6 +24,7 @@ from PIL import Image
 from ..arrays import Floats, Indices, Mask, Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
+from ..extras import install_command
 from ..plugins import plugins
 from ..result_table import Table
 from .encoder import ON_CPU, Encoder, Modality, ModelFacts
@@ -100,7 +101,7 @@ def model_kinds() -> list[ModelKind]:
         ModelKind(
             "st:NAME or st:FOLDER",
             "images, texts, audio: what sentence-transformers loads",
-            "" if is_installed else 'pip install "c3tools[st]"',
+            "" if is_installed else install_command("st"),
         ),
     ]
     for name, entry in _encoder_plugins().items():

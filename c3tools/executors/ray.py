@@ -82,8 +82,8 @@ class RayExecutor(Executor):
                     f"There is no Ray cluster at {address or 'this machine'}, or it asks for a "
                     f"token ({reason_of(error)}).",
                     remedy="Start one with `ray start --head`, add this machine with `ray start "
-                    "--address=HEAD:6379`, and use "
-                    "--address HEAD:6379. If it asks for a token, see docs/guides/ray.md.",
+                    "--address=HEAD:6379`, and use --address HEAD:6379. If it asks for a token, "
+                    "copy its ~/.ray/auth_token to this machine and set RAY_AUTH_MODE=token.",
                 ) from error
             self._joined = True
         try:

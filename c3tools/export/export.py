@@ -141,34 +141,34 @@ def export_store(
     Args:
         store: See `embed`.
         output: The folder, or the URL, to write to.
-        preset: The preset, or a JSON or YAML file with steps; `c3 export --list` shows the presets.
+        preset: The preset, or a JSON or YAML file of steps; `c3 export --list` shows the presets.
         pipeline: Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or
             hf-hub:ORG/NAME) of a fitted one.
-        format: parquet, npy, safetensors, hf (a folder for datasets) or clip-retrieval (images, and
-            the first text of each if all have one).
+        format: parquet, npy, safetensors, hf (a folder for datasets) or clip-retrieval (images and,
+            if all have one, the first text of each).
         modality: Export only these modalities.
-        sigma: Standard deviation of the noise, per dimension, if the preset has noise. auto:
-            derived from how much captions of the same image differ. pairs: from the cosine of at
-            least 10 images with their captions, those of the val split or of all splits but test.
-            By default √0.016.
-        role: The training inputs; only these get noise. auto: the train split of ``train_on``;
-            training: all rows; inference: none.
-        train_on: Modality of the training inputs.
-        before_noise: Write float32 rows as they are before the first noise of the pipeline, not
-            normalised; `c3 train-decoder --store` applies the rest, with new noise in every epoch.
-        metric: How the rows are searched. ip: by inner product, which is the cosine unless the
-            preset is fair. l2: rows get one more dimension, with which L2 and cosine find the same
+        sigma: Standard deviation of the noise, per dimension, if the preset has noise. By default
+            √0.016, the paper's value, so that an export does not depend on an estimate. auto:
+            derived from how much captions of the same image differ, as in c3 train-decoder. pairs:
+            derived from the cosine of at least 10 images with their captions (val split, or all
+            splits but test).
+        role: Rows that get noise. auto: the train split of ``train_on``; training: all; inference:
+            none.
+        train_on: The modality that training reads.
+        before_noise: Write float32 rows from before the pipeline's first noise, not normalised. `c3
+            train-decoder --store` then applies the rest, with new noise in every epoch.
+        metric: How the rows will be searched. ip: by inner product, which equals the cosine unless
+            the preset is fair. l2: rows get one more dimension, so that L2 and cosine find the same
             rows in the same order; `Pipeline.transform` adds it to queries.
-        one_table: Write one table, rows/, of all modalities: Parquet with a column modality, and
-            keys such as image/KEY.
-        fuse: Write each item once, for searches: as a row of the kind fused, the unit sum of its
-            image and its first text, if it has both; else as its image or its first text. No noise
-            is added.
+        one_table: Write all modalities to one Parquet table, rows/, with a column modality and keys
+            such as image/KEY.
+        fuse: Write one row per item, for searches: the unit sum of its image and its first text
+            (modality fused), or the one that it has. No noise is added.
         dtype: See `embed`.
         seed: Seed for all random numbers.
-        workers: Number of files written at the same time.
-        refit: Fit the pipeline anew on the store as it is now, and transform all rows with it.
-        overwrite: Replace an existing export in ``output``, also one of another format or store.
+        workers: Files written at the same time.
+        refit: Fit the pipeline again on the current store, and transform all rows with it.
+        overwrite: Replace an existing export in ``output``, even one of another format or store.
         executor: See `embed`.
         address: See `embed`.
         processes: See `embed`.

@@ -40,7 +40,7 @@ ALIKE = 0.6
 """Variation of a partly constant gap, over its length: a turn of 35 degrees (0.82)."""
 PARTS = 0.4
 """Share of the gaps of parts in the squared distance of a pair, from which a store whose means are
-not apart has them. After Collapse, topics of CLIP and c3-mini have 6 to 21 %."""
+not apart has them. After Collapse, topics of CLIP and c3-mini have 6 to 21%."""
 FEW = 0.1
 """Share of the dimensions of Gaussian noise that may have other marginals than a Gaussian."""
 SOME = 0.25
@@ -118,7 +118,7 @@ def _is_constant(collected: Collected, seed: int, *, has_gap: bool) -> Answer:
     item by item.
 
     A variation is the root mean square distance of the groups' gaps from the gap of all, less what
-    groups drawn at random differ by, over the gap's length. It counts only if it is above 95 % of
+    groups drawn at random differ by, over the gap's length. It counts only if it is above 95% of
     random groups. Equal items count as one. The groups are the items in the store's order, and
     clusters of items by content (k-means on the sum of both modalities' centred rows, which noise
     of one size in both leaves uncorrelated with their difference). A third variation is that of
@@ -157,9 +157,9 @@ def _is_constant(collected: Collected, seed: int, *, has_gap: bool) -> Answer:
         "mixture": _mixture(differences, most_groups, seed=seed) / length,
     }
     because = (
-        f"Beyond chance, the gap varies by {100 * variations['order']:.0f} % of {unit} along "
-        f"the order of the store, by {100 * variations['content']:.0f} % between {groups} clusters "
-        f"of items with similar content, and by {100 * variations['mixture']:.0f} % between "
+        f"Beyond chance, the gap varies by {100 * variations['order']:.0f}% of {unit} along "
+        f"the order of the store, by {100 * variations['content']:.0f}% between {groups} clusters "
+        f"of items with similar content, and by {100 * variations['mixture']:.0f}% between "
         f"clusters of their differences, as gaps mixed at random would make ({count} items)."
     )
     largest = max(variations.values())
@@ -176,8 +176,8 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
 
     The number is the variance of a modality along the gap over that along the average direction: 0
     if orthogonal, about 1 for a random direction, more for one inside the span. The answer is yes
-    only if both modalities vary less along the gap than along 97.5 % of random directions. The
-    share of the gap inside the 99 % span is given as well; it cannot tell a gap from a random
+    only if both modalities vary less along the gap than along 97.5% of random directions. The
+    share of the gap inside the 99% span is given as well; it cannot tell a gap from a random
     direction where noise fills all dimensions, as the span then does.
     """
     items = collected.distinct_items
@@ -209,7 +209,7 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
     because = (
         f"Variance along the gap, divided by that along an average direction: {_listed(ratios)}; "
         f"random directions at the same angle to the mean give {', '.join(ranges)}. Share of the "
-        f"gap inside the 99 % span: {_listed(inside)}; by chance {_listed(by_chance)}."
+        f"gap inside the 99% span: {_listed(inside)}; by chance {_listed(by_chance)}."
     )
     word = _graded(yes=all(is_below), partly=any(is_below) and not any(is_above))
     return Answer(ORTHOGONAL, word, because, max(ratios.values()), measures)
@@ -221,9 +221,9 @@ class AlongGap:
 
     Attributes:
         variance_ratio: variance along the gap over that along the average direction.
-        random_directions: the range of this ratio for 95 % of random directions at the gap's angle
+        random_directions: the range of this ratio for 95% of random directions at the gap's angle
             to the mean.
-        share_in_span: share of the gap inside the 99 % span.
+        share_in_span: share of the gap inside the 99% span.
         share_by_chance: that of the average direction.
         angle_to_mean: between the gap and the line of the modality's mean, degrees, at most 90.
         angle_error: its root mean square over draws of items if it were 0, degrees.
@@ -331,7 +331,7 @@ def _is_gaussian(noise: Residuals) -> Answer:
     is_close = share <= FEW and distance <= 0.03 and abs(mean) <= 0.5 + allowed
     is_near = share <= SOME and distance <= 0.06 and abs(mean) <= 1.0 + allowed
     because = (
-        f"In {100 * share:.0f} % of the dimensions, skewness or kurtosis differ from a Gaussian. "
+        f"In {100 * share:.0f}% of the dimensions, skewness or kurtosis differ from a Gaussian. "
         f"The mean excess kurtosis is {mean:.2f}, and the pooled standardised marginals differ "
         f"from a normal distribution by at most {distance:.3f} ({noise.items} items)."
     )
@@ -356,7 +356,7 @@ def _is_isotropic(noise: Residuals) -> Answer:
     chance = exp(2 * furthest / sqrt(2 * noise.items))
     share = noise.isotropy * (1 + 4 / noise.items)
     because = (
-        f"The noise fills {100 * noise.isotropy:.0f} % of the dimensions (100 % if isotropic). "
+        f"The noise fills {100 * noise.isotropy:.0f}% of the dimensions (100% if isotropic). "
         f"The standard deviation per dimension ranges from {smallest:.3f} to {largest:.3f}, a "
         f"ratio of {ratio:.1f} (isotropic noise of {noise.items} items: {chance:.1f})."
     )
@@ -389,7 +389,7 @@ def _between_groups(differences: Array, labels: Indices, *, seed: int) -> float:
         seed: of the permutations.
 
     Returns:
-        0 if it is not above 95 % of the permutations of the labels.
+        0 if it is not above 95% of the permutations of the labels.
     """
     rng = generator(seed, "permuted groups")
     count = len(differences)

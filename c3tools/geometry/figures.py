@@ -173,7 +173,7 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
     left.set(title="Spectrum", xlabel="dimension, by size", ylabel="variance", xlim=(0, dim))
     left.legend()
     right.axhline(0.99, color=palette.MUTED, linewidth=0.8, linestyle="--")
-    title = "Share explained; dots: effective dimension (99 %)"
+    title = "Share explained; dots: effective dimension (99%)"
     right.set(title=title, xlabel="number of dimensions", xlim=(0, dim), ylim=(0, 1.03))
     return figure, f"Covariance spectra: {' and '.join(modalities)}"
 

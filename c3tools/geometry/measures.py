@@ -214,7 +214,7 @@ def eigenvalues(covariance: Array) -> Array:
 
 
 def effective_dimension(values: Array) -> int:
-    """Return the smallest k whose k largest singular values make up more than 99 % of their sum.
+    """Return the smallest k whose k largest singular values make up more than 99% of their sum.
 
     The paper's measure of dimensional collapse (Zhang et al., ICLR 2024), with the singular values
     of the covariance of L2-normalised rows. 0 if there is no variance at all.

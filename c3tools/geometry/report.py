@@ -188,12 +188,13 @@ def gap_report(
 
     Args:
         store: See `embed`.
-        modalities: The two modalities to compare, or one to measure alone; by default image and
+        modalities: The two modalities to compare, or one to measure alone. By default image and
             text, or the first two.
-        split: Use only the rows of this split: train, val, test or all.
+        split: Use only the rows of this split: train, val, test or a name of your own. By default
+            all.
         presets: Measure recall for raw, c2-collapse and these presets, for example
-            gap-shift,whiten, or files with steps.
-        by: A column of the store, such as width, by which the map of the page can be coloured too.
+            gap-shift,whiten, or files of steps.
+        by: A store column, such as width, that can also colour the map on the page.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
 
@@ -596,7 +597,7 @@ def _measures_table(report: GapReport) -> Table:
                 "around the true mean, not that of so few items",
             ],
         ]
-    return Table(["measure", "value", "95 %", "meaning"], rows, left=("meaning",))
+    return Table(["measure", "value", "95%", "meaning"], rows, left=("meaning",))
 
 
 def _recall_table(report: GapReport) -> Table:
@@ -635,16 +636,16 @@ def _one_list_table(report: GapReport) -> Table:
     columns = [
         "queries, list",
         "other modality in the first ten, %",
-        "95 %",
+        "95%",
         "answer in the first ten, %",
-        "95 %",
+        "95%",
     ]
     chance = next(iter(report.one_list.values())).chance
     note = (
-        "The corpus has one row an item, half of each modality; the answer is of the other "
-        "modality than the query. Without bias half of the first ten are. Moments are of other "
-        f"items. By chance, {100 * chance:.1f} % of the answers are in the first ten. "
-        "Calibrated: docs/results/mixed-search.md."
+        "The corpus has one row per item, half of them in each modality; the answer is in the "
+        "other modality than the query. Without bias, half of the first ten are. Moments come from "
+        f"other items. By chance, {100 * chance:.1f}% of the answers are in the first ten. "
+        "Calibrated: by the score of c3 search."
     )
     return Table(columns, rows, "One list", note=note)
 
@@ -657,9 +658,9 @@ def _clusters_table(mixed: MixedClusters) -> Table:
         rows.append([title, *_cells(kappa, 1, 100), number(100 * mixed.one_kind[name], 1)])
     note = (
         "κ: share of pairs in one cluster, beyond chance. U: what a cluster says of the modality "
-        "of its rows, 0 % where clusters mix both as shuffling does, 100 % where each has one."
+        "of its rows, 0% where clusters mix both as shuffling does, 100% where each has one."
     )
-    return Table(["clusters", "κ, %", "95 %", "U, %"], rows, note=note)
+    return Table(["clusters", "κ, %", "95%", "U, %"], rows, note=note)
 
 
 def _before_and_after_table(report: GapReport) -> Table:
@@ -668,7 +669,7 @@ def _before_and_after_table(report: GapReport) -> Table:
     spaces = []
     for name, title in ((RAW, "before"), (COLLAPSE, "after")):
         if name in report.spaces:
-            columns += [title, "95 %"]
+            columns += [title, "95%"]
             spaces.append(report.spaces[name])
 
     def row(
@@ -688,7 +689,7 @@ def _before_and_after_table(report: GapReport) -> Table:
     note = (
         "Separability: accuracy, on held-out rows, of a linear probe for the modality. Modality "
         "bias: share of the ten nearest rows of both modalities that have the modality of the "
-        "query. 50 % is ideal for both. Uniformity: log E exp(−2 |x − x′|²); lower means more "
+        "query. 50% is ideal for both. Uniformity: log E exp(−2 |x − x′|²); lower means more "
         "spread out."
     )
     return Table(columns, rows, "Before and after Collapse", note=note)

@@ -157,7 +157,7 @@ def judge_gap(
         for gap_length in (length, low_length, high_length)
     )
     measures = {"share": share, "share_interval": [low, high]}
-    shown = f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f} %) of {distance}"
+    shown = f"{100 * share:.0f}% ({100 * low:.0f} to {100 * high:.0f}%) of {distance}"
     if high < SMALL_GAP:
         because = f"The means are {length:.2f} apart, which is hardly a gap: {shown}."
         return Answer(question, "no", because, share, measures)
@@ -192,14 +192,14 @@ def _judge_collapse(report: Measured, gap: Answer) -> Answer:
     if gap.answer == "unknown":
         return answer("unknown", "It is not known whether there is a gap to close.")
     left = collapsed.gap / raw.gap if raw.gap > 0 else 1.0
-    leaves = f"It leaves {100 * left:.0f} % of the gap"
+    leaves = f"It leaves {100 * left:.0f}% of the gap"
     if left > NOT_CLOSED:
         return answer("no", f"{leaves}: the subtracted means are not those of these rows.")
     probe = collapsed.separability
     recognised = ""
     if probe is not None:
         recognised = (
-            f", and a linear probe recognises the modality of {100 * probe.value:.0f} % of the rows"
+            f", and a linear probe recognises the modality of {100 * probe.value:.0f}% of the rows"
         )
     losses = []  # of recall@1, by direction
     for direction, change in collapsed.recall_change.items():
@@ -208,7 +208,7 @@ def _judge_collapse(report: Measured, gap: Answer) -> Answer:
             before = raw.recall[direction]["recall@1"].value
             after = collapsed.recall[direction]["recall@1"].value
             words = direction.replace("_", " ")
-            losses.append(f"{100 * before:.1f} to {100 * after:.1f} % {words}")
+            losses.append(f"{100 * before:.1f} to {100 * after:.1f}% {words}")
     if losses:
         because = f"{leaves}{recognised}, but recall@1 falls: {', '.join(losses)}."
         return answer("partly", because)
@@ -225,7 +225,7 @@ def _judge_collapse(report: Measured, gap: Answer) -> Answer:
     if probe.value >= SEPARABLE:
         because = f"{leaves}{recognised}: the modalities differ in more than their means."
         return answer("partly", because)
-    return answer("yes", f"{leaves}{recognised} (chance: 50 %).")
+    return answer("yes", f"{leaves}{recognised} (chance: 50%).")
 
 
 def _judge_corrupt(report: Measured) -> Answer:
@@ -248,10 +248,10 @@ def _judge_corrupt(report: Measured) -> Answer:
     of_unrelated = max(sum(_variances(report.modalities).values()), 1e-12)
     ratio = dim * pairs.residual_rms.value**2 / of_unrelated
     if ratio <= ALIKE:
-        distance = f"their squared distance is {100 * ratio:.0f} % of that of unrelated rows"
+        distance = f"their squared distance is {100 * ratio:.0f}% of that of unrelated rows"
         return answer("no", f"Without the gap, pairs are almost equal: {distance}.")
     if ratio >= STRANGERS:
-        distance = f"as unrelated rows ({100 * ratio:.0f} % of their squared distance)"
+        distance = f"as unrelated rows ({100 * ratio:.0f}% of their squared distance)"
         because = (
             f"Without the gap, pairs are as far apart {distance}, and no noise makes up for that."
         )
@@ -259,7 +259,7 @@ def _judge_corrupt(report: Measured) -> Answer:
 
     # Whether both rules agree on the noise
     differ = (
-        f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of "
+        f"Without the gap, the squared distance of pairs is {100 * ratio:.0f}% of that of "
         f"unrelated rows"
     )
     by_name = {each.name: each.sigma for each in report.sigmas}
@@ -291,8 +291,8 @@ def _judge_one_list(report: Measured) -> Answer:
         f"When {other}s have the answers, the first ten of {asked} queries hold {raw:.1f} {other}s "
         f"by cosine, {centred:.1f} after Collapse, and {calibrated:.1f} by the calibrated scores "
         f"of `c3 search` (5 without bias), which find "
-        f"{100 * worst.recall['calibrated'].value:.0f} % of the answers "
-        f"(chance: {100 * worst.chance:.0f} %)."
+        f"{100 * worst.recall['calibrated'].value:.0f}% of the answers "
+        f"(chance: {100 * worst.chance:.0f}%)."
     )
     names = " and ".join(f"{name}s" for name in report.modalities)
     answer = partial(Answer, f"Can {names} be searched in one list?")
@@ -326,13 +326,13 @@ def judge_clusters(mixed: MixedClusters | None, modalities: Sequence[str]) -> An
     kappa = mixed.kappa["cross"]
     low, high = kappa.interval or (0.0, 1.0)
     one_kind = mixed.one_kind["cross"]
-    k_means = f"with k-means {100 * mixed.kappa['raw'].value:.0f} %"
+    k_means = f"with k-means {100 * mixed.kappa['raw'].value:.0f}%"
     if "collapsed" in mixed.kappa:
-        k_means += f", and after Collapse {100 * mixed.kappa['collapsed'].value:.0f} %"
+        k_means += f", and after Collapse {100 * mixed.kappa['collapsed'].value:.0f}%"
     because = (
-        f"With {mixed.clusters} cross-centroids, {100 * kappa.value:.0f} % "
-        f"({100 * low:.0f} to {100 * high:.0f} %) of the pairs come into one cluster, beyond "
-        f"chance; {k_means}. A cluster says {100 * max(one_kind, 0.0):.0f} % of the modality of "
+        f"With {mixed.clusters} cross-centroids, {100 * kappa.value:.0f}% "
+        f"({100 * low:.0f} to {100 * high:.0f}%) of the pairs come into one cluster, beyond "
+        f"chance; {k_means}. A cluster says {100 * max(one_kind, 0.0):.0f}% of the modality of "
         f"its rows."
     )
     measures = mixed.to_dict()

@@ -62,7 +62,7 @@ class ImageEvaluation:
             photo, cosine, and whether it is nearer than real photos are.
         copied: share of the images that are so near, or None if it is not known.
         notes: what a reader should know.
-        intervals: by metric, the 95 % interval over photos: where the score would be with other
+        intervals: by metric, the 95% interval over photos: where the score would be with other
             photos and texts of the same kinds, as many of them; without scores that do not vary,
             and with fewer than 3 photos.
     """
@@ -93,7 +93,7 @@ class ImageEvaluation:
             )
         title = f"{self.n:,} images, compared with {self.reference:,} real photos"
         return Table(
-            ["score", "generated", "95 % interval", f"{self.real_n:,} real photos"],
+            ["score", "generated", "95% interval", f"{self.real_n:,} real photos"],
             rows,
             title=title,
         )
@@ -105,7 +105,7 @@ class ImageEvaluation:
         ]
         title = "Images nearest to a training photo"
         if self.copied is not None:
-            title += f"; {self.copied:.1%} are nearer than 99 % of real photos"
+            title += f"; {self.copied:.1%} are nearer than 99% of real photos"
         return Table(["image", "photo", "cosine"], cells, title=title, left=["photo"])
 
     def _repr_html_(self) -> str:
@@ -134,9 +134,9 @@ def evaluate_images(
     Args:
         images: The folder of images to score, made by ``c3 generate``.
         store: See `embed`.
-        split: The split of the photos to compare with: train, val, test or all.
+        split: The split of the photos to compare with, such as val, or all.
         encoder: Also score with the features of these models.
-        download: Download photos that are given by URL.
+        download: Download photos given by URL.
         device: See `connect_heads`.
         backend: See `embed`.
         precision: See `embed`.
@@ -224,7 +224,7 @@ def score_text(name: str, value: Any, write: Callable[[Any, int], str] = number)
 
 
 def score_interval(name: str, values: Array) -> Ends | None:
-    """Return the 95 % interval of a score over seeds and photos; see
+    """Return the 95% interval of a score over seeds and photos; see
     `c3tools.metrics.significance.crossed_interval`.
 
     Args:

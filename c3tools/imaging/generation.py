@@ -181,9 +181,9 @@ def generate(
     The same text and seed give the same image, whatever else is generated in the same call.
 
     Args:
-        texts: Texts that say what the images show.
-        captions: A file of captions. One caption of each image is drawn with the seed; from a .txt
-            file every line is used.
+        texts: Descriptions of the images to generate.
+        captions: A file of captions. One caption per image is drawn with the seed; every line of a
+            .txt file is used.
         split: Use only this split of ``captions``.
         embeddings: See `caption_images`.
         modality: Modality of ``embeddings``: image or text.
@@ -193,13 +193,12 @@ def generate(
         output: The folder to write the images to.
         n: Number of images per text.
         seed: Seed for all random numbers.
-        sampling_steps: Number of sampling steps. More steps are slower and give slightly sharper
-            images.
+        sampling_steps: Sampling steps. More are slower and give slightly sharper images.
         guidance: Weight of the text; 1 is the weight in training. The default depends on the
             generator.
         device: See `connect_heads`.
         backend: See `embed`.
-        precision: See `embed`.
+        precision: See `connect_heads`.
         encoder: Of the generator's model; by default it is loaded.
         reporter: Shows messages and progress.
 

@@ -253,7 +253,7 @@ class GeneratorTask(Task):
         """Return the context in which attention is computed.
 
         On a CPU in bf16, the backward pass of torch's fused attention is slow where there are few
-        positions: without it, a step of size ``tiny`` takes 14 % less time. For 256 positions (size
+        positions: without it, a step of size ``tiny`` takes 14% less time. For 256 positions (size
         ``small``) it is the faster one.
         """
         config = self.network.config
@@ -306,20 +306,20 @@ def train_generator(
         store: See `embed`.
         pipeline: See `train_captioner`.
         output: The folder to write the generator to.
-        preset: The preset, or a JSON or YAML file with steps; `c3 export --list` shows the presets.
+        preset: The preset, or a JSON or YAML file of steps; `c3 export --list` shows the presets.
             By default c3.
-        sigma: Standard deviation of the noise, per dimension. auto: derived from the distance of
-            photos to their nearest neighbour. pairs: from the cosine of at least 10 photos with
-            their captions, those of the val split or of all splits but test. By default auto.
+        sigma: Standard deviation of the noise, per dimension. auto (the default): derived from the
+            distance of photos to their nearest neighbour. pairs: derived from the cosine of at
+            least 10 photos with their captions (val split, or all splits but test).
         size: Size of the images: tiny (32 pixels, for a CPU), small (64 pixels) or base (128
             pixels, for a GPU).
-        set: Change settings of ``size``, such as learning_rate=5e-4 or batch_size=32.
+        set: Change settings that ``size`` gives, such as learning_rate=5e-4 or batch_size=32.
         steps: Number of training steps. The default depends on ``size``.
         train_split: The split to train on.
-        download: Download photos that are given by URL.
+        download: Download photos given by URL.
         seed: Seed for all random numbers.
         device: See `connect_heads`.
-        precision: See `embed`.
+        precision: See `connect_heads`.
         overwrite: See `connect_heads`.
         reporter: Shows messages and progress.
 

@@ -87,13 +87,13 @@ def build_index(
             index string.
         modality: Index only these modalities. By default all, in one index.
         split: See `gap_report`.
-        preset: The preset, or a JSON or YAML file with steps, that transforms vectors and queries.
-            By default gr-clip, which leaves them unchanged, as c1 does, in a store without texts,
-            or of texts alone. Not for an export, which has its own pipeline.
+        preset: The preset, or a JSON or YAML file of steps, for rows and queries. By default
+            gr-clip, which subtracts each modality's mean; c1, like gr-clip with only images or only
+            texts, changes nothing. Not for an export, which has its own pipeline.
         pipeline: Your own pipeline instead of a preset.
-        recall: The recall@10 that the search is tuned to reach.
+        recall: The recall@10 to tune the search for.
         seed: Seed for all random numbers.
-        rebuild: Rebuild the index, with the means of all rows, instead of adding to it.
+        rebuild: Rebuild the index, with new means from all rows, instead of adding to it.
         executor: See `embed`.
         address: See `embed`.
         processes: See `embed`.

@@ -419,21 +419,20 @@ class Index:
             key: Search with the row of the store that has this key.
             modality: Modality of the vectors in ``vector``: image, text, ...
             only: Return only rows of this modality (image, text, ...).
-            split: Return only rows of this split: train, val, test or all.
-            separate: Return the best hits of each modality, one modality after the other, instead
-                of one list.
-            by: What a hit is: item (an image with its texts, and exact copies of it; a text
-                without an image) or row (every image and every text by itself).
+            split: Return only rows of this split: train, val, test or a name of your own. By
+                default all.
+            separate: Return the best hits of each modality separately, instead of one list.
+            by: A hit is an item (an image with its texts and exact copies, or a text without an
+                image), or a row (each image and each text).
             k: Number of hits; with ``separate``, per modality.
-            nprobe: Number of inverted lists to search. More are slower and find more. By default
-                the tuned value of the index, and more where these have fewer than ``k`` hits.
+            nprobe: Inverted lists to search. More are slower and find more. By default the index's
+                tuned value, or more if these hold fewer than ``k`` hits.
             store: The store to read the row of ``key`` from. By default the store of the index.
-            pairs: Score by the log odds that a row is the right one, learned from images with
-                captions in this store (not its test rows). That ranks better where images are asked
-                with, and takes some seconds.
-            query_prompt: What the model is given before each text. By default the prompt that the
-                store records.
-            device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+            pairs: Learn the ranking from this store's image-caption pairs (test rows excluded).
+                Ranks image queries better; adds a few seconds.
+            query_prompt: Prompt that the model gets before each text. By default the one recorded
+                in the store.
+            device: cpu, cuda, cuda:1 or mps. By default the fastest device.
             backend: See `embed`.
             encoder: Embeds the queries. By default the model of the index, which is loaded once
                 and stays loaded.

@@ -26,7 +26,7 @@ def fit_on_pairs(
     """Return the calibration with curves for queries of a modality, from the first images with
     captions of a store.
 
-    What asks for an image is its first caption, or another view of it (mirrored, the middle 80 %),
+    What asks for an image is its first caption, or another view of it (mirrored, the middle 80%),
     and what asks for a caption is the next one of the image, or the image.
 
     Raises:

@@ -190,7 +190,7 @@ class NearestPhotos(NamedTuple):
     Attributes:
         rows: number of the photo, int64 (n,).
         cosines: of the image and the photo, float64 (n,).
-        are_copies: whether the image is nearer than 99 % of real images are to theirs, bool (n,).
+        are_copies: whether the image is nearer than 99% of real images are to theirs, bool (n,).
     """
 
     rows: Indices

@@ -33,7 +33,7 @@ class Estimate:
 
     Attributes:
         value: the number.
-        interval: lower and upper end of its 95 % interval; None for fewer than 3 items.
+        interval: lower and upper end of its 95% interval; None for fewer than 3 items.
         rows: rows that it was measured on.
     """
 
@@ -66,7 +66,7 @@ def named_estimate_entries(name: str, estimates: Mapping[str, Estimate]) -> dict
 
 
 def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0) -> Ends | None:
-    """Return the 95 % interval of the mean of ``values`` by the expanded percentile bootstrap over
+    """Return the 95% interval of the mean of ``values`` by the expanded percentile bootstrap over
     items.
 
     The percentiles lie further out than 2.5 and 97.5: as far as Student's distribution and the n /
@@ -101,7 +101,7 @@ def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0)
 
 
 def share_interval(values: Array, items: Indices | None = None) -> Ends | None:
-    """Return the 95 % interval of a share of successes, by Wilson's score (1927) for their
+    """Return the 95% interval of a share of successes, by Wilson's score (1927) for their
     effective number.
 
     Unlike a bootstrap's it is no point where every value is 1. The number of independent values is
@@ -145,7 +145,7 @@ def _item_numbers(values: Array, items: Indices | None) -> Indices:
 
 
 def crossed_interval(values: Array) -> Ends | None:
-    """Return the 95 % interval of a mean over seeds and images, for other seeds and other images of
+    """Return the 95% interval of a mean over seeds and images, for other seeds and other images of
     the same kinds.
 
     A score varies with the seed, with the image, and with both together; the variance of the mean
@@ -190,7 +190,7 @@ def crossed_interval(values: Array) -> Ends | None:
 
 @lru_cache(maxsize=256)
 def student_quantile(freedom: float) -> float:
-    """Return the quantile of Student's t that encloses 95 % on both sides, to 1e-5 of itself.
+    """Return the quantile of Student's t that encloses 95% on both sides, to 1e-5 of itself.
 
     The density of the angle whose tangent is t / sqrt(freedom) is a power of its cosine, and is
     integrated.
@@ -223,7 +223,7 @@ class Difference:
 
     Attributes:
         difference: in percent.
-        low: lower end of its 95 % interval.
+        low: lower end of its 95% interval.
         high: upper end.
         p_value: two-sided, from the share of resamples in which the sign turns.
     """

@@ -23,12 +23,12 @@ def serve_index(
     """Serve a search page for an index until it is interrupted, and the same search in JSON.
 
     Args:
-        index: The folder of the index. By default c3-index; if it is not there, the index that
-            c3 embed --faiss made beside the store.
-        host: Address to listen on, of IPv4 or IPv6. 0.0.0.0: all of this machine's; anyone who
-            reaches it can then search, and see the photos of the index.
+        index: The folder of the index. By default c3-index or, if it is missing, the index that c3
+            embed --faiss made next to the store.
+        host: IPv4 or IPv6 address to listen on. With 0.0.0.0, anyone who can reach this machine can
+            search, and see the photos in the index.
         port: Port to listen on.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest device.
         backend: See `embed`.
         reporter: Gets the address, and the messages of the encoder.
 

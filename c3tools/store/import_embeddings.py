@@ -112,9 +112,9 @@ def import_embeddings(
     tables: ``import_embeddings(text=vectors, meta={"key": keys, "caption": captions})``.
 
     Args:
-        source: A folder in the layout of clip-retrieval (img_emb, text_emb, metadata), or a .pkl
-            file of the scripts of C3, ClipCap or CapDec, whose code is not run; in place of the
-            other files.
+        source: A folder in clip-retrieval's layout (img_emb, text_emb, metadata), or a .pkl file
+            from the C3, ClipCap or CapDec scripts, whose code is not run. It replaces all other
+            files.
         store: See `embed`.
         image: See `read_features`.
         text: See `read_features`.

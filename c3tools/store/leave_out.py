@@ -93,18 +93,19 @@ def leave_out(
 ) -> LeftOutRows:
     """Leave rows out of a store, list those that are left out, or take all of them back.
 
-    They stay in their shards, and no command uses them. A photo, video or sound is left out with
-    its captions, also those that are embedded later; a caption without its photo. Exports and
-    indexes follow when they are made again.
+    Without tables and ``keys``, the rows that are left out are listed. They stay in their shards,
+    but no command uses them. An image, video or audio file is left out with its captions, including
+    captions embedded later; a caption is left out without its image. Exports and indexes follow
+    when they are made again.
 
     Args:
         store: See `embed`.
-        tables: Tables of rows to leave out: pairs.parquet and duplicates.parquet, of which the
-            marked rows count, or any table with a column of keys, and perhaps the columns modality
-            and reason. Without any, and without ``keys``, the rows that are left out are listed.
+        tables: Tables of rows to leave out: pairs.parquet and duplicates.parquet, whose marked rows
+            are left out, or any table with a column of keys and, optionally, the columns modality
+            and reason.
         keys: Rows to leave out by their keys.
-        modality: The modality of ``keys``, where several have a row of that key.
-        reason: Why the rows of ``keys`` are left out.
+        modality: The modality of ``keys``, if several modalities have that key.
+        reason: The reason to record for ``keys``.
         undo: Take all rows back.
 
     Raises:

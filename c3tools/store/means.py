@@ -116,7 +116,7 @@ def save_means(
     Args:
         store: See `embed`.
         file: The file or URL to write.
-        split: The split whose moments are written: train, val, test or all.
+        split: The split that the moments come from, or all.
 
     Returns:
         The moments by modality.
@@ -146,7 +146,7 @@ def load_means(store: Store | str | Path, file: str | Path) -> dict[str, Moments
 
     Args:
         store: See `embed`.
-        file: The file or URL with the moments, or c3-mini for those of its training data.
+        file: The file or URL with the moments, or c3-mini for its training data.
 
     Returns:
         The moments by modality.

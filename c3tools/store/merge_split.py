@@ -119,8 +119,8 @@ def merge_stores(
     Args:
         stores: Two or more stores of the same model: folders or URLs (s3://, gs://).
         output: The folder of the new store.
-        keep_first: If stores share a key, keep the row of the first one.
-        prefix: Begin every key with the name of its store, for example dogs/ for the store dogs.
+        keep_first: If stores share a key, keep the row of the first store.
+        prefix: Begin each key with the name of its store, for example dogs/ for the store dogs.
         reporter: Shows the progress.
 
     Raises:
@@ -273,9 +273,9 @@ def split_store(
     Args:
         store: See `embed`.
         output: The folder of the new store.
-        fractions: Fractions of the three splits, if rows are split by hash. By default 0.8,0.1,0.1.
-        seed: Seed of the hash. 0 gives the splits that a store without splits is read with.
-        file: A table of keys and splits: jsonl, csv, tsv, parquet, arrow, or JSON of Karpathy.
+        fractions: Fractions of the three splits, when splitting by hash. By default 0.8,0.1,0.1.
+        seed: Seed of the hash. 0 gives the same splits as a store without splits.
+        file: A table of keys and splits: jsonl, csv, tsv, parquet, arrow, or Karpathy's JSON.
         key_column: Column of the keys in ``file``.
         split_column: Column of the splits in ``file``.
         reporter: Shows the progress.

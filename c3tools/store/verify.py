@@ -172,10 +172,9 @@ def verify_store(
 
     Args:
         store: The store: a folder or a URL (s3://, gs://).
-        repair: Repair what can be repaired, and remove damaged shards so that they can be made
+        repair: Repair what can be repaired, and remove damaged shards, so that they can be made
             again.
-        forget: Give up the rows of shards that are missing: they are no longer listed in the
-            manifest.
+        forget: Give up the rows of missing shards; the manifest no longer lists them.
         reporter: Shows the progress.
 
     Raises:

@@ -114,8 +114,7 @@ def _table(sigma: Sigma, x: str, y: str) -> dict[str, _Row]:
         "fair": _Row(
             "norm(e - mu) / sqrt(tr(S_q S)), S = C / tr C, C the covariance, q the queries' "
             "modality (of training)",
-            "one inner-product search that ranks images and texts fairly: "
-            "docs/results/mixed-search.md",
+            "c3tools: one inner-product search that ranks images and texts fairly",
             [Collapse(), Normalize(), FairScale(y)],
         ),
         "gap-shift": _Row(

@@ -190,10 +190,10 @@ def score(
 
 
 def score_lines(scores: dict[str, Evaluation]) -> list[str]:
-    """Return one line of a table for each score: CIDEr with its 95 % interval over images,
+    """Return one line of a table for each score: CIDEr with its 95% interval over images,
     BLEU-4.
     """
-    lines = ["| photos | CIDEr | 95 % interval | BLEU-4 |", "|---|---|---|---|"]
+    lines = ["| photos | CIDEr | 95% interval | BLEU-4 |", "|---|---|---|---|"]
     for name, found in scores.items():
         cider, bleu = found.scores["CIDEr"], found.scores["BLEU-4"]
         ends = "{:.1f} to {:.1f}".format(*found.intervals["CIDEr"])

@@ -34,7 +34,7 @@ def share(topics: np.ndarray) -> str:
     """Return the share of captions in the topic of their photo; -1 is no topic."""
     texts = topics[photos:]
     together = (topics[:photos][pairs.item_index] == texts) & (texts >= 0)
-    return f"{100 * together.mean():.0f} %"
+    return f"{100 * together.mean():.0f}%"
 
 
 # The clusters of c3 clusters, named by BERTopic

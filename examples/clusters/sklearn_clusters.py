@@ -20,7 +20,7 @@ import c3tools
 def share(images: np.ndarray, texts: np.ndarray) -> str:
     """Return the share of captions in the cluster of their photo; -1 is HDBSCAN's noise."""
     together = (images[pairs.item_index] == texts) & (texts >= 0)
-    return f"{100 * together.mean():.0f} %"
+    return f"{100 * together.mean():.0f}%"
 
 
 store = c3tools.Store.open(sys.argv[1])
@@ -49,5 +49,5 @@ for k in (5, 11, 40):
 labels = HDBSCAN(min_cluster_size=5, copy=True).fit_predict(np.concatenate(collapsed))
 print(
     f"HDBSCAN after Collapse {share(labels[:photos], labels[photos:])}, with "
-    f"{100 * (labels < 0).mean():.0f} % of the rows in no cluster"
+    f"{100 * (labels < 0).mean():.0f}% of the rows in no cluster"
 )

@@ -29,7 +29,7 @@ ELSEWHERE = {
     "download": "whether URLs are read, which needs the network",
     "host": "where the page is served",
     "port": "where the page is served",
-    "fast": "how fast: the same result to 0.1 %",
+    "fast": "how fast: the same result to 0.1%",
     "repository": "where a result is pushed or pulled from",
     "private": "who sees a repository",
     "license": "shown: on the card of a repository",

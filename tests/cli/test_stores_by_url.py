@@ -18,7 +18,7 @@ from tests.stores import whole_store
 BASE = "s3://bucket/runs"
 URL = f"{BASE}/store"
 COMMANDS = (
-    "verify BASE/store",
+    "verify --store BASE/store",
     "index --store BASE/store -o OUT-index",
     "split -o OUT/split --store BASE/store --fractions 0.5,0.25,0.25",
     "merge BASE/store OUT/split -o OUT/merged --prefix",
@@ -42,7 +42,7 @@ def test_commands_make_the_same(c3: C3, tmp_path: Path, s3: Faults) -> None:
     assert found[0][0][0]["hits"][0]["key"] == "img004"
     assert len(found[0][1]) > 4
     files = f"--html {BASE}/of/page.html --json {BASE}/of/values.json --figures {BASE}/of/figures"
-    done(c3(*f"gap-report {URL} --split all --presets raw {files}".split()))
+    done(c3(*f"gap-report --store {URL} --split all --presets raw {files}".split()))
     made = contents_at_url(location(f"{BASE}/of"))
     assert (made["page.html"][:15], len(made) > 6) == (b"<!doctype html>", True)
     assert json.loads(made["values.json"])["provenance"]["store"] == URL
@@ -67,11 +67,11 @@ def test_what_cannot_be_reached_is_one_error(
     refused(
         "s3://nowhere/m",
         "means save s3://nowhere/m --store disk",
-        "gap-report disk --html s3://nowhere/m",
+        "gap-report --store disk --html s3://nowhere/m",
     )
     s3.every, s3.answer = 1, "403 Forbidden"
     refused("credentials", *reading)
     refused("s3://bucket/m", "means save s3://bucket/m --store disk")
     monkeypatch.setitem(sys.modules, "upath", None)
-    refused('pip install "c3tools[s3]"', *reading)
+    refused('"s3fs>=', *reading)
     assert contents(tmp_path) == before

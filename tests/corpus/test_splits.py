@@ -117,7 +117,7 @@ def test_folders_that_are_given_beside_each_other(tmp_path: Path) -> None:
     alone = read_corpus(paths[0])
     assert splits(alone) == {"a": None}
     assert describe_origins(alone.split_origins) == (
-        "Splits come from a hash of the keys (80 % train, 10 % val, 10 % test)."
+        "Splits come from a hash of the keys (80% train, 10% val, 10% test)."
     )
 
 

@@ -50,10 +50,10 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "mirrored": ImageOps.mirror,
     "border": lambda image: ImageOps.expand(image, image.width // 14, "black"),
     "caption bar": with_caption_bar,
-    "cropped by 5 %": cropped(0.05),
-    "cropped by 10 %": cropped(0.1),
-    "cropped by 20 %": cropped(0.2),
-    "cropped by 30 %": cropped(0.3),
+    "cropped by 5%": cropped(0.05),
+    "cropped by 10%": cropped(0.1),
+    "cropped by 20%": cropped(0.2),
+    "cropped by 30%": cropped(0.3),
 }
 
 

@@ -62,7 +62,7 @@ def test_the_expected_share_is_that_of_exchanged_pairs(tmp_path: Path, exchanged
 
 
 def test_an_encoder_that_tells_pairs_badly_gives_a_bound(tmp_path: Path) -> None:
-    """All pairs are right, and 14 % would be called unrelated."""
+    """All pairs are right, and 14% would be called unrelated."""
     check = check_pairs(paired_store(tmp_path / "s", noise=1.5))
     below_median = np.mean([pair.z < check.exchanged[0] for pair in check.pairs])
     assert 2 * below_median > 0.1

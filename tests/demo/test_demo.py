@@ -102,7 +102,7 @@ def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: "it needs Java")
     result = done(c3("demo", "--images", "--json", "runs.json"))
     parts = (
-        " method steps CIDEr 95 %.* C3 Connect, Collapse, Corrupt .* C2_1 − C1: .* real photos .* "
+        " method steps CIDEr 95%.* C3 Connect, Collapse, Corrupt .* C2_1 − C1: .* real photos .* "
         "C3 − C1, sigma .*"
         "5 The other direction: .* 2 steps .*/demo.html The .*/table.html Wrote "
     )
@@ -123,9 +123,9 @@ def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert page.count(picture) == 40
     assert page.count("<script") == 2
     assert page.count('<dt title="Connect, Collapse, Corrupt">C3</dt>') == 20
-    for part in ("<script", '<dt title="Connect', "<svg", "95 % interval</th>", "C2_1 − C1: "):
+    for part in ("<script", '<dt title="Connect', "<svg", "95% interval</th>", "C2_1 − C1: "):
         assert part not in captions_page
-    for part in ("<svg", "95 % interval</th>", "C2_1 − C1: "):
+    for part in ("<svg", "95% interval</th>", "C2_1 − C1: "):
         assert part in page
 
 

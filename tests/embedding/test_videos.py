@@ -144,5 +144,5 @@ def test_a_missing_package_is_said_before_any_work(
 ) -> None:
     write_video(tmp_path / "videos/a.mp4", COLOURS[:1])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"c3tools\[video\]"):
+    with pytest.raises(MissingExtraError, match=r'install "av>='):
         read_corpus(tmp_path / "videos")

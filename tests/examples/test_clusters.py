@@ -28,7 +28,7 @@ def test_clusters_of_scikit_learn(
     runpy.run_path(str(EXAMPLES / "clusters/sklearn_clusters.py"))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:3]] == ["k = 5", "k = 11", "k = 40"]
-    assert lines[0].endswith("c3 clusters 100 %") and lines[3].startswith("HDBSCAN after Collapse")
+    assert lines[0].endswith("c3 clusters 100%") and lines[3].startswith("HDBSCAN after Collapse")
 
 
 def test_topics_of_bertopic(

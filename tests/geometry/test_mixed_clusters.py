@@ -137,7 +137,7 @@ def test_the_verdict_rests_on_the_lower_end_of_kappa_and_on_u(
     answer = judge_clusters(mixed, ["image", "text"])
     assert answer.answer == word
     assert answer.question == "Can images and texts be clustered together?"
-    assert f"{100 * low + 5:.0f} % ({100 * low:.0f} to" in answer.because
+    assert f"{100 * low + 5:.0f}% ({100 * low:.0f} to" in answer.because
 
 
 def test_without_pairs_it_is_unknown_whether_kinds_can_be_clustered_together() -> None:

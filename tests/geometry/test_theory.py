@@ -99,8 +99,8 @@ def test_the_selected_draw_starts_where_the_papers_did(monkeypatch: pytest.Monke
         monkeypatch.setattr(contrastive, name, value)
     result = on_record(simulate_gap_after_training, steps=400, every=200, seed=1179)
     left = result.runs[-1]["gap"] / result.runs[0]["gap"]
-    assert f" {100 * (1 - left):.0f} % of it is closed" in result.found
-    assert f" {100 * (left * 1.3 / 1.1 - 1):+.2f} %." in result.found
+    assert f" {100 * (1 - left):.0f}% of it is closed" in result.found
+    assert f" {100 * (left * 1.3 / 1.1 - 1):+.2f}%." in result.found
     assert [row[-2:] for row in result.table.rows] == [
         ["3.0000", "1.3000"],
         ["–", "–"],

@@ -84,38 +84,38 @@ def lost(change: float, low: float, high: float) -> SpaceMeasures:
 
 CASES: dict[str, list[tuple[str, Any, str]]] = {
     "gap": [
-        ("notes", [], "yes: 0.80 apart, which is large: 53 % (51 to 56 %)"),
+        ("notes", [], "yes: 0.80 apart, which is large: 53% (51 to 56%)"),
         # the squared distance of a pair is 1.2
-        ("gap.length_debiased", between(0.4, 0.3, 0.5), "yes: small: 13 % (8 to 21 %)"),
-        ("gap.length_debiased", between(0.2, 0.01, 0.5), "yes: small: 3 % (0 to 21 %)"),
+        ("gap.length_debiased", between(0.4, 0.3, 0.5), "yes: small: 13% (8 to 21%)"),
+        ("gap.length_debiased", between(0.2, 0.01, 0.5), "yes: small: 3% (0 to 21%)"),
         ("gap.length_debiased", between(0.4, 0.3, 0.5), "yes: near copies such as frames"),
-        ("gap.length_debiased", between(0.2, 0.1, 0.24), "no: hardly a gap: 3 % (1 to 5 %)"),
+        ("gap.length_debiased", between(0.2, 0.1, 0.24), "no: hardly a gap: 3% (1 to 5%)"),
         ("gap.length_debiased", between(0.2, 0.0, 0.24), "no: hardly"),
         ("gap.length_debiased", between(0.2, 0.0, 0.25), "unknown: too few independent items"),
-        ("gap.length_debiased", Estimate(0.8), "unknown: 53 % (0 to 100 %)"),
+        ("gap.length_debiased", Estimate(0.8), "unknown: 53% (0 to 100%)"),
         (
             "modalities",
             {"text": MODALITY, "audio": MODALITY},
             "yes: between each audio row and its own text row",
         ),
-        ("pairs", None, "yes: 39 % (37 to 41 %) of the squared distance between any text row and"),
+        ("pairs", None, "yes: 39% (37 to 41%) of the squared distance between any text row and"),
     ],
     "collapse": [
         (
             "notes",
             [],
-            "yes: leaves 4 % of the gap, and a linear probe recognises the modality of 50 % of the "
+            "yes: leaves 4% of the gap, and a linear probe recognises the modality of 50% of the "
             "rows",
         ),
         ("spaces", {}, "unknown: cannot be applied"),
         ("gap.length_debiased", between(0.1, 0.0, 0.2), "no: no gap to close"),
         ("gap.length_debiased", between(0.1, 0.0, 0.3), "unknown: not known"),
-        ("spaces.c2-collapse.gap", 0.5, "no: leaves 62 % of the gap: the subtracted means"),
-        ("spaces.c2-collapse.gap", 0.3, "partly: leaves 37 % of the gap"),
-        ("spaces.c2-collapse.separability", 0.9, "partly: 90 % of the rows: the modalities differ"),
-        ("spaces.c2-collapse.separability", None, "yes: leaves 4 % of the gap."),
+        ("spaces.c2-collapse.gap", 0.5, "no: leaves 62% of the gap: the subtracted means"),
+        ("spaces.c2-collapse.gap", 0.3, "partly: leaves 37% of the gap"),
+        ("spaces.c2-collapse.separability", 0.9, "partly: 90% of the rows: the modalities differ"),
+        ("spaces.c2-collapse.separability", None, "yes: leaves 4% of the gap."),
         ("assumptions.constant", NO, "partly: not the same across the store"),
-        ("spaces.c2-collapse", lost(-0.15, -0.2, -0.1), "partly: 55.0 to 40.0 % image to text"),
+        ("spaces.c2-collapse", lost(-0.15, -0.2, -0.1), "partly: 55.0 to 40.0% image to text"),
         ("spaces.c2-collapse", lost(-0.15, -0.31, 0.01), "yes: leaves"),
         ("spaces.c2-collapse", lost(-0.009, -0.01, -0.008), "yes: leaves"),
     ],
@@ -124,7 +124,7 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
         (
             "notes",
             [],
-            "yes: 51 % of that of unrelated rows. --sigma auto gives 0.060, from texts; the "
+            "yes: 51% of that of unrelated rows. --sigma auto gives 0.060, from texts; the "
             "cosine of",
         ),
         (
@@ -134,7 +134,7 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
         ),
         ("pairs.items", 1, "unknown: single item are too few"),
         ("pairs.residual_rms", 0.01, "no: almost equal"),
-        ("pairs.residual_rms", 0.125, "no: as far apart as unrelated rows (98 %"),
+        ("pairs.residual_rms", 0.125, "no: as far apart as unrelated rows (98%"),
         ("recommended", MORE, "partly: but the cosine of the pairs gives 0.070 (--sigma pairs)."),
         ("recommended", LESS, "partly: but the cosine"),
         ("recommended", SAME, "yes: --sigma pairs gives 0.070, why."),
@@ -167,13 +167,13 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
             one_list(0.36),
             "yes: When images have the answers, the first ten of text queries hold 0.0 images by "
             "cosine, 1.0 after Collapse, and 3.6 by the calibrated scores of `c3 search` (5 "
-            "without bias), which find 70 % of the answers (chance: 4 %).",
+            "without bias), which find 70% of the answers (chance: 4%).",
         ),
         ("one_list", one_list(0.34), "partly: 3.4 by the calibrated scores"),
         ("one_list", one_list(0.64), "yes: 6.4 by the calibrated scores"),
         ("one_list", one_list(0.66), "partly: 6.6 by the calibrated scores"),
         ("one_list", one_list(0.81), "no: 8.1 by the calibrated scores"),
-        ("one_list", one_list(0.5, 0.04), "no: 4 % of the answers (chance: 4 %)"),
+        ("one_list", one_list(0.5, 0.04), "no: 4% of the answers (chance: 4%)"),
         ("one_list", one_list(0.19), "no: 1.9 by the calibrated scores"),
     ],
 }

@@ -211,7 +211,7 @@ QUERIES = [
     "",
     "q=%20",
     "q=" + "x" * 1001,
-    *(f"q=a&{more}" for more in "k=0 k=101 k=x in=audio split=x".split()),
+    *(f"q=a&{more}" for more in "k=0 k=101 k=x only=audio split=x".split()),
 ]
 FILES = (
     "thumbnail/99999999999999999999999 thumbnail/-1 thumbnail/..%2f..%2fetc%2fpasswd "
@@ -250,12 +250,12 @@ def test_a_bad_request_is_answered_and_stops_nothing(
 
 
 def test_the_page_answers_the_query_in_its_address_without_scripts(client: Any) -> None:
-    page = client.get("/?q=b 0&in=text&split=")
+    page = client.get("/?q=b 0&only=text&split=")
     assert page.status_code == 200
     assert 'value="b 0"' in page.text
     assert "<option selected>text<" in page.text
     captions = re.findall("<figure.*?<p>(.*?)</p>", page.text, re.DOTALL)
-    hits = client.get("/search?q=b 0&in=text&k=30").json()["hits"]
+    hits = client.get("/search?q=b 0&only=text&k=30").json()["hits"]
     assert captions == [hit["caption"] for hit in hits]
 
 
@@ -276,8 +276,8 @@ def test_a_number_that_json_has_not_is_null(client: Any, monkeypatch: pytest.Mon
 
 
 def test_the_page_says_what_is_wrong_with_its_address(client: Any) -> None:
-    page = client.get("/?q=dog&in=<b>")
-    assert "in must be one of image, text." in page.text
+    page = client.get("/?q=dog&only=<b>")
+    assert "only must be one of image, text." in page.text
     assert "<b>" not in page.text
 
 
@@ -304,7 +304,7 @@ def test_ten_clients_at_once_get_their_own_answers(client: Any, index: Index) ->
     texts = [f"{name} {n}" for name in COLOURS for n in (0, 1)] * 5
     with ThreadPoolExecutor(10) as pool:
         found = list(
-            pool.map(lambda text: client.get(f"/search?q={text}&k=1&in=text").json(), texts)
+            pool.map(lambda text: client.get(f"/search?q={text}&k=1&only=text").json(), texts)
         )
     assert [[result["query"], result["hits"][0]["caption"]] for result in found] == [
         [text, text] for text in texts
@@ -397,7 +397,7 @@ def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -
             element("#hits summary").send_keys("\ue007")
             until("document.querySelector('#hits details p')?.innerText == 'b 1'")
             until("document.querySelector('#hits details').open")
-            element("#in option:nth-child(2)").click()
+            element("#only option:nth-child(2)").click()
             until(
                 "!document.querySelector('#hits .text') && document.querySelectorAll('#hits "
                 "figure').length"

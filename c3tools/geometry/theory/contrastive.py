@@ -91,15 +91,15 @@ def simulate_gap_after_training(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Repeat the paper's optimisation, with its settings: the loss falls, and the gap stays.
+    """Show that training lowers the loss and keeps the gap.
 
-    It takes about ten minutes on two cores.
+    Repeats the paper's optimisation with its settings, in about ten minutes on two cores.
 
     Args:
         steps: Steps of gradient descent.
-        fast: Take long second-order steps: one minute, and the same result to 0.1 %.
+        fast: Take long second-order steps: one minute, same result to 0.1%.
         every: Steps between two rows of the table.
-        seed: Seed of the starting points. 1179 starts where the run of the paper does.
+        seed: Seed of the starting points. 1179 starts where the paper's run does.
         reporter: Shows the progress over the steps.
     """
     rng = generator(seed, "gap after training")
@@ -116,12 +116,12 @@ def simulate_gap_after_training(
     left = last["gap"] / first["gap"]
     found = (
         f"The loss falls from {first['loss']:.2f} to {last['loss']:.2f}, and the gap changes from "
-        f"{first['gap']:.3f} to {last['gap']:.3f}: {100 * (1 - left):.0f} % of it is closed."
+        f"{first['gap']:.3f} to {last['gap']:.3f}: {100 * (1 - left):.0f}% of it is closed."
     )
     if last["paper_gap"]:
         more = 100 * (left / (last["paper_gap"] / first["paper_gap"]) - 1)
         found += (
-            f" The share of the gap that is left here differs from the paper's by {more:+.2f} %."
+            f" The share of the gap that is left here differs from the paper's by {more:+.2f}%."
         )
     if seed == SELECTED_SEED:
         found += (
@@ -149,12 +149,14 @@ def simulate_stable_region(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Train points at several temperatures, and compare leads and alignment noise with the
-    predictions of the paper.
+    """Test the paper's predictions of the stable region.
+
+    Trains points at several temperatures, and compares leads and alignment noise with the
+    predictions.
 
     Args:
         tau: Temperatures. By default 0.01, 0.02, 0.05, 0.07 and 0.1.
-        delta: The loss at which a training stops.
+        delta: The loss at which a training run stops.
         seed: Seed for all random numbers.
         reporter: Shows the progress over the temperatures.
 
@@ -206,8 +208,9 @@ def simulate_temperature(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Measure the gap that remains after contrastive training of two small heads, as a function of
-    the logit scale.
+    """Measure the gap after training, by temperature.
+
+    Two small heads are trained with a contrastive loss at each logit scale (1 / temperature).
 
     Args:
         store: Use the pairs of this store as features. By default synthetic features.
@@ -362,7 +365,7 @@ def train_pairs(
         every: steps between two points of the trace.
         learning_rate: of descent.
         logit_scale: the inverse temperature, fixed.
-        fast: take 20 steps at once by Heun's method: within 0.1 % of the plain loop at the paper's
+        fast: take 20 steps at once by Heun's method: within 0.1% of the plain loop at the paper's
             settings, and ten times as fast.
         reporter: shows the progress over the steps.
 

@@ -37,10 +37,11 @@ def simulate_depth(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Measure the effective dimension of every fifth layer of a deep random ReLU network.
+    """Measure the effective dimension, layer by layer.
 
-    The defaults are the settings of the paper's second figure: standard normal inputs, Xavier
-    weights, no bias. It takes about five seconds on two cores.
+    The network is a deep random ReLU network, and every fifth layer is measured. The defaults are
+    the settings of the paper's second figure: standard normal inputs, Xavier weights, no bias. It
+    takes about five seconds on two cores.
 
     Args:
         width: Width of every layer.
@@ -70,7 +71,7 @@ def simulate_depth(
         x=("layer", "layer"),
         panels={
             "Dimensions": {
-                "effective dimension (99 %)": "effective_dimension",
+                "effective dimension (99%)": "effective_dimension",
                 "effective rank": "effective_rank",
             },
             "Mean cosine of two inputs": {"": "cosine"},
@@ -93,11 +94,13 @@ def simulate_init_gap(
     device: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Measure the gap of encoders with random weights on real images and texts.
+    """Measure the gap of encoders with random weights.
+
+    The inputs are real images and texts.
 
     Args:
-        paths: Folders of images with captions, of which the first 500 are used. By default the
-            bundled photos.
+        paths: Folders of images with captions; the first 500 are used. By default the bundled
+            photos.
         model: An open_clip architecture, or another model name.
         seeds: Number of encoders with random weights.
         device: See `connect_heads`.

@@ -195,7 +195,7 @@ for (const root of document.querySelectorAll(".gap-map")) {
   function setCollapse(share) {
     collapse = share;
     slider.value = String(Math.round(100 * share));
-    slider.setAttribute("aria-valuetext", share === 0 ? "raw" : share === 1 ? "collapsed" : `${Math.round(100 * share)} % collapsed`);
+    slider.setAttribute("aria-valuetext", share === 0 ? "raw" : share === 1 ? "collapsed" : `${Math.round(100 * share)}% collapsed`);
     root.querySelector("output").textContent = `distance between the means: ${((1 - share) * data.gap).toFixed(2)}`;
     play.textContent = share < 1 ? "Collapse" : "Back to raw";
     redraw();

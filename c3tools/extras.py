@@ -1,0 +1,47 @@
+"""The optional requirements of c3tools, as its installed metadata lists them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+
+_REQUIREMENT = re.compile(
+    r"""^(?P<requirement>[^;]+?)\s*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']"""
+)
+_OTHER_EXTRA = re.compile(r"^c3tools\[(?P<extra>[\w-]+)\]$")
+
+
+def extra_requirements() -> dict[str, list[str]]:
+    """Return the requirements of each extra, such as ``ray>=2.40``, without those that only
+    contributors need.
+
+    Raises:
+        PackageNotFoundError: if c3tools is on the path but not installed.
+    """
+    listed: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("c3tools") or ():
+        match = _REQUIREMENT.match(line)
+        if match is not None and match["extra"] != "dev":
+            listed.setdefault(match["extra"], []).append(match["requirement"])
+    # An extra may name another one, as s3 names url
+    found: dict[str, list[str]] = {}
+    for extra, requirements in listed.items():
+        found[extra] = []
+        for requirement in requirements:
+            other = _OTHER_EXTRA.match(requirement)
+            found[extra] += listed.get(other["extra"], []) if other else [requirement]
+    return found
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra.
+
+    It names the requirements themselves: c3tools on the package index is another project.
+    """
+    try:
+        requirements = extra_requirements().get(extra)
+    except importlib.metadata.PackageNotFoundError:
+        requirements = None
+    if requirements is None:
+        return f'pip install ".[{extra}]"'
+    return " ".join(["pip install", *(f'"{requirement}"' for requirement in requirements)])

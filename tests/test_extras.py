@@ -1,0 +1,55 @@
+"""The command that installs an extra names its requirements, not c3tools: that name on the package
+index is another project's.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from c3tools.extras import extra_requirements, install_command
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("extra", "command"),
+    [
+        ("ray", 'pip install "ray>=2.40"'),
+        ("s3", 'pip install "fsspec>=2024.3" "s3fs>=2024.3"'),
+        ("dev", 'pip install ".[dev]"'),
+    ],
+)
+def test_the_requirements_come_from_the_metadata(
+    extra: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "numpy>=1.26",
+        'fsspec>=2024.3; extra == "url"',
+        'ray>=2.40; extra == "ray"',
+        'c3tools[url]; extra == "s3"',
+        's3fs>=2024.3; extra == "s3"',
+        'ruff; extra == "dev"',
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    assert install_command(extra) == command
+
+
+def test_a_checkout_that_is_not_installed_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Mock(side_effect=importlib.metadata.PackageNotFoundError)
+    monkeypatch.setattr(importlib.metadata, "requires", missing)
+    assert install_command("ray") == 'pip install ".[ray]"'
+
+
+def test_the_page_of_installing_lists_all_extras() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = set(project["optional-dependencies"])
+    assert set(extra_requirements()) <= extras
+    page = (ROOT / "docs" / "start" / "install.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
+    assert set(re.findall(r"`([\w-]+)`", " ".join(rows))) == extras
