@@ -57,7 +57,7 @@ from .cells import (
     run_table,
     table_folder,
 )
-from .methods import METHODS, PUBLISHED
+from .methods import METHODS, PUBLISHED, Method
 from .table import Ablation
 
 _SAME_PHOTO = 0.999  # cosine; another backend or precision changes an embedding by less
@@ -93,7 +93,8 @@ def ablate_captions(
 
     Args:
         store: See `embed`.
-        methods: Methods to compare, comma-separated, or all.
+        methods: Methods to compare, comma-separated, or all. A JSON or YAML file with the steps of
+            a pipeline is a method too, whose noise has the sigma of the file.
         seeds: Number of seeds per method: 0, 1, 2, ...
         sigma: Standard deviation of the noise, per dimension: a number, auto, or pairs, as in c3
             train-decoder.
@@ -119,7 +120,8 @@ def ablate_captions(
         OutputError: if ``output`` contains other files, or another run is writing to it.
     """
     set = as_list(set)
-    methods = chosen_methods(methods, METHODS)
+    chosen = chosen_methods(methods, METHODS)
+    methods = list(chosen)
     sigmas = chosen_sigmas(sigma)
     if split == "val" and PAIRS in sigmas:
         raise C3Error(
@@ -132,11 +134,11 @@ def ablate_captions(
     size_settings = load_size(size, set, epochs=epochs)
     with table_folder(output) as folder:
         store = Store.open(store, reporter=reporter)
-        data = CaptionData.read(store, methods, split, test_store, reporter=reporter)
+        data = CaptionData.read(store, chosen, split, test_store, reporter=reporter)
         for note in notes_on_metrics:
             reporter.message(note)
         # Loaded before anything is trained: it may be missing
-        asking = [name for name in methods if METHODS[name].needs_encoder]
+        asking = [name for name, method in chosen.items() if method.needs_encoder]
         encoder = None
         if asking:
             encoder = load_text_encoder(
@@ -149,7 +151,7 @@ def ablate_captions(
         bench = Bench(
             folder=folder,
             models="decoders",
-            methods=METHODS,
+            methods=chosen,
             store=store,
             verb=train_captioner,
             options={"size": size, "set": set, "epochs": epochs, "precision": compute.precision},
@@ -175,6 +177,7 @@ class CaptionData:
     """The captions that decoders learn from, and the images that they caption.
 
     Attributes:
+        methods: of the table, by name.
         store: that decoders learn from.
         train: its training captions.
         moments: of both modalities, which pipelines are fitted on.
@@ -185,6 +188,7 @@ class CaptionData:
         seen: keys of images of the split that training has seen; they are not scored.
     """
 
+    methods: Mapping[str, Method]
     store: Store
     train: Rows
     moments: Mapping[str, Moments]
@@ -198,7 +202,7 @@ class CaptionData:
     def read(
         cls,
         store: Store,
-        methods: Sequence[str],
+        methods: Mapping[str, Method],
         split: str,
         test_store: Store | str | Path | None,
         *,
@@ -241,7 +245,9 @@ class CaptionData:
             notes.append(f"Left out: {counted(len(left_out), 'image')} without reference captions.")
         seen: list[str] = []
         if is_same_store:
-            learning = [name for name in methods if METHODS[name].learns_from in _OF_IMAGES]
+            learning = [
+                name for name, method in methods.items() if method.learns_from in _OF_IMAGES
+            ]
             if learning and split in ("train", "all"):
                 raise MetricError(
                     f"{', '.join(learning)} would learn from the images of the split {split!r}, "
@@ -278,14 +284,14 @@ class CaptionData:
             )
         for note in notes:
             reporter.message(note)
-        return cls(store, train, moments, scored_store, split, images, references, seen)
+        return cls(methods, store, train, moments, scored_store, split, images, references, seen)
 
     @property
     def image_mean(self) -> Array:
         """The image mean, which may be that of the scored store."""
         return self.moments["image"].mean
 
-    def fit(self, name: str, sigma: float) -> Pipeline:
+    def fit(self, name: str, sigma: float | None) -> Pipeline:
         """Return a preset fitted as `train_captioner` does, or with the image mean of the scored
         store if the store has none.
         """
@@ -307,7 +313,7 @@ class CaptionData:
         encoder: Encoder | None,
     ) -> Run:
         """Caption the images with the last decoder that a cell trained, and score the captions."""
-        method = METHODS[cell.method]
+        method = self.methods[cell.method]
         evaluate = partial(
             evaluate_captions,
             self.scored_store,

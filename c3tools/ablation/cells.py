@@ -35,8 +35,9 @@ from ..reporter import Progress, Reporter, counted
 from ..store import Store
 from ..transforms import Pipeline
 from ..transforms.fitting import fitting_moments
+from ..transforms.presets import is_recipe_file
 from ..transforms.sigma import parse_sigma, sigma_by_rule
-from .methods import CHOOSE_BY, Method, Options
+from .methods import CHOOSE_BY, Method, Options, recipe_method
 
 _DIGITS = 16  # of a digest, in the names of files
 
@@ -107,7 +108,7 @@ class Bench:
         verb: trains a model: `train_captioner` or `train_generator`.
         options: of the verb in every cell.
         device: to train on.
-        fit: fits a preset with a sigma, for training.
+        fit: fits a preset with a sigma, or a recipe, which has its own, for training.
         learned: a digest of what models learn from.
         scored: a digest of what they are scored with.
         score: makes captions or images with the models that a cell trained, and scores them.
@@ -120,7 +121,7 @@ class Bench:
     verb: Callable[..., Any]
     options: Options
     device: str
-    fit: Callable[[str, float], Pipeline]
+    fit: Callable[[str, float | None], Pipeline]
     learned: str
     scored: str
     score: Callable[[Cell, Sequence[Any], Reporter], Run]
@@ -132,7 +133,7 @@ class Bench:
         for of_method in self.methods[cell.method].train:
             options = {**self.options, **of_method, "seed": cell.seed}
             if "preset" in options:
-                options["sigma"] = cell.sigma
+                options["sigma"] = None if "recipe" in options else cell.sigma
             chain.append(options)
             if trainings:
                 options = {**options, "start": trainings[-1].folder}
@@ -145,6 +146,7 @@ class Bench:
         it is damaged.
         """
         arguments = {**training.options, "output": training.folder, "overwrite": True}
+        arguments.pop("recipe", None)
         if "preset" in arguments:
             arguments["pipeline"] = self.fit(arguments.pop("preset"), arguments.pop("sigma"))
         return arguments
@@ -357,20 +359,26 @@ def content_digest(store: Store) -> str:
     return digest_of([store.shard_digest(*shard) for shard in store.shards], *means)
 
 
-def chosen_methods(methods: str | Sequence[str], known: Mapping[str, Method]) -> list[str]:
-    """Return the names of the methods that are asked for, each once.
+def chosen_methods(methods: str | Sequence[str], known: Mapping[str, Method]) -> dict[str, Method]:
+    """Return the methods that are asked for, by name.
+
+    Args:
+        methods: names of known methods, or JSON or YAML files with the steps of others; ``all`` for
+            all that are known.
+        known: by name.
 
     Raises:
         C3Error: if there is none, or one is unknown.
+        TransformError: if the steps of a file are wrong.
     """
-    names = list(known) if methods == "all" else list(dict.fromkeys(_parts(methods)))
-    unknown = [name for name in names if name not in known]
+    names = list(known) if methods == "all" else _parts(methods)
+    unknown = [name for name in names if name not in known and not is_recipe_file(name)]
     if unknown or not names:
         raise C3Error(
             f"There is no method {', '.join(unknown)!r} for this table.",
-            remedy=f"Choose from {', '.join(known)}.",
+            remedy=f"Choose from {', '.join(known)}, or name a file with the steps of another.",
         )
-    return names
+    return {name: known.get(name) or recipe_method(name, known["C3"]) for name in names}
 
 
 def chosen_sigmas(sigma: Sequence[float | str] | float | str) -> list[float | str]:

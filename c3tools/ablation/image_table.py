@@ -6,8 +6,9 @@ of every scored photo. All images are scored with the same real photos, which ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from .cells import (
     run_table,
     table_folder,
 )
-from .methods import IMAGE_METHODS
+from .methods import IMAGE_METHODS, Method
 from .table import Ablation
 
 _EXAMPLES = 12
@@ -75,7 +76,9 @@ def ablate_images(
 
     Args:
         store: See `embed`.
-        methods: Methods to compare, comma-separated (C1, C2_1, C2_2, C3, LAFITE, oracle), or all.
+        methods: Methods to compare, comma-separated (C1, C2_1, C2_2, C3, LAFITE, oracle), or all. A
+            JSON or YAML file with the steps of a pipeline is a method too, whose noise has the
+            sigma of the file.
         seeds: Number of seeds per method: 0, 1, 2, ...
         sigma: Standard deviation of the noise, per dimension: a number, auto, or pairs, as in c3
             train-generator.
@@ -99,7 +102,8 @@ def ablate_images(
     """
     set = as_list(set)
     encoder = as_list(encoder)
-    methods = chosen_methods(methods, IMAGE_METHODS)
+    chosen = chosen_methods(methods, IMAGE_METHODS)
+    methods = list(chosen)
     sigmas = chosen_sigmas(sigma)
     command = command_of("ablate-images", ablate_images, locals())
     compute = devices.pick(device, precision)
@@ -110,13 +114,13 @@ def ablate_images(
             store, split, size_settings.pixels, encoder, device=device, reporter=reporter
         )
 
-        def fit(name: str, sigma: float) -> Pipeline:
+        def fit(name: str, sigma: float | None) -> Pipeline:
             return preset(name, sigma=sigma, train_on="image", infer_on="text").fit(store)
 
         bench = Bench(
             folder=folder,
             models="generators",
-            methods=IMAGE_METHODS,
+            methods=chosen,
             store=store,
             verb=train_generator,
             options={"size": size, "set": set, "steps": steps, "precision": compute.precision},
@@ -128,7 +132,7 @@ def ablate_images(
                 scored.texts.keys,
                 scored.scorer.reference.pixels,
             ),
-            score=scored.score,
+            score=partial(scored.score, methods=chosen),
         )
         runs = run_table(
             bench, methods, sigmas, noised="image", seeds=seeds, jobs=jobs, reporter=reporter
@@ -219,11 +223,18 @@ class ScoredPhotos:
             notes=[*unread, *scorer.notes(), *notes_on_leaks(store, ["image"], split)],
         )
 
-    def score(self, cell: Cell, models: Sequence[Generator], reporter: Reporter) -> Run:
+    def score(
+        self,
+        cell: Cell,
+        models: Sequence[Generator],
+        reporter: Reporter,
+        *,
+        methods: Mapping[str, Method],
+    ) -> Run:
         """Make an image for each scored photo, and score the images."""
         model = models[-1]
         keys = self.photos.keys
-        modality = IMAGE_METHODS[cell.method].asked_with
+        modality = methods[cell.method].asked_with
         asked = self.texts if modality == "text" else self.photos
         images = model.generate(
             embeddings=asked.embeddings,

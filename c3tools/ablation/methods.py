@@ -5,12 +5,13 @@ published score.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from ..result_table import Table
-from ..transforms import preset
+from ..transforms import Pipeline, preset
+from ..transforms.presets import is_recipe_file
 
 CHOOSE_BY = "CIDEr"
 Options = Mapping[str, Any]
@@ -49,7 +50,8 @@ class Method:
     def noisy(self) -> bool:
         """True where sigma matters."""
         presets = [options["preset"] for options in self.train if "preset" in options]
-        return any(preset(name).sigma is not None for name in presets)
+        named = [name for name in presets if not is_recipe_file(name)]  # a file has its own sigma
+        return any(preset(name).sigma is not None for name in named)
 
     @property
     def needs_encoder(self) -> bool:
@@ -163,6 +165,17 @@ PUBLISHED_IMAGES = (
     ("C2_2", "19.8", "25.5"),
     ("C3", "19.6", "26.0"),
 )
+
+
+def recipe_method(path: str, c3: Method) -> Method:
+    """Return the method that differs from C3 by the steps of its pipeline, which a file lists.
+
+    Raises:
+        TransformError: if the file is not there, or its steps are wrong.
+    """
+    recipe = Pipeline.from_config(path).config()
+    train = [{"preset": path, "recipe": recipe}]
+    return replace(c3, train=train, summary=f"the steps of {path}", published="–")
 
 
 def method_table(methods: Mapping[str, Method]) -> Table:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ pytest.importorskip("pycocoevalcap")
 def data_of(
     store: Store, split: str = "test", told: Reporter = SILENT, **options: Any
 ) -> CaptionData:
-    arguments: dict[str, Any] = {"methods": [], "test_store": None, **options}
+    arguments: dict[str, Any] = {"methods": {}, "test_store": None, **options}
     return CaptionData.read(store, split=split, reporter=told, **arguments)
 
 
@@ -97,6 +98,20 @@ def test_a_cell_is_what_the_commands_make(table: Table, toy_store: Store, tmp_pa
         assert scored.scores == run.scores
 
 
+def test_a_file_with_steps_is_a_method(table: Table, tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    steps = preset("c3", sigma=0.1).config()["steps"]
+    own.write_text(json.dumps({"name": "own", "steps": steps}), encoding="utf-8")
+    made, _ = table(methods=["C3", str(own)], sigma=0.1)
+    c3, same = made.runs
+    assert (same.method, same.sigma, same.outputs) == (str(own), 0, c3.outputs)
+    without_noise = [step for step in steps if "noise" not in step["step"]]
+    own.write_text(json.dumps({"name": "own", "steps": without_noise}), encoding="utf-8")
+    collapsed, edited = table(methods=["C2_1", str(own)], sigma=0.1)[0].runs
+    assert edited.outputs == collapsed.outputs
+    assert edited.best_val_loss == collapsed.best_val_loss != c3.best_val_loss
+
+
 def test_scores_that_need_java_are_in_the_table_where_it_is(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +134,7 @@ def test_images_with_one_caption_leave_the_oracle_out(toy_store: Store, tmp_path
     world = make_world()
     world = replace(world, texts=world.texts.select(np.arange(0, len(world.texts), 2)))
     with pytest.raises(MetricError, match="oracle"):
-        data_of(toy_store, methods=["oracle"], test_store=store_of(tmp_path / "one", world))
+        data_of(toy_store, methods={"oracle": METHODS["oracle"]}, test_store=store_of(tmp_path / "one", world))
 
 
 def test_exports_and_methods_that_would_learn_from_scored_images_are_refused(
