@@ -78,6 +78,8 @@ class ExportReport:
         parts: how many parts were written now.
         kept: how many were finished before.
         bytes: size of all data files.
+        fit: rows of the store when the pipeline was fitted, those of them in shards that have not
+            changed, and rows of the store now: ``fitted``, ``unchanged``, ``now``.
     """
 
     output: Path
@@ -86,6 +88,7 @@ class ExportReport:
     parts: int
     kept: int
     bytes: int
+    fit: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, without the pipeline."""
@@ -245,7 +248,8 @@ def export_store(
             wanted.check_dim(store.info.dim)
         recipe = Recipe(store, fitted or wanted, layout, settings)
         _check_rows(recipe)
-        if fitted is None or writer is None:
+        record = former
+        if record is None or fitted is None or writer is None:
             record = ExportRecord(asked, fitted_shards(store), settings)
             writer = describe(output, writer, recipe, record, files=_FILES)
 
@@ -271,7 +275,7 @@ def export_store(
         _write_calibration(writer, recipe, is_new_fit=fitted is None)
         listed_failures = [f for f in store.recorded_failures() if f.stage == "list"]
         writer.finish(listed_failures)
-    return _report(recipe, writer, plan, exported)
+    return _report(recipe, writer, plan, exported, record)
 
 
 def _choose_layout(
@@ -557,7 +561,11 @@ def _write_calibration(writer: StoreWriter, recipe: Recipe, *, is_new_fit: bool)
 
 
 def _report(
-    recipe: Recipe, writer: StoreWriter, plan: Plan, modalities: Sequence[str]
+    recipe: Recipe,
+    writer: StoreWriter,
+    plan: Plan,
+    modalities: Sequence[str],
+    record: ExportRecord,
 ) -> ExportReport:
     """Count the rows of each role, and the files of these modalities."""
     rows = {}
@@ -580,4 +588,5 @@ def _report(
         len(plan.todo),
         finished - len(plan.todo),
         sum(size_of(writer.path / name) for name in files),
+        record.fit_rows(recipe.store),
     )

@@ -178,16 +178,24 @@ class ExportRecord:
         now = fitted_shards(store)
         return sum(shard.rows for name, shard in self.fit.items() if now.get(name) == shard)
 
+    def fit_rows(self, store: Store) -> dict[str, int]:
+        """Return the rows that the store had when the pipeline was fitted, those of them in shards
+        that have not changed, and the rows that it has now.
+        """
+        return {
+            "fitted": sum(shard.rows for shard in self.fit.values()),
+            "unchanged": self.unchanged_rows(store),
+            "now": sum(shard.rows for shard in fitted_shards(store).values()),
+        }
+
     def age(self, store: Store) -> str | None:
         """Return a sentence that says how old the fit is; None if the store has not changed."""
-        now = fitted_shards(store)
-        if now == self.fit:
+        if fitted_shards(store) == self.fit:
             return None
-        before = sum(shard.rows for shard in self.fit.values())
-        rows = sum(shard.rows for shard in now.values())
+        rows = self.fit_rows(store)
         return (
-            f"The pipeline was fitted on {before:,} rows, {self.unchanged_rows(store):,} of them "
-            f"in unchanged shards; the store has {rows:,} rows now."
+            f"The pipeline was fitted on {rows['fitted']:,} rows, {rows['unchanged']:,} of them "
+            f"in unchanged shards; the store has {rows['now']:,} rows now."
         )
 
 
