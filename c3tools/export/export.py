@@ -273,8 +273,7 @@ def export_store(
         )
         _write_card(writer, recipe)
         _write_calibration(writer, recipe, is_new_fit=fitted is None)
-        listed_failures = [f for f in store.recorded_failures() if f.stage == "list"]
-        writer.finish(listed_failures)
+        writer.finish([f for f in store.recorded_failures() if f.stage == "list"])
     return _report(recipe, writer, plan, exported, record)
 
 

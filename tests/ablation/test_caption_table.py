@@ -134,7 +134,11 @@ def test_images_with_one_caption_leave_the_oracle_out(toy_store: Store, tmp_path
     world = make_world()
     world = replace(world, texts=world.texts.select(np.arange(0, len(world.texts), 2)))
     with pytest.raises(MetricError, match="oracle"):
-        data_of(toy_store, methods={"oracle": METHODS["oracle"]}, test_store=store_of(tmp_path / "one", world))
+        data_of(
+            toy_store,
+            methods={"oracle": METHODS["oracle"]},
+            test_store=store_of(tmp_path / "one", world),
+        )
 
 
 def test_exports_and_methods_that_would_learn_from_scored_images_are_refused(
