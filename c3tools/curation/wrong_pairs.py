@@ -20,18 +20,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..arrays import Array, Indices, Matrix
 from ..choices import Fraction, checked
-from ..corpus.splits import split_order
+from ..corpus.splits import ALL, split_order
 from ..errors import StoreError
+from ..io.files import naming
 from ..io.locations import location
 from ..io.outputs import write_output
 from ..lists import as_list
@@ -44,7 +48,8 @@ from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..store.leave_out import shards_metadata
 from ..store.left_out import LEAVE_OUT_COLUMN
-from ..store.rows import row_splits
+from ..store.rows import ITEM_COLUMNS, embedding_matrix, row_splits
+from ..store.shards import shard_schema
 from ..transforms.calibration import Calibration
 from .exports import require_no_export
 from .pictures import NO_PATH, pictures_of
@@ -56,6 +61,8 @@ _SIGN_TEST = 1.645  # one-sided, 5%, in standard deviations
 _EQUAL = 1e-6  # squared distance of unit rows that float16 rounds differently
 _LEAST_PAIRS = 20
 _SHOWN_PAIRS = 60
+_READ_COLUMNS = ("key", *ITEM_COLUMNS, "split", "caption", "path")
+_JSON_COLUMNS = ("key", "image_key", "cosine", "z", "rank", "split", LEAVE_OUT_COLUMN)
 _TEMPLATE = Path(__file__).parent / "templates" / "pairs.html"
 
 
@@ -72,6 +79,9 @@ class CheckedPair:
         split: of the pair.
         leave_out: whether its row of the second modality is marked, for `c3 leave-out`.
         better: key of the row that fits the image best among the others; None if none fits better.
+        caption: of the row of the second modality, where it is a text.
+        better_caption: of the row ``better``, where it is a text.
+        path: of the row of the first modality, where it is a photo.
     """
 
     key: str
@@ -82,10 +92,9 @@ class CheckedPair:
     split: str
     leave_out: bool
     better: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the pair as JSON values."""
-        return {name: value for name, value in asdict(self).items() if name != "better"}
+    caption: str | None
+    better_caption: str | None
+    path: str | None
 
 
 @dataclass(frozen=True)
@@ -116,36 +125,42 @@ class PairCheck:
     Attributes:
         store: the path of the store.
         modalities: of the first and the second row of each pair.
-        pairs: all pairs, ordered by z, ascending.
+        rows: all pairs, ordered by z, ascending: a column for each attribute of `CheckedPair`.
         shares: the expected shares of unrelated pairs, of all pairs and by split.
         exchanged: median and standard deviation of z of pairs whose first rows were exchanged.
         others: number of rows that each pair was ranked among.
-        captions: of the second rows by key, where they are texts.
-        paths: of the first rows by key, where they are photos.
         shards: metadata of the table: which shards it was made from.
     """
 
     store: Path
     modalities: tuple[str, str]
-    pairs: list[CheckedPair]
+    rows: pa.Table
     shares: list[UnrelatedShare]
     exchanged: tuple[float, float]
     others: int
-    captions: dict[str, str]
-    paths: dict[str, str]
     shards: dict[bytes, bytes]
 
     def __repr__(self) -> str:
-        return f"PairCheck({self.store}: {counted(len(self.pairs), 'pair')})"
+        return f"PairCheck({self.store}: {counted(len(self.rows), 'pair')})"
+
+    @cached_property
+    def pairs(self) -> list[CheckedPair]:
+        """All pairs, the likeliest wrong ones first; for millions of pairs, ``rows`` takes less
+        memory.
+        """
+        return self._worst_pairs(len(self.rows))
+
+    def _worst_pairs(self, count: int) -> list[CheckedPair]:
+        return [CheckedPair(**row) for row in self.rows.slice(0, count).to_pylist()]
 
     @property
     def left_out(self) -> int:
         """The number of pairs that were marked to be left out."""
-        return sum(pair.leave_out for pair in self.pairs)
+        return int(pc.sum(self.rows.column(LEAVE_OUT_COLUMN)).as_py())
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return what `c3 pairs --json` prints: the pairs, the likeliest wrong ones first."""
-        return [pair.to_dict() for pair in self.pairs]
+        return self.rows.select(_JSON_COLUMNS).to_pylist()
 
     def explanation(self) -> list[str]:
         """Return what the numbers mean, in sentences."""
@@ -190,27 +205,27 @@ class PairCheck:
                 f"{pair.cosine:.3f}",
                 f"{pair.rank:,}",
                 f"{pair.split}, marked" if pair.leave_out else pair.split,
-                self.captions.get(pair.key, ""),
+                pair.caption or "",
             )
-            for pair in self.pairs[:count]
+            for pair in self._worst_pairs(count)
         ]
         columns = ("key", "z", "cosine", "rank", "split", "caption")
         return Table(columns, rows, "The pairs that fit least", left=("split", "caption"))
 
     def save(self, path: str | Path) -> Path:
         """Write the page of the pairs that fit least to a path or URL, and return it."""
-        shown = self.pairs[:_SHOWN_PAIRS]
-        pictures = pictures_of((self.paths.get(pair.image_key) for pair in shown), self.store)
+        shown = self._worst_pairs(_SHOWN_PAIRS)
+        pictures = pictures_of((pair.path for pair in shown), self.store)
         pairs: list[dict[str, Any]] = []
         for pair in shown:
-            picture = pictures.get(self.paths.get(pair.image_key, ""), NO_PATH)
-            better = self.captions.get(pair.better or "", pair.better)
-            caption = self.captions.get(pair.key, pair.key)
+            picture = pictures.get(pair.path or "", NO_PATH)
+            better = pair.better_caption or pair.better
+            caption = pair.caption or pair.key
             pairs.append({**vars(pair), **vars(picture), "caption": caption, "better": better})
         section = Section("How many do not belong together", self.explanation(), [self.table()])
         page = render_page(
             _TEMPLATE,
-            title=f"{counted(len(self.pairs), 'pair')} of {' and '.join(self.modalities)}",
+            title=f"{counted(len(self.rows), 'pair')} of {' and '.join(self.modalities)}",
             sections=[section],
             pairs=pairs,
             others=self.others,
@@ -221,18 +236,22 @@ class PairCheck:
 
     def save_table(self, path: str | Path) -> Path:
         """Write all pairs as a Parquet file, which `c3 leave-out` takes, and return its path."""
+        marks = self.rows.column(LEAVE_OUT_COLUMN).to_pylist()
+        z = self.rows.column("z").to_pylist()
+        ranks = self.rows.column("rank").to_pylist()
         reasons = [
-            f"z {pair.z:.2f}, rank {pair.rank}" if pair.leave_out else None for pair in self.pairs
+            f"z {z[number]:.2f}, rank {ranks[number]}" if is_marked else None
+            for number, is_marked in enumerate(marks)
         ]
         columns = {
-            "key": pa.array([pair.key for pair in self.pairs], pa.string()),
-            "image_key": pa.array([pair.image_key for pair in self.pairs], pa.string()),
-            "modality": pa.array([self.modalities[1]] * len(self.pairs), pa.string()),
-            "cosine": pa.array([pair.cosine for pair in self.pairs], pa.float32()),
-            "z": pa.array([pair.z for pair in self.pairs], pa.float32()),
-            "rank": pa.array([pair.rank for pair in self.pairs], pa.int32()),
-            "split": pa.array([pair.split for pair in self.pairs], pa.string()),
-            LEAVE_OUT_COLUMN: pa.array([pair.leave_out for pair in self.pairs], pa.bool_()),
+            "key": self.rows.column("key"),
+            "image_key": self.rows.column("image_key"),
+            "modality": pa.array([self.modalities[1]] * len(self.rows), pa.string()),
+            "cosine": self.rows.column("cosine").cast(pa.float32(), safe=False),
+            "z": self.rows.column("z").cast(pa.float32(), safe=False),
+            "rank": self.rows.column("rank").cast(pa.int32()),
+            "split": self.rows.column("split"),
+            LEAVE_OUT_COLUMN: self.rows.column(LEAVE_OUT_COLUMN),
             "reason": pa.array(reasons, pa.string()),
         }
         table = pa.table(columns).replace_schema_metadata(self.shards)
@@ -282,9 +301,7 @@ def check_pairs(
     store = Store.open(store, reporter=reporter)
     require_no_export(store)
     first, second = store.choose_modalities(modalities, "A check of pairs")
-    # Embeddings in the precision of the store take half of the memory
-    rows_of_both = [store.load(name, split, dtype=store.info.dtype) for name in (first, second)]
-    pairs = Pairs.match(*rows_of_both)
+    pairs = Pairs.match(*(_rows_on_disk(store, name, split) for name in (first, second)))
     if len(pairs) < _LEAST_PAIRS:
         raise StoreError(
             f"{store.path} has {counted(len(pairs), 'pair')} of {first} and {second} rows"
@@ -329,31 +346,28 @@ def check_pairs(
         marked |= is_train & (scored.z < mark_below)
 
     order = np.argsort(scored.z, kind="stable")
-    second_keys = pairs.second.keys
-    checked = []
-    for number in order.tolist():
-        better = scored.better[number]
-        checked.append(
-            CheckedPair(
-                key=second_keys[pairs.rows[number]],
-                image_key=pairs.first.keys[items[number]],
-                cosine=float(scored.cosine[number]),
-                z=float(scored.z[number]),
-                rank=int(scored.rank[number]),
-                split=str(splits[number]),
-                leave_out=bool(marked[number]),
-                better=None if better < 0 else second_keys[better],
-            )
-        )
+    better = scored.better[order]
+    better_rows: Any = pa.array(better, mask=better < 0)
+    columns = {
+        "key": pairs.second.table.column("key").take(pairs.rows[order]),
+        "image_key": pairs.first.table.column("key").take(items[order]),
+        "cosine": scored.cosine[order],
+        "z": scored.z[order],
+        "rank": scored.rank[order],
+        "split": splits[order],
+        LEAVE_OUT_COLUMN: marked[order],
+        "better": pairs.second.table.column("key").take(better_rows),
+        "caption": _texts(pairs.second, "caption").take(pairs.rows[order]),
+        "better_caption": _texts(pairs.second, "caption").take(better_rows),
+        "path": _texts(pairs.first, "path").take(items[order]),
+    }
     return PairCheck(
         store=store.path,
         modalities=(first, second),
-        pairs=checked,
+        rows=pa.table(columns),
         shares=unrelated_shares(scored, splits, items),
         exchanged=(float(np.median(scored.exchanged)), float(np.std(scored.exchanged))),
         others=scored.others,
-        captions=_column_by_key(pairs.second, "caption"),
-        paths=_column_by_key(pairs.first, "path"),
         shards=shards_metadata(store),
     )
 
@@ -426,6 +440,28 @@ def score_pairs(
             better[block] = np.where(fits_better, pairs.rows[sample[best]], -1)
             progress.advance(len(block))
     return ScoredPairs(cosine, z, rank, better, np.concatenate(exchanged), size)
+
+
+def _rows_on_disk(store: Store, modality: str, split: str | None) -> Rows:
+    """Return rows whose embeddings, in the precision of the store, are in a temporary file: those
+    of millions of rows need no memory.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    schema = shard_schema(modality, store.info)
+    names = [name for name in _READ_COLUMNS if name in schema.names]
+    tables = [schema.empty_table().select(names)]
+    folder = Path(gettempdir())
+    with naming(folder), TemporaryFile(dir=folder) as file:
+        for batch in store.batches(modality, [*names, "embedding"], split=split or ALL):
+            file.write(embedding_matrix(batch, store.info.dtype).data)
+            tables.append(pa.table(batch.select(names)))
+        file.flush()
+        table = pa.concat_tables(tables).combine_chunks()
+        shape = (max(len(table), 1), store.info.dim)  # an empty file cannot be mapped
+        embeddings = np.memmap(file, store.info.dtype, "r+", shape=shape)[: len(table)]
+    return Rows(modality, embeddings, table)
 
 
 def _unit(rows: Rows, numbers: Indices) -> Matrix:
@@ -521,8 +557,8 @@ def unrelated_shares(scored: ScoredPairs, splits: Any, items: Indices) -> list[U
     return shares
 
 
-def _column_by_key(rows: Rows, name: str) -> dict[str, str]:
-    """Return the texts of a column by the keys of the rows; none if there is no such column."""
+def _texts(rows: Rows, name: str) -> Any:
+    """Return a column of texts; nulls if there is no such column."""
     if name not in rows.table.column_names:
-        return {}
-    return {key: value for key, value in zip(rows.keys, rows.column(name), strict=True) if value}
+        return pa.nulls(len(rows), pa.string())
+    return rows.table.column(name)

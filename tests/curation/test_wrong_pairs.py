@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import c3tools
+from c3tools.curation import wrong_pairs
 from c3tools.curation.wrong_pairs import PairCheck, ScoredPairs, check_pairs, unrelated_shares
 from c3tools.errors import C3Error, StoreError
 from c3tools.metrics.significance import share_interval
 from c3tools.moments import unit_rows
-from c3tools.store import Store
+from c3tools.store import Pairs, Store
 from tests.conftest import make_store
 
 IMAGES, DIM = 400, 24
@@ -222,6 +225,40 @@ def test_a_store_of_one_modality_has_no_pairs(tmp_path: Path) -> None:
         check_pairs(store, modalities=["text"])
 
 
+def test_embeddings_are_read_from_a_file_as_they_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    score_pairs = wrong_pairs.score_pairs
+
+    def record(pairs: Pairs, *options: Any) -> ScoredPairs:
+        compared.extend([pairs.first, pairs.second])
+        return score_pairs(pairs, *options)
+
+    monkeypatch.setattr(wrong_pairs, "score_pairs", record)
+    store = paired_store(tmp_path / "s")
+    check_pairs(store)
+    for rows in compared:
+        assert isinstance(rows.embeddings, np.memmap)
+        assert np.array_equal(rows.embeddings, store.load(rows.modality).embeddings)
+
+
+def test_a_split_without_rows_has_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="0 pairs of image and text rows in the split 'val'"):
+        check_pairs(paired_store(tmp_path / "s"), split="val")
+
+
+def test_a_full_disk_is_told_with_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(wrong_pairs, "TemporaryFile", refuse)
+    with pytest.raises(OSError, match=f"No space left on device: '{tempfile.gettempdir()}'"):
+        check_pairs(paired_store(tmp_path / "s"))
+
+
 def test_rows_that_do_not_belong_together_are_no_pairs(tmp_path: Path) -> None:
     rows = np.eye(30, DIM, dtype=np.float32)
     store = make_store(tmp_path / "s", rows, rows, owners=[None] * 30)
@@ -240,7 +277,8 @@ def test_a_fraction_that_is_none_is_refused(tmp_path: Path, fraction: float) -> 
 def test_the_page_shows_the_pairs_that_fit_least(check: PairCheck, tmp_path: Path) -> None:
     page = check.save(tmp_path / "pairs.html").read_text(encoding="utf-8")
     assert "400 pairs of image and text" in page
-    assert check.captions[check.pairs[0].key] in page
+    assert check.pairs[0].caption
+    assert check.pairs[0].caption in page
     assert "Fits better: caption" in page
 
 
