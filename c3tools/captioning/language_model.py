@@ -52,9 +52,10 @@ class LanguageModelDecoder(Decoder):
             )
         if config.frozen:
             self.language_model.requires_grad_(False)
-        # its name changed with the version of transformers
         arguments = inspect.signature(self.language_model.forward).parameters
+        # its name changed with the version of transformers
         self._cache_argument = "cache" if "cache" in arguments else "past_key_values"
+        self._can_skip_scores = "logits_to_keep" in arguments
 
     @classmethod
     def pretrained(
@@ -122,11 +123,18 @@ class LanguageModelDecoder(Decoder):
         return self.language_model.get_input_embeddings()(readable)  # type: ignore[no-any-return]
 
     def predict(self, x: Tensor, first: int, cache: Any = None) -> tuple[Tensor, Tensor]:
-        """Run the language model on inputs (B, S, W)."""
-        cache_options = {"use_cache": cache is not None, self._cache_argument: cache}
-        out = self.language_model(inputs_embeds=x, output_hidden_states=True, **cache_options)
-        logits = out.logits[:, first:]  # (B, S', V)
-        hidden = out.hidden_states[-1][:, first:]  # (B, S', W)
+        """Run the language model on inputs (B, S, W).
+
+        Most models can leave out the scores before ``first``. A vocabulary is large: of the prefix
+        they would take as much time and memory as those of the caption.
+        """
+        count = len(range(x.shape[1])[first:])  # S'
+        options = {"use_cache": cache is not None, self._cache_argument: cache}
+        if self._can_skip_scores:
+            options["logits_to_keep"] = count
+        out = self.language_model(inputs_embeds=x, output_hidden_states=True, **options)
+        logits = out.logits[:, -count:]  # (B, S', V)
+        hidden = out.hidden_states[-1][:, -count:]  # (B, S', W)
         return logits, hidden
 
     def new_cache(self) -> Any:

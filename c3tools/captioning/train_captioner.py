@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -57,6 +57,7 @@ from .task import CaptioningTask
 from .tokenizer import CaptionTokenizer, TokenRows
 
 _VALIDATION_BATCH = 512
+_VALIDATION_SCORES = 2**26  # at most, of a batch: 256 MiB in float32
 _PSEUDO_CAPTIONS = 5  # of an image
 
 
@@ -601,9 +602,7 @@ class DecoderTask(CaptioningTask):
         pad = self.model.pad_id
         total = 0.0
         count = 0
-        order = np.argsort(self.val_tokens.lengths, kind="stable")
-        for start in range(0, len(order), _VALIDATION_BATCH):
-            rows = order[start : start + _VALIDATION_BATCH]
+        for rows in self._validation_batches():
             tokens = torch.from_numpy(self.val_tokens.batch(rows, pad))
             count += int((tokens != pad).sum())
             tokens = tokens.to(self.compute.device)
@@ -612,6 +611,20 @@ class DecoderTask(CaptioningTask):
                 logits, _ = self.model(inputs, tokens)
             total += float(self._loss(logits, tokens, reduction="sum"))
         return total / count, {}
+
+    def _validation_batches(self) -> Iterator[Indices]:
+        """Yield the validation captions from short to long, fewer at once if the vocabulary is
+        large.
+        """
+        lengths = self.val_tokens.lengths
+        order = np.argsort(lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            rows = order[start : start + _VALIDATION_BATCH]
+            scores_per_caption = int(lengths[rows[-1]]) * self.model.config.vocab_size
+            rows = rows[: max(1, _VALIDATION_SCORES // scores_per_caption)]
+            yield rows
+            start += len(rows)
 
     def _loss(self, logits: Tensor, tokens: Tensor, **options: Any) -> Tensor:
         """Return the cross-entropy of scores (B, T, V) and tokens (B, T), in nats; padding is left

@@ -40,6 +40,7 @@ NOTHING_KEPT = "No part of this training was kept; run the same command again to
 _KEPT = 2
 _OPTIMIZER = "optimizer/"
 SAVE_SECONDS = 30.0
+_STEPS_PER_SAVE = 20  # time of steps, in times of saving: a state of gigabytes is saved less often
 TRACE_STEPS = 25
 Start = Literal["skip", "report", "keep"]
 T = TypeVar("T")
@@ -368,8 +369,9 @@ def train(
 
     Args:
         task: what is trained.
-        checkpoints: where the run is saved after each validation and every `SAVE_SECONDS`; a run
-            that is saved there with the same identity is continued.
+        checkpoints: where the run is saved after each validation and every `SAVE_SECONDS`, or less
+            often if saving takes long; a run that is saved there with the same identity is
+            continued.
         label: what the progress is called.
         reporter: shows the progress, and records losses, learning rate and rate.
 
@@ -456,7 +458,7 @@ class _Loop:
         """Train until there is an outcome, or until a signal has arrived; then the run is saved."""
         run = self.run
         plan = self.plan
-        saved = time.monotonic()
+        next_save = time.monotonic() + SAVE_SECONDS
         if plan.start != "skip" and not run.step:
             run.start = self.validate()
             if not math.isfinite(run.start.val_loss):
@@ -474,9 +476,11 @@ class _Loop:
             validates = run.step % plan.validate_every == 0 or run.step == plan.steps
             if validates:
                 self.end_interval()
-            if validates or time.monotonic() - saved > SAVE_SECONDS or interrupted():
+            started = time.monotonic()
+            if validates or started > next_save or interrupted():
                 self.save()
-                saved = time.monotonic()
+                ended = time.monotonic()
+                next_save = ended + SAVE_SECONDS + _STEPS_PER_SAVE * (ended - started)
 
     def take_step(self) -> None:
         """Take one step of the task, and count it.

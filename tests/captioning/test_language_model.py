@@ -112,6 +112,17 @@ def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
     torch.testing.assert_close(language_model.lm_head(hidden), logits)
 
 
+def test_words_are_scored_only_where_one_follows(gpt2: Path) -> None:
+    decoder = decoder_of(gpt2, prefix_length=3)
+    language_model: Any = decoder.language_model
+    scored: list[tuple[int, ...]] = []
+    language_model.lm_head.register_forward_pre_hook(lambda _, x: scored.append(x[0].shape))
+    x = torch.from_numpy(unit_rows(6, DIM))
+    decoder(x, torch.tensor([[1, 2]] * len(x)))
+    decoder.prefill(x)
+    assert scored == [(6, 2, 16), (6, 1, 16)]  # not the prefix
+
+
 def test_a_frozen_model_stays_as_it_was(gpt2: Path) -> None:
     before = decoder_of(gpt2).language_model.state_dict()
     decoder: Any = train(gpt2, "frozen=true", "epochs=1").decoder

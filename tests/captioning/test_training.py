@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from c3tools.captioning import train_captioner
 from c3tools.captioning.config import SIZES, TrainingConfig
 from c3tools.training.loop import Plan
 
@@ -46,6 +47,22 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else(world: World) -> No
             float((0.5 + cosines[~torch.eye(length, dtype=torch.bool)]).clamp(min=0).mean())
         )
     assert moved[1] - loss == pytest.approx(np.mean(apart), rel=1e-4)
+
+
+def test_validation_holds_few_scores_of_a_large_vocabulary_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(world, WHOLE)
+    task.model.eval()
+    with torch.no_grad():
+        expected = task.validate()[0]
+        limit = 100 * task.model.config.vocab_size  # the scores of a hundred tokens
+        monkeypatch.setattr(train_captioner, "_VALIDATION_SCORES", limit)
+        counts: list[int] = []
+        task.model.register_forward_hook(lambda *call: counts.append(call[2][0].numel()))
+        assert task.validate()[0] == pytest.approx(expected, rel=1e-5)
+    assert len(counts) > 1
+    assert max(counts) <= limit
 
 
 def test_the_papers_schedule_warms_up_for_a_number_of_steps_and_falls_linearly(

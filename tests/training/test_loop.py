@@ -126,7 +126,7 @@ class Watcher(Messages, Progress):
 def test_a_run_that_was_ended_anywhere_is_continued_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: bool, ema: float, every_step: bool
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0 if every_step else 1e9)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1e9 if every_step else 1e9)
     whole = Line(ema=ema)
     expected = whole.digest(train(whole))
     for step in range(1, STEPS + 1):
@@ -153,6 +153,31 @@ def test_a_run_that_was_ended_anywhere_is_continued_to_the_same_result(
         assert len(list(folder.glob("state-*.safetensors"))) <= 2
         assert (len(task.reported), watcher.done) == (STEPS - kept, STEPS)
         assert all(note.startswith("loss") for note in watcher.notes)  # no epochs here
+
+
+def test_a_state_that_takes_long_to_save_is_saved_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+    saved: list[int] = []
+
+    class TimedLine(Line):
+        def step(self, number: int, update: Any) -> Any:
+            nonlocal clock
+            clock += 1.0
+            return super().step(number, update)
+
+    def save(self: CheckpointDir, identity: str, position: Any, *state: Any) -> None:
+        nonlocal clock
+        clock += 0.25  # of 20 times this, 5 steps
+        saved.append(position["step"])
+
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    timer = SimpleNamespace(monotonic=lambda: clock, perf_counter=time.perf_counter)
+    monkeypatch.setattr(loop, "time", timer)
+    monkeypatch.setattr(CheckpointDir, "save", save)
+    train(TimedLine(validate_every=STEPS), checkpoints=CheckpointDir(tmp_path))
+    assert saved == [1, 7, 12]
 
 
 @pytest.mark.parametrize(
