@@ -167,7 +167,14 @@ def ablate_captions(
         images = data.images
         title = f"{counted(len(images), 'image')}, {counted(len(data.train), 'training caption')}"
         examples = {key: (key, data.references[key][0]) for key in images.keys[:_EXAMPLES]}
-        table = Ablation(runs, title=title, examples=examples, facts=[PUBLISHED], command=command)
+        table = Ablation(
+            runs,
+            title=title,
+            examples=examples,
+            facts=[PUBLISHED],
+            command=command,
+            methods=chosen,
+        )
         table.save(folder)
     return table
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +110,7 @@ def ablate_images(
     with table_folder(output) as folder:
         store = Store.open(store, reporter=reporter)
         scored = ScoredPhotos.read(
-            store, split, size_settings.pixels, encoder, device=device, reporter=reporter
+            store, chosen, split, size_settings.pixels, encoder, device=device, reporter=reporter
         )
 
         def fit(name: str, sigma: float | None) -> Pipeline:
@@ -132,7 +131,7 @@ def ablate_images(
                 scored.texts.keys,
                 scored.scorer.reference.pixels,
             ),
-            score=partial(scored.score, methods=chosen),
+            score=scored.score,
         )
         runs = run_table(
             bench, methods, sigmas, noised="image", seeds=seeds, jobs=jobs, reporter=reporter
@@ -147,12 +146,14 @@ class ScoredPhotos:
     """The scored photos, one text of each, which images are made from, and what scores the images.
 
     Attributes:
+        methods: of the table, by name.
         photos: rows of the photos.
         texts: one row of texts for each photo.
         scorer: of the images.
         notes: what the user should know about the photos.
     """
 
+    methods: Mapping[str, Method]
     photos: Rows
     texts: Rows
     scorer: ImageScorer
@@ -162,6 +163,7 @@ class ScoredPhotos:
     def read(
         cls,
         store: Store,
+        methods: Mapping[str, Method],
         split: str,
         pixels: int,
         encoders: Sequence[str],
@@ -173,6 +175,7 @@ class ScoredPhotos:
 
         Args:
             store: of the photos.
+            methods: of the table, by name.
             split: see `ablate_images`.
             pixels: height and width of the images.
             encoders: names of further encoders to score with.
@@ -217,24 +220,18 @@ class ScoredPhotos:
             drawn_rows.append(rows[int(rng.integers(len(rows)))])
         unread = [scorer.reference.unread] if scorer.reference.unread else []
         return cls(
+            methods=methods,
             photos=pairs.first.select(np.array([*text_rows])),
             texts=pairs.second.select(np.array(drawn_rows)),
             scorer=scorer,
             notes=[*unread, *scorer.notes(), *notes_on_leaks(store, ["image"], split)],
         )
 
-    def score(
-        self,
-        cell: Cell,
-        models: Sequence[Generator],
-        reporter: Reporter,
-        *,
-        methods: Mapping[str, Method],
-    ) -> Run:
+    def score(self, cell: Cell, models: Sequence[Generator], reporter: Reporter) -> Run:
         """Make an image for each scored photo, and score the images."""
         model = models[-1]
         keys = self.photos.keys
-        modality = methods[cell.method].asked_with
+        modality = self.methods[cell.method].asked_with
         asked = self.texts if modality == "text" else self.photos
         images = model.generate(
             embeddings=asked.embeddings,
@@ -277,4 +274,5 @@ class ScoredPhotos:
             examples=examples,
             facts=self.notes,
             command=command,
+            methods=self.methods,
         )

@@ -44,6 +44,7 @@ class Ablation:
             methods: the key and a caption that a person wrote, or the caption that images were made
             from and the photo.
         facts: what a reader should know about the data, and where published values are from.
+        methods: of the runs, by name; empty for those that c3tools knows.
     """
 
     runs: Sequence[Run]
@@ -53,10 +54,12 @@ class Ablation:
     real: Mapping[str, float] = field(default_factory=dict)
     examples: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     facts: list[str] = field(default_factory=list)
+    methods: Mapping[str, Method] = field(default_factory=dict)
 
     @property
     def _methods(self) -> Mapping[str, Method]:
-        return METHODS if self.task == "captions" else IMAGE_METHODS
+        known = METHODS if self.task == "captions" else IMAGE_METHODS
+        return {**known, **self.methods}
 
     @cached_property
     def _groups(self) -> list[list[Run]]:

@@ -89,15 +89,46 @@ def test_rows_that_the_example_writes_are_a_store(
     assert found and (found.name, steps) == ("c2-collapse", len(pipeline.steps))
 
 
-def test_an_installed_encoder_embeds_and_searches(tmp_path: Path) -> None:
-    shutil.copytree(EXAMPLES / "encoder_plugin", tmp_path / "source")
+def install(example: str, folder: Path) -> None:
+    """Install an example package in ``folder/installed``."""
+    shutil.copytree(EXAMPLES / example, folder / "source")
     options = (
         "--disable-pip-version-check --quiet --no-deps --no-index --no-build-isolation "
         "--target installed"
     ).split()
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, "./source"], check=True, cwd=tmp_path
+        [sys.executable, "-m", "pip", "install", *options, "./source"], check=True, cwd=folder
     )
+
+
+def test_an_installed_step_is_part_of_an_export(tmp_path: Path) -> None:
+    install("step_plugin", tmp_path)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(60, 8)) + rng.normal(size=8) for name in ("image", "text")}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    commands = (
+        "import --image image.npy --text text.npy",
+        "export --preset source/mine.json --role inference --dtype float32",
+    )
+    for command in commands:
+        main = "from c3tools.cli import main; main()"
+        run(tmp_path, tmp_path / "installed", "-c", main, *command.split())
+
+    store = Store.open(tmp_path / "c3-store")
+    for name in arrays:
+        train = store.load(name, "train").embeddings.astype(np.float64)
+        centred = train - train.mean(0)
+        top = np.linalg.svd(centred, full_matrices=False)[2][:2]
+        rows = store.load(name).embeddings - train.mean(0)
+        wanted = rows - rows @ top.T @ top
+        wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+        exported = Store.open(tmp_path / "c3-export").load(name).embeddings
+        np.testing.assert_allclose(exported, wanted, atol=1e-3)  # stored in float16
+
+
+def test_an_installed_encoder_embeds_and_searches(tmp_path: Path) -> None:
+    install("encoder_plugin", tmp_path)
     folder = tmp_path / "squares"
     folder.mkdir()
     for colour, size in {"red": (20, 30), "green": (3000, 10), "blue": (8, 8)}.items():
