@@ -13,6 +13,8 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 # the tests start hundreds of processes, and each would compile every module
 export PYTHONDONTWRITEBYTECODE :=
 
+# what tests and lint need, beside the dependency group dev
+EXTRAS := cpu,eval,heif,hf,images,int8,interop,openvino,ray,s3,serve,st,url,vector-databases,video,yaml
 MINUTES ?= 10
 SEED ?= 0
 
@@ -25,14 +27,16 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e ".[dev]"
+	$(INSTALL) "pip>=25.1"  # knows dependency groups
+	$(INSTALL) --group dev -e ".[$(EXTRAS)]"
 	$(INSTALL) --no-deps "autofaiss>=2.18"  # asks for numpy 1, and works with 2
 	$(INSTALL) --no-deps "daft>=0.7"  # asks for pyarrow below 26, and works with it
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e ".[docs]"
+	$(INSTALL) "pip>=25.1"
+	$(INSTALL) --group docs -e .
 	touch $@
 
 demo: $(VENV)/.demo

@@ -12,8 +12,7 @@ _OTHER_EXTRA = re.compile(r"^c3tools\[(?P<extra>[\w-]+)\]$")
 
 
 def extra_requirements() -> dict[str, list[str]]:
-    """Return the requirements of each extra, such as ``ray>=2.40``, without those that only
-    contributors need.
+    """Return the requirements of each extra, such as ``ray>=2.40``.
 
     Raises:
         PackageNotFoundError: if c3tools is on the path but not installed.
@@ -21,7 +20,7 @@ def extra_requirements() -> dict[str, list[str]]:
     listed: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("c3tools") or ():
         match = _REQUIREMENT.match(line)
-        if match is not None and match["extra"] != "dev":
+        if match is not None:
             listed.setdefault(match["extra"], []).append(match["requirement"])
     # An extra may name another one, as s3 names url
     found: dict[str, list[str]] = {}
