@@ -118,7 +118,7 @@ def main() -> None:
         settings = [f"batch_size={BATCH}"]
         if decoder in LANGUAGE_MODELS:
             settings = [f"model={model}", *SCHEDULE, *LANGUAGE_MODELS[decoder]]
-        table = c3tools.ablate(
+        table = c3tools.ablate_captions(
             sample,
             methods=options.methods,
             seeds=options.seeds,
