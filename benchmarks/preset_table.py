@@ -165,6 +165,7 @@ def page(cells_of: dict[str, list[str]], splits: int) -> str:
         "\n".join(["| preset | embedding | source |", "|---|---|---|", *listing]),
         "## On real CLIP pairs",
         PROSE["set-up"].format(splits=splits),
+        "![Gap and recall of each preset](presets.svg)",
         "\n".join(inference_table(cells_of)),
         PROSE["reading"],
         PROSE["training"],

@@ -1,4 +1,4 @@
-"""Draw the figures of the results from the tables of their pages.
+"""Draw the figures of the results and of the presets from the tables of their pages.
 
     python docs/figures/results.py
 
@@ -176,8 +176,29 @@ def draw_images() -> None:
     save_figure(figure, RESULTS / "images.svg")
 
 
+@styled
+def draw_presets() -> None:
+    """Draw gap and recall of the presets on real CLIP pairs."""
+    table = table_of("../reference/presets.md", "preset | gap")
+    names = [re.sub("^((?:[^,]+,){2}) ", r"\1\n", name) for name in table]
+    gap, chance, to_text, to_image = (
+        np.array([numbers(cells[column])[0] for cells in table.values()]) for column in (0, 1, 3, 4)
+    )
+    figure, (left, right) = new_figure(9.4, 4.4, 1, 2, sharey=True)
+    left.barh(names, gap, 0.7, color=palette.FIRST)
+    left.plot(chance, names, "|", color=palette.INK, markersize=9, label="by chance")
+    left.set(title="Distance of the two means")
+    left.legend(loc="lower right")
+    right.barh(names, (to_text + to_image) / 2, 0.7, color=palette.SECOND)
+    right.set(title="Recall@1, mean of both directions (%)")
+    left.invert_yaxis()
+    left.tick_params(axis="y", labelsize=8)
+    save_figure(figure, RESULTS.parent / "reference" / "presets.svg")
+
+
 def main() -> None:
     """Draw all figures."""
+    draw_presets()
     draw_images()
     draw_clusters()
     draw_captions()
