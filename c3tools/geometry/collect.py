@@ -4,9 +4,11 @@ memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -475,6 +477,28 @@ def _moments_to_fit(
         fitted_on = " and ".join(_SOURCES.get(source, f"the {source} split") for source in sources)
     counts = ", ".join(f"{fitted.n:,} {name}" for name, fitted in fit_moments.items())
     return fit_moments, f"{fitted_on} ({counts} rows)"
+
+
+def read_numbered_rows(
+    store: Store, modality: str, columns: Sequence[str], numbers: Indices, split: str | None
+) -> pa.Table:
+    """Return the columns of the rows that have these numbers in a split, int64 (n,), ascending."""
+    batches = []
+    start = 0
+    for batch in store.batches(modality, columns, split=split or ALL):
+        stop = start + len(batch)
+        low, high = np.searchsorted(numbers, [start, stop])
+        batches.append(batch.take(pa.array(numbers[low:high] - start, pa.int64())))
+        start = stop
+    return pa.Table.from_batches(batches)
+
+
+def column_values(table: pa.Table, name: str) -> list[Any]:
+    """Return the values of a column; a None for each row if there is no such column."""
+    if name not in table.schema.names:
+        return [None] * len(table)
+    values: list[Any] = table.column(name).to_pylist()
+    return values
 
 
 def collect_single(store: Store, modality: str, *, split: str | None = None) -> tuple[Moments, int]:

@@ -6,22 +6,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from markupsafe import Markup
 
 from ..arrays import Array, Indices
 from ..corpus.containers import PhotoFinder
-from ..corpus.splits import ALL
 from ..encoders import UNREADABLE, thumbnail
 from ..moments import unit_rows
 from ..seeds import generator
 from ..store import Store
 from ..store.rows import ITEM_COLUMNS, row_splits
-from .collect import Collected
+from .collect import Collected, column_values, read_numbered_rows
 
 MOST = 2_000
 """Dots of a modality."""
@@ -80,21 +79,18 @@ def gap_map(
         (second, second_drawn, -length / 2),
     ):
         x, y = plane @ centred[name].T
-        # The columns of the drawn rows, whose numbers in the split ascend
         row_numbers = collected.places[name][drawn]
-        batches = []
-        start = 0
-        for batch in store.batches(name, columns, split=split or ALL):
-            stop = start + len(batch)
-            low, high = np.searchsorted(row_numbers, [start, stop])
-            batches.append(batch.take(pa.array(row_numbers[low:high] - start, pa.int64())))
-            start = stop
-        table = pa.Table.from_batches(batches)
-        captions = _column(table, "caption")
-        keys = _column(table, "key")
+        table = read_numbered_rows(store, name, columns, row_numbers, split)
+        captions = column_values(table, "caption")
+        keys = column_values(table, "key")
         groups: dict[str, list[Any]] = {"split": row_splits(table)}  # that dots are coloured by
         if by in table.schema.names:
-            groups[by] = [None if value is None else str(value) for value in _column(table, by)]
+            groups[by] = [
+                None if value is None else str(value) for value in column_values(table, by)
+            ]
+        photos = None
+        if name == "image":
+            photos = photos_of(store, column_values(table, "path"))
         modalities.append(
             {
                 "name": name,
@@ -103,7 +99,7 @@ def gap_map(
                 "y": _rounded(y),
                 "label": [caption or key for caption, key in zip(captions, keys, strict=True)],
                 "groups": groups,
-                "photo": _photos(store, table) if name == "image" else None,
+                "photo": photos,
             }
         )
 
@@ -131,22 +127,14 @@ def _rounded(values: Array) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
-def _column(table: pa.Table, name: str) -> list[Any]:
-    """Return the values of a column; a None for each row if there is no such column."""
-    if name not in table.schema.names:
-        return [None] * len(table)
-    values: list[Any] = table.column(name).to_pylist()
-    return values
-
-
-def _photos(store: Store, table: pa.Table) -> list[str | None]:
+def photos_of(store: Store, paths: Sequence[str | None]) -> list[str | None]:
     """Return a thumbnail of each photo as a ``data:`` URL, None where it is not at hand, or the
     page is full.
     """
     thumbnails: list[str | None] = []
     total_bytes = 0
     with PhotoFinder(beside=store.path) as photos:
-        for path in _column(table, "path"):
+        for path in paths:
             url = None
             if total_bytes < PHOTO_BYTES:
                 with suppress(*UNREADABLE):

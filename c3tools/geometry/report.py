@@ -21,13 +21,14 @@ from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..store.leaks import notes_on_leaks
-from ..transforms import PRESETS
+from ..transforms import PRESETS, preset
 from ..transforms import sigma as sigma_rules
 from ..transforms.presets import is_recipe_file
 from .assumptions import Answer, answer_questions
 from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
 from .gap_map import gap_map
+from .hubs import Hubs, find_hubs, photo_strip
 from .measures import (
     ModalityMeasures,
     measure_gap,
@@ -46,6 +47,8 @@ SCHEMA = 1
 SPREAD_ROWS = 50_000
 """Captions that sigma is derived from; trainings read ten times as many, which changes the fourth
 digit."""
+LONGEST_LABEL = 200
+"""Characters of a caption in a table."""
 BIASED_ITEMS = 300
 """With fewer items the plain length and residual have approximate intervals: see
 docs/results/geometry.md."""
@@ -111,6 +114,7 @@ class GapReport(Measured):
             "spaces": {name: space.to_dict() for name, space in self.spaces.items()},
             "one_list": {name: each.to_dict() for name, each in self.one_list.items()},
             "clusters": None if self.mixed_clusters is None else self.mixed_clusters.to_dict(),
+            "hubs": {name: each.to_dict() for name, each in self.hubs.items()},
             "assumptions": _answers_to_dict(self.assumptions),
             "noise": None if self.noise is None else self.noise.to_dict(),
             "sigma": sigma,
@@ -135,13 +139,17 @@ class GapReport(Measured):
     def to_html(self) -> str:
         """Return the report as one self-contained page."""
         names = " and ".join(self.modalities) if self.gap else "one modality"
+        figures = figure_blocks(self)
+        hub_photos = self.draw_hubs and self.draw_hubs()
+        if hub_photos:
+            figures["hubs"] = hub_photos
         return render_page(
             TEMPLATE,
             title=f"The geometry of {names}",
             verdict=self.summary(),
             map=self.draw_map and self.draw_map(),
             notes=self.notes,
-            sections=_sections(self, figure_blocks(self)),
+            sections=_sections(self, figures),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -278,6 +286,12 @@ def gap_report(
     if working.paired:
         differences = working.first[working.item_index] - working.second
         noise = residuals(differences, working.distinct_items[working.item_index], seed=seed)
+    collapse = preset(COLLAPSE, train_on=data.second, infer_on=data.first).fit(data.fit_moments)
+    hubs: dict[str, Hubs] = {}
+    for name, asked in ((data.first, data.second), (data.second, data.first)):
+        of_modality = find_hubs(store, name, asked, collapse, split=split, seed=seed)
+        if of_modality is not None:
+            hubs[name] = of_modality
     gap = measure_gap(data, seed)
     pairs = measure_pairs(data, seed)
     has_gap = judge_gap(gap, pairs, measures).answer == "yes"
@@ -316,6 +330,7 @@ def gap_report(
         spaces=spaces,
         one_list=measure_one_list(data, seed=seed) if working.paired else {},
         mixed_clusters=measure_mixed_clusters(working, seed=seed) if working.paired else None,
+        hubs=hubs,
         assumptions=answer_questions(data, noise, has_gap=has_gap, seed=seed),
         noise=noise,
         sigmas=sigmas,
@@ -327,6 +342,7 @@ def gap_report(
         },
         transformed=transformed,
         draw_map=partial(gap_map, store, data, split=split, by=by),
+        draw_hubs=partial(photo_strip, store, hubs["image"]) if "image" in hubs else None,
     )
 
 
@@ -468,6 +484,19 @@ def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Sec
     if report.mixed_clusters is not None:
         title = f"{report.mixed_clusters.clusters} clusters of both modalities"
         sections.append(Section(title, tables=[_clusters_table(report.mixed_clusters)]))
+    if report.hubs:
+        sections.append(
+            Section(
+                "Rows that are found most",
+                [
+                    "Lists: in how many lists of the ten nearest rows a row is, for train rows of "
+                    "the other modality as queries, after Collapse. A query does not count for "
+                    "its own item."
+                ],
+                [_hubs_table(name, hubs) for name, hubs in report.hubs.items()],
+                _present(figures, "hubs"),
+            )
+        )
 
     # How much noise to add: what each rule gives, and which one is recommended
     assert report.recommended is not None
@@ -661,6 +690,22 @@ def _clusters_table(mixed: MixedClusters) -> Table:
         "of its rows, 0% where clusters mix both as shuffling does, 100% where each has one."
     )
     return Table(["clusters", "κ, %", "95%", "U, %"], rows, note=note)
+
+
+def _hubs_table(modality: str, hubs: Hubs) -> Table:
+    """Return a table of the rows of a modality that are found most."""
+    rows = []
+    for lists, key, label in zip(hubs.lists, hubs.keys, hubs.labels, strict=True):
+        short_label = " ".join(label.split())
+        if len(short_label) > LONGEST_LABEL:
+            short_label = f"{short_label[:LONGEST_LABEL]}…"
+        rows.append([key, number(lists, 0), short_label])
+    title = (
+        f"{hubs.queries:,} {hubs.asked} queries, {hubs.searched:,} {modality} rows, which are in "
+        f"{number(hubs.mean_lists, 2)} lists on average"
+    )
+    columns = ["key", "lists", "caption or path"]
+    return Table(columns, rows, title, left=("key", "caption or path"))
 
 
 def _before_and_after_table(report: GapReport) -> Table:
