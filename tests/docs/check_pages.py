@@ -1,4 +1,4 @@
-"""The README and the guides run as written, and print what they show."""
+"""The README, the guides and the snippets of results run as written, and print what they show."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("start/*.md")),
     *sorted((ROOT / "docs").glob("guides/*.md")),
     *sorted((ROOT / "docs").glob("concepts/*.md")),
+    ROOT / "docs" / "results" / "standing.md",
 ]
 RUN = [
     page
