@@ -30,6 +30,7 @@ from ..result_table import Table
 from ..seeds import generator
 from ..store import Store
 from ..store.rows import ITEM_COLUMNS
+from ..store.shards import FUSED
 from ..transforms import Pipeline
 from .page import clusters_page
 from .source import Source
@@ -106,7 +107,8 @@ class Clusters:
         shown = clusters[:_SHOWN_CLUSTERS]
         columns = {"cluster": [str(each["cluster"]) for each in shown]}
         for name in names:
-            columns[f"{name}s"] = [f"{each['rows'][name]:,}" for each in shown]
+            heading = name if name == FUSED else f"{name}s"
+            columns[heading] = [f"{each['rows'][name]:,}" for each in shown]
         if shown[0]["pairs_together"] is not None:
             columns["pairs together"] = [f"{each['pairs_together']:,}" for each in shown]
         left = ("words", "most central text") if "text" in names else ()
@@ -178,7 +180,7 @@ def cluster(
 
     Raises:
         StoreError: if there is no store, a modality is missing, there are fewer rows than clusters,
-            or too few to be collapsed.
+            or too few to be collapsed; of an export with ``fuse`` also without ``modalities``.
         OutputError: if ``output`` contains other clusters or other files, or another run is writing
             to it.
 
@@ -199,8 +201,7 @@ def cluster(
         former = Clusters.load(output)
         settings = former.record["made_from"]["settings"]
         modalities = settings["modalities"]
-    chosen = store.choose_modalities(as_list(modalities), "A clustering", least=1)
-    names = [name for name in store.modalities if name in chosen]
+    names = _choose_modalities(store, as_list(modalities))
     settings["modalities"] = names
     source = Source.open(store, names, settings["split"], former.pipeline if former else None)
 
@@ -263,6 +264,24 @@ def cluster(
 
         target.write(save)
         return Clusters.load(target.folder)
+
+
+def _choose_modalities(store: Store, modalities: Sequence[str] | None) -> list[str]:
+    """Return the modalities to cluster, in the order of the store.
+
+    Raises:
+        StoreError: see `Store.choose_modalities`; also if none are named, and each item stands once
+            in the store, as a row of one of three.
+    """
+    if modalities is None and FUSED in store.modalities:
+        raise StoreError(
+            f"In {store.path} each item stands once, as a row of one of the kinds "
+            f"{', '.join(store.modalities)}, and clusters are of one kind or two.",
+            remedy="Choose them with --modalities, for example --modalities fused, or cluster the "
+            "store that was exported.",
+        )
+    chosen = store.choose_modalities(modalities, "A clustering", least=1)
+    return [name for name in store.modalities if name in chosen]
 
 
 def deciding_centroids(centroids: Mapping[str, Matrix], modality: str) -> Matrix:

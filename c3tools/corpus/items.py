@@ -376,6 +376,9 @@ class Corpus:
         self.kept_columns.note(image.key, image.columns)
         items.append(image)
         has_caption = False
+        captions = list(captions)
+        if not any(captions):  # an empty cell of a table is no caption
+            captions = []
         for number, caption in enumerate(captions):
             key = f"{image.key}#{number}"
             text = TextItem(key, caption, image.key, image.split, image.columns)

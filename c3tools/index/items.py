@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from ..arrays import Indices
 from ..store.rows import one_array
+from ..store.shards import FUSED
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Items:
     """The items of n rows.
 
     An image (a video, a sound) and its texts are one item, and so is a text without an image.
-    Exact copies are one: files of the same SHA-256, and texts without an image that are equal.
+    Exact copies are one: files of the same SHA-256, of fused rows also with the same text, and
+    texts without an image that are equal.
 
     Attributes:
         numbers: of the item of each row, (n,).
@@ -47,8 +49,11 @@ class Items:
         numbers = np.asarray(names.dictionary_encode().indices, np.int64)
 
         # Items of the same content get the number of the first of them
-        captions = one_array(rows.column("caption"))
-        contents = pc.if_else(is_alone, captions, one_array(rows.column("sha256")))
+        captions: Any = one_array(rows.column("caption"))
+        digests: Any = one_array(rows.column("sha256"))
+        is_fused = pc.equal(one_array(rows.column("modality")), pa.scalar(FUSED))
+        of_both: Any = pc.binary_join_element_wise(digests, captions, pa.scalar("\0"))
+        contents = pc.if_else(is_alone, captions, pc.if_else(is_fused, of_both, digests))
         with_content = np.flatnonzero(np.asarray(contents.is_valid()))
         items, first_rows = np.unique(numbers[with_content], return_index=True)
         codes = contents.take(pa.array(with_content[first_rows])).dictionary_encode().indices

@@ -259,7 +259,8 @@ class TrainingPipeline:
             reporter: gets messages.
 
         Raises:
-            TransformError: if these contradict each other, or the preset or sigma cannot be used.
+            TransformError: if these contradict each other, the preset or sigma cannot be used, or
+                each item stands once in the store.
         """
         if pipeline is not None and not isinstance(pipeline, Pipeline):
             raise TransformError(
@@ -271,6 +272,12 @@ class TrainingPipeline:
         pipeline_and_applied = Pipeline.of_export(store)
         if pipeline_and_applied is not None:
             exported, applied = pipeline_and_applied
+            if "fused" in store.modalities:
+                raise TransformError(
+                    f"{store.path} is an export with --fuse, for searches: only items that lack an "
+                    "image have text rows in it, and the reverse.",
+                    remedy="Train on the store that was exported.",
+                )
             # From here on no pipeline, no name, and sigma is None or a number
             _check_choice_for_export(store, exported, pipeline, name, sigma)
             if not sigma:  # also 0, which asks for no noise

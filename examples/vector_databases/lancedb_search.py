@@ -21,13 +21,16 @@ import pyarrow.parquet as pq
 
 from c3tools import Calibration, Pipeline, load_encoder
 
-MODALITIES = ("image", "text")
+
+def modalities(export: Path) -> list[str]:
+    """Return the kinds of rows of an export: image, text, and fused with --fuse."""
+    return sorted(path.name for path in export.iterdir() if path.is_dir())
 
 
 def fill(database: Any, name: str, export: Path) -> Any:
     """Make a table of the rows of an export, as they are."""
     parts = []
-    for modality in MODALITIES:
+    for modality in modalities(export):
         rows = pq.read_table(export / modality, columns=["key", "embedding"])
         parts.append(rows.append_column("modality", pa.array([modality] * len(rows))))
     return database.create_table(name, pa.concat_tables(parts), mode="overwrite")
@@ -51,10 +54,10 @@ def find(
 def merged(
     table: Any, calibration: Calibration, query: np.ndarray, k: int
 ) -> list[tuple[str, str, float]]:
-    """Return the best rows of both modalities: key, modality, and how unusual the cosine is among
+    """Return the best rows of all modalities: key, modality, and how unusual the cosine is among
     its own kind.
     """
-    found = {modality: find(table, query, k, modality) for modality in MODALITIES}
+    found = {modality: find(table, query, k, modality) for modality in calibration.moments}
     return list(calibration.merge(query, found, k))
 
 

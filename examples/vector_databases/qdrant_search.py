@@ -18,13 +18,16 @@ from qdrant_client import QdrantClient, models
 
 from c3tools import Calibration, Pipeline, load_encoder
 
-MODALITIES = ("image", "text")
+
+def modalities(export: Path) -> list[str]:
+    """Return the kinds of rows of an export: image, text, and fused with --fuse."""
+    return sorted(path.name for path in export.iterdir() if path.is_dir())
 
 
 def fill(client: QdrantClient, name: str, export: Path) -> None:
     """Make a collection of the rows of an export, as they are."""
     points: list[models.PointStruct] = []
-    for modality in MODALITIES:
+    for modality in modalities(export):
         rows = pq.read_table(export / modality, columns=["key", "embedding"]).to_pylist()
         for row in rows:
             payload = {"key": row["key"], "modality": modality}
@@ -49,10 +52,10 @@ def find(
 def merged(
     client: QdrantClient, name: str, calibration: Calibration, query: np.ndarray, k: int
 ) -> list[tuple[str, str, float]]:
-    """Return the best rows of both modalities: key, modality, and how unusual the cosine is among
+    """Return the best rows of all modalities: key, modality, and how unusual the cosine is among
     its own kind.
     """
-    found = {modality: find(client, name, query, k, modality) for modality in MODALITIES}
+    found = {modality: find(client, name, query, k, modality) for modality in calibration.moments}
     return list(calibration.merge(query, found, k))
 
 

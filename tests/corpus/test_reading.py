@@ -239,6 +239,19 @@ def test_empty_and_undecodable_captions_are_skipped_and_said(tmp_path: Path) -> 
     ]
 
 
+def test_an_empty_cell_beside_an_image_is_no_caption(tmp_path: Path) -> None:
+    for name in "ab":
+        Image.new("RGB", (3, 3)).save(tmp_path / f"{name}.png")
+    table = tmp_path / "products.csv"
+    table.write_text("sku,image,title\nA,a.png,\nB,b.png,shoe\nC,,hat\n")
+    corpus = read_corpus(table, image_column="image", key_column="sku")
+    assert not corpus.skipped and corpus.images_without_caption == ["A"]
+    assert [(text.caption, text.image_key) for text in corpus.texts] == [
+        ("hat", None),
+        ("shoe", "B"),
+    ]
+
+
 COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id": 7}]}
 
 

@@ -28,7 +28,9 @@ from c3tools import (
     export_store,
 )
 from c3tools.assets.paths import PHOTOS
-from tests.stores import gap_store
+from c3tools.store import Rows
+from tests.conftest import build_store
+from tests.stores import gap_store, make_vectors
 
 from .conftest import EXAMPLES, script
 
@@ -197,6 +199,40 @@ def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(
             (hits,) = fair_index.rank(row, modality, 10, separate=True, by="row")
             keys, _ = example.find(*fair_table, fair_query, 10)
             assert keys == [hit.key for hit in sorted(hits, key=lambda hit: -hit.cosine)[:10]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@DATABASES
+def test_vector_databases_list_the_items_of_a_fused_export(
+    tmp_path: Path, name: str, package: str
+) -> None:
+    pytest.importorskip("faiss", reason="faiss is not there")
+    example = script(f"vector_databases/{name}.py", package)
+    library = importlib.import_module(package)
+    images, texts = make_vectors()
+    keys = [f"item{number}" for number in range(90)]
+    store = build_store(
+        tmp_path / "c3-store",
+        Rows.of("image", keys[:60], images[:60]),
+        Rows.of("text", keys[30:], texts[60::2], image_key=[*keys[30:60], *[None] * 30]),
+        dtype="float32",
+    )
+    export = tmp_path / "export"
+    export_store(store, output=export, preset="gr-clip", dtype="float32", fuse=True)
+    place: Any = tmp_path / "db"
+    place = library.connect(place) if package == "lancedb" else library.QdrantClient(":memory:")
+    table = example.fill(place, "items", export)
+    opened = (table,) if package == "lancedb" else (place, "items")
+    calibration = Calibration.load(export)
+    index = build_index(export, output=tmp_path / "index")
+    for row in texts[:180:20, None]:
+        (query,) = calibration.pipeline.transform(row, modality="text")
+        (expected,) = index.rank(row, "text", 10)
+        assert {hit.modality for hit in expected} == {"fused", "image", "text"}
+        found = example.merged(*opened, calibration, query, 10)
+        assert [(key, kind) for key, kind, _ in found] == [
+            (hit.key, hit.modality) for hit in expected
+        ]
 
 
 def test_clip_retrieval_finds_what_c3_search_does(tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools import Calibration, Pipeline, Store, build_index, leave_out, verify_store
+from c3tools import Calibration, Pipeline, Store, build_index, cluster, leave_out, verify_store
 from c3tools.errors import C3Error, StoreError, TransformError
 from c3tools.export import FORMATS, ExportReport, export_store
 from c3tools.index import contact_sheet
+from c3tools.index.items import Items
 from c3tools.moments import Moments
 from c3tools.store import Failure, Rows
+from c3tools.transforms.presets import TrainingPipeline
 from tests.conftest import build_store, contents, unit_rows
 from tests.crashes import kill_at
 from tests.stores import assert_close, make_vectors, unit
@@ -319,3 +322,34 @@ def test_pairs_are_refused_where_there_are_three_kinds() -> None:
     index = build_index(EXPORT)
     with pytest.raises(StoreError, match=r"(?s)the fused rows of.*without --pairs"):
         index.search(vector=unit_rows(1, 16), pairs="c3-store")
+
+
+def test_fused_rows_of_one_photo_with_other_texts_are_no_copies() -> None:
+    names = ["a", "b", "c"]
+    captions = ["red", "blue", "red"]
+    digests = ["0" * 64] * 3
+    rows = pa.table(
+        {
+            "modality": ["fused"] * 3,
+            "key": names,
+            "caption": captions,
+            "image_key": pa.nulls(3, pa.string()),
+            "sha256": digests,
+        }
+    )
+    assert Items.of(rows).numbers.tolist() == [0, 1, 0]
+
+
+def test_clusters_are_of_kinds_that_are_chosen() -> None:
+    pytest.importorskip("faiss", reason="faiss is not there")
+    ok()
+    with pytest.raises(StoreError, match=r"(?s)each item stands once.*--modalities fused"):
+        cluster(EXPORT)
+    assert cluster(EXPORT, modalities=["fused"], k=3).table().columns[:2] == ["cluster", "fused"]
+
+
+def test_nothing_is_trained_on_items() -> None:
+    ok()
+    store = Store.open(EXPORT)
+    with pytest.raises(TransformError, match=r"(?s)export with --fuse.*Train on the store"):
+        TrainingPipeline.choose(store, None, None, None)
