@@ -105,6 +105,11 @@ class Setting:
         return None
 
 
+def in_words(rate: float) -> str:
+    """Return items per second, below 10 with two digits."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
 def pixels_of(encoder: Encoder, count: int) -> Any:
     """Return pixels of the bundled photos, over and over."""
     some = np.stack([encoder.pixels(photo) for photo in JPEGS[:8]])
@@ -134,7 +139,7 @@ def forward(setting: Setting) -> tuple[tuple[str, ...], Cells]:
                 roofline = f"{1000 * peak / gflop:,.0f}" if peak else ""
                 mfu = f"{rate * gflop / 1000 / peak:.0%}" if peak else ""
                 names = (encoder.identity.name, encoder.compute.precision)
-                cells.append((*names, count, f"{rate:,.1f}", roofline, mfu))
+                cells.append((*names, count, in_words(rate), roofline, mfu))
     return ("model", "precision", "batch", "images/s", "roofline", "MFU"), cells
 
 
@@ -158,7 +163,7 @@ def pipeline(setting: Setting) -> tuple[tuple[str, ...], Cells]:
                 list(encoder.encode_batches("image", batches))
 
             seconds = setting.seconds(work)
-            cells.append((memory, ahead, f"{rounds * size / seconds:,.0f}"))
+            cells.append((memory, ahead, in_words(rounds * size / seconds)))
     return ("memory of the host", "batches ahead", "images/s"), cells
 
 
@@ -180,7 +185,7 @@ def decode(setting: Setting) -> tuple[tuple[str, ...], Cells]:
             compute=encoder.compute,
         ):
             pass
-        cells.append((workers, f"{count / (time.perf_counter() - start):,.0f}"))
+        cells.append((workers, in_words(count / (time.perf_counter() - start))))
         workers *= 2
     return ("processes", "images/s"), cells
 
@@ -192,7 +197,7 @@ def embedded(setting: Setting, inputs: Path, name: str) -> tuple[Any, ...]:
     )
     (modality,) = (one for one in summary.modalities.values() if one.embedded)
     seconds = [f"{value:,.1f}" for value in modality.seconds.values()]
-    return (inputs.name, f"{modality.embedded:,}", f"{modality.rate:,.0f}", *seconds)
+    return (inputs.name, f"{modality.embedded:,}", in_words(modality.rate), *seconds)
 
 
 STAGES = ("inputs", "number", "a second", "waiting s", "encoding s", "writing s")
@@ -224,8 +229,8 @@ def texts(setting: Setting) -> tuple[tuple[str, ...], Cells]:
     path = setting.folder / "captions.jsonl"
     path.write_text("".join(json.dumps({"caption": text}) + "\n" for text in captions))
     cells: Cells = [
-        ("tokenised", f"{len(tokens):,}", f"{tokens_rate:,.0f}", "", "", ""),
-        ("tokens embedded", f"{len(tokens):,}", f"{len(tokens) / seconds:,.0f}", "", "", ""),
+        ("tokenised", f"{len(tokens):,}", in_words(tokens_rate), "", "", ""),
+        ("tokens embedded", f"{len(tokens):,}", in_words(len(tokens) / seconds), "", "", ""),
         embedded(setting, path, "texts"),
     ]
     return STAGES, cells
@@ -286,7 +291,7 @@ def decoder(setting: Setting) -> tuple[tuple[str, ...], Cells]:
         some = rows[:50]
         ours = captioner.caption(embeddings=some)
         same = np.mean([a == b for a, b in zip(ours, on_cpu.caption(embeddings=some), strict=True)])
-        rate = f"{len(rows) / seconds:,.0f}"
+        rate = in_words(len(rows) / seconds)
         cells.append((size, f"{trained:,.1f}", rate, f"{same:.0%}"))
     return ("size", "training s", "captions/s, 5 beams", "those of the CPU"), cells
 
@@ -313,7 +318,7 @@ def generator(setting: Setting) -> tuple[tuple[str, ...], Cells]:
         start = time.perf_counter()
         trained.generate(embeddings=rows, modality="image", sampling_steps=setting.size(25, 1))
         images = len(rows) / (time.perf_counter() - start)
-        cells.append((size, f"{rate:,.1f}", f"{images:,.1f}"))
+        cells.append((size, in_words(rate), in_words(images)))
     return ("size", "steps/s, with start and end", "images/s"), cells
 
 
