@@ -90,20 +90,15 @@ class Recipe:
     def made_from(self, part: ShardName) -> str:
         """Return the digest of all that the rows of a part depend on."""
         digests = [self.store.shard_digest(*self.source_of(part)), self.digest]
-        if self.settings.fuse:
-            digests.append(self._digests["text"])
-        if self.settings.fuse and part[0] == "text":
-            digests.append(self._digests["image"])
-        return digest_of(*digests)
-
-    @cached_property
-    def _digests(self) -> dict[str, str]:
-        """The digest of all shards of each modality."""
-        store = self.store
-        return {
-            name: digest_of([store.shard_digest(name, number) for number in store.parts(name)])
-            for name in store.modalities
-        }
+        if not self.settings.fuse:
+            return digest_of(*digests)
+        kind, number = part
+        if kind == FUSED:
+            images = self.store.items_of("image", ALL, [number])
+            for text_part, owners in self.texts_by_part.items():
+                if pc.any(pc.is_in(owners, images)).as_py():
+                    digests.append(self.store.shard_digest("text", text_part))
+        return digest_of(*digests, self.once[part])
 
     @cached_property
     def applied(self) -> Pipeline:

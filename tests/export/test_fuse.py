@@ -186,9 +186,9 @@ def test_the_export_follows_its_store(
     ok(format=format)
     before = contents(EXPORT)
     act()
-    ok(format=format)
+    report = ok(format=format)
     after = contents(EXPORT)
-    assert before != after
+    assert before != after and report.kept > 2
     assert {name: after[name] for name in FIT} == {name: before[name] for name in FIT}
     assert verify_store(EXPORT).whole
     Path("fresh").mkdir()
