@@ -8,8 +8,8 @@ The weights are unpacked once to OUT/smollm2, a folder that --set model= of `c3 
 takes. C1, C2_1, C2_2 and C3 then learn from a sample of the store: as many training captions as
 --steps batches hold, each seen once. A few val captions and a sample of the test photos make
 validating and scoring short. `frozen` trains the mapper alone and `tuned` all weights; `tiny` is
-the built-in decoder on the same captions. Each prints the table of `c3 ablate`, and leaves it in
-OUT. The same command continues.
+the built-in decoder on the same captions. Each prints the table of `c3 ablate-captions`, and leaves
+it in OUT. The same command continues.
 
 A step of 20 captions of Flickr8k takes about 2.5 CPU seconds if the model is frozen, in bf16 on a
 core with avx512_bf16. On a machine that others use too, set OMP_NUM_THREADS=1, or the threads of

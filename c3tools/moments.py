@@ -81,7 +81,7 @@ class Moments:
 
     @staticmethod
     def merge_groups(groups: dict[str, Moments], more: Mapping[str, Moments]) -> None:
-        """Merge named moments (of splits, or of modalities) into those of the same name in
+        """Merge named moments (of splits, or of modalities) into the moments of the same name in
         ``groups``.
         """
         for name, moments in more.items():

@@ -107,7 +107,8 @@ def ablate_captions(
         beams: See `caption_images`.
         metrics: Metrics to compute, for example CIDEr,METEOR,SPICE. By default BLEU, ROUGE-L and
             CIDEr, and METEOR if Java is installed.
-        jobs: Training runs at the same time. Each gets a share of the cores, or its own GPU.
+        jobs: Number of training runs at the same time. Each gets a share of the cores, or its own
+            GPU.
         device: See `connect_heads`.
         precision: See `connect_heads`.
         reporter: Shows messages and progress.
@@ -240,7 +241,7 @@ class CaptionData:
         if not is_same_store and "image" not in moments:
             moments["image"] = moments_of(scored_store, "image")
             notes.append(
-                f"{store.path} has no image mean; it is that of the train images of "
+                f"{store.path} has no image mean; the mean comes from the train images of "
                 f"{scored_store.path}."
             )
         _require_means(store, moments)

@@ -87,7 +87,8 @@ def ablate_images(
         set: See `train_generator`.
         steps: Training steps. The default depends on ``size``.
         encoder: Also score with the features of this model.
-        jobs: Training runs at the same time. Each gets a share of the cores, or its own GPU.
+        jobs: Number of training runs at the same time. Each gets a share of the cores, or its own
+            GPU.
         device: See `connect_heads`.
         precision: See `connect_heads`.
         reporter: Shows messages and progress.

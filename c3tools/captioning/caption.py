@@ -124,8 +124,8 @@ def caption_images(
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
 ) -> Captions:
-    """Caption image files and the images of folders (searched recursively), or embeddings. Models
-    of sounds caption sound files alike.
+    """Caption image files and the images of folders (searched recursively), or embeddings. With an
+    audio model, audio files are captioned in the same way.
 
     Captions are written as they are made, those of ``json`` every few seconds. The same call
     continues an interrupted run, and existing captions are kept. See

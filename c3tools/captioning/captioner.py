@@ -119,7 +119,7 @@ class Captioner(HubRepository):
                 shows the progress of steering.
 
         Raises:
-            DecoderError: if the model or the dimension is not that of the decoder, the embeddings
+            DecoderError: if the model or the dimension does not match the decoder, the embeddings
                 cannot come from the encoder, or the options contradict each other.
             EncoderError: if the encoder cannot be loaded, or an image cannot be read.
 
@@ -304,8 +304,8 @@ class Captioner(HubRepository):
         not_unit = np.abs(norms - 1) > _UNIT_TOLERANCE
         if not_unit.any():
             reporter.message(
-                f"{described(not_unit)} have another norm than 1, up to {norms[not_unit].max():.3g}"
-                f", but those of {self.model.name} have norm 1."
+                f"{described(not_unit)} do not have norm 1 but up to {norms[not_unit].max():.3g}, "
+                f"unlike embeddings of {self.model.name}."
             )
 
         # How far the embeddings reach along the mean of each modality that the pipeline subtracts
@@ -329,7 +329,7 @@ class Captioner(HubRepository):
             f"{self.model.name}"
         )
         if near:
-            message += f", but close to that of {near} embeddings"
+            message += f", but close to the mean of {near} embeddings"
         if not is_far.all():
             reporter.message(f"{message}, so their captions may be wrong.")
             return

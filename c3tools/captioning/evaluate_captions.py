@@ -131,7 +131,7 @@ def evaluate_captions(
     reporter: Reporter = SILENT,
 ) -> Evaluation:
     """Caption the images of a store from their embeddings and score the captions, or score given
-    captions. Videos and sounds are captioned alike.
+    captions. Videos and audio files are captioned in the same way.
 
     Args:
         store: See `embed`.

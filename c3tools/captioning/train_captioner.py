@@ -123,10 +123,10 @@ def train_captioner(
 ) -> Captioner:
     """Train a decoder on the text embeddings of a store, and write it to the folder ``output``.
 
-    With ``pairs`` it is trained on images instead: after a training on texts (``start``) with the
-    noise of that training, which is the low-data regime of the paper; or from scratch, without
-    noise unless sigma is given. The state of the run is saved in a folder beside ``output``. The
-    same call continues an interrupted run, and returns the decoder of a finished run.
+    With ``pairs`` it is trained on images instead: after training on texts (``start``) with the
+    same noise, which is the low-data regime of the paper; or from scratch, without noise unless
+    sigma is given. The state of the run is saved in a folder beside ``output``. The same call
+    continues an interrupted run, and returns the decoder of a finished run.
 
     With ``pseudo_pairs`` it is trained on images with the captions nearest to them (WS-ClipCap).
 
@@ -155,10 +155,10 @@ def train_captioner(
         monitor: Choose the best epoch by the loss on val captions (text) or on captions of val
             images (cross-modal).
         start: Start from this decoder, and use its pipeline unless ``preset`` is given.
-        pairs: Train on pairs, of this fraction of the images.
+        pairs: Train on the pairs of this fraction of the images.
         pseudo_pairs: Train on images, each with its five nearest captions, whichever image they
             describe; without noise unless you give a sigma.
-        esper: Put a mapper before the language model of ``start``; train it on images alone.
+        esper: Put a mapper in front of the language model of ``start``; train it on images alone.
         seed: Seed for all random numbers.
         device: See `connect_heads`.
         precision: See `connect_heads`.

@@ -90,7 +90,7 @@ class Clusters:
         if modality not in self.centroids:
             raise StoreError(
                 f"{self.folder} has no clusters of {modality} rows.",
-                remedy=f"It has those of {' and '.join(self.centroids)}.",
+                remedy=f"It has clusters of {' and '.join(self.centroids)} rows.",
             )
         rows = self.pipeline.transform(np.asarray(embeddings, np.float32), modality=modality)
         return nearest(unit_rows(rows), deciding_centroids(self.centroids, modality))
@@ -161,7 +161,7 @@ def cluster(
     """Cluster the rows of one modality by spherical k-means, or of two together by cross-centroids.
 
     Writes a table of the cluster of each row, a page, and the centroids to a folder. The rows of a
-    store are collapsed first; those of an export or an index are taken as they are.
+    store are collapsed first; the rows of an export or an index are used unchanged.
 
     Args:
         store: A store, an export or an index: a folder, or a URL (s3://, gs://).

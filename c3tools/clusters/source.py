@@ -78,8 +78,7 @@ class Source:
         exported_pipeline, applied = pipeline_and_applied
         if pipeline and pipeline.record()["tensors"] != exported_pipeline.record()["tensors"]:
             raise StoreError(
-                f"The rows of {store.path} went through another pipeline than those of the "
-                f"clusters.",
+                f"The rows of {store.path} went through another pipeline than the clustered rows.",
                 remedy="Assign the rows of the store that was exported or indexed.",
             )
         # An index: its codes are of rows that went through all steps

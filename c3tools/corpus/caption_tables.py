@@ -264,7 +264,7 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
         raise CorpusError(
             f"{path} has no text column with a known name ({usual}); its columns are: "
             f"{', '.join(present) or 'none'}.",
-            remedy="Choose the column of the texts with --text-column, or that of the images with "
+            remedy="Choose the text column with --text-column, or the image column with "
             "--image-column.",
         )
     require_column(present, options.key_column, "--key-column", path)

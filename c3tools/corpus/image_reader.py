@@ -287,7 +287,7 @@ def read_sound(path: str | Path, rate: int) -> tuple[Floats, float]:
     try:
         import soundfile
     except ImportError:
-        raise MissingExtraError("soundfile", extra="st", purpose="Reading a sound") from None
+        raise MissingExtraError("soundfile", extra="st", purpose="Reading audio") from None
     try:
         with soundfile.SoundFile(io.BytesIO(_read_file(location(path)))) as file:
             file_rate = file.samplerate
@@ -297,7 +297,7 @@ def read_sound(path: str | Path, rate: int) -> tuple[Floats, float]:
         raise ValueError(error.error_string) from None
     samples = channels.mean(axis=1)
     if not len(samples):
-        raise ValueError("there is no sound in it")
+        raise ValueError("it contains no audio")
     if file_rate != rate:
         # Resample by frequencies: those above half the new rate are left out
         count = max(1, round(len(samples) * rate / file_rate))

@@ -57,7 +57,7 @@ _PDF = (
 )
 _ARCHIVE = "Archives are not read: unpack them."
 _TAR = "A folder with images is read as these. Give the tars as further paths to read them, too."
-_SOUND = "Sounds need a model of sounds: --model st:laion/clap-htsat-unfused, for example."
+_SOUND = "Audio files need an audio model, for example --model st:laion/clap-htsat-unfused."
 # files that a user may expect to be embedded, and what makes it possible
 PASSED_OVER = {
     ".pdf": _PDF,

@@ -152,8 +152,8 @@ def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
     if passed_over:
         members = counted(passed_over.total(), "member")
         corpus.notes.append(
-            f"{path}: {members} passed over ({', '.join(sorted(passed_over))}). Videos and sounds "
-            f"in tars are not read: unpack them."
+            f"{path}: {members} passed over ({', '.join(sorted(passed_over))}). Videos and audio "
+            f"files in tars are not read: unpack them."
         )
     return samples
 

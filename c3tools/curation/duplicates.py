@@ -195,7 +195,7 @@ def find_duplicates(
     workers: NonNegativeInt = 2,
     reporter: Reporter = SILENT,
 ) -> Duplicates:
-    """Find copies of rows within and across the splits of a store, and mark those of train.
+    """Find copies of rows within and across the splits of a store, and mark copies in train.
 
     Of equal files and of copies by content, the rows of train are marked to be left out, except one
     where all rows are of train. Rows of val and test stay as they are. Groups of one scene, of

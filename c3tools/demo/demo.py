@@ -247,8 +247,8 @@ def run_demo(
     out = Path(output)
     first_page = out / "captions.html"
     kept = (
-        f"The embeddings, the first captions in {first_page} and the finished trainings are kept; "
-        "run the same command again to continue."
+        f"The embeddings, the first captions in {first_page} and the finished training runs are "
+        "kept; run the same command again to continue."
     )
     with locked(out), note_on_interrupt(lambda: kept):
         if not (out / "photos" / INFO_FILE).is_file():

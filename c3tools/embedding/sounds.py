@@ -56,5 +56,5 @@ def encode_sounds(encoder: Encoder, paths: Sequence[str | Path]) -> Matrix:
         try:
             embeddings.append(encode_sound(encoder, path).embedding)
         except (OSError, ValueError) as error:
-            raise EncoderError(f"{path} cannot be read as a sound ({reason_of(error)}).") from error
+            raise EncoderError(f"{path} cannot be read as audio ({reason_of(error)}).") from error
     return np.concatenate(embeddings)

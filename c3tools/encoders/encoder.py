@@ -89,7 +89,7 @@ class Encoder:
     Attributes:
         modalities: what can be embedded; frames of videos are images.
         normalised: whether the embeddings have unit length.
-        sampling_rate: of sounds, in samples per second; 0 if the model takes none.
+        sampling_rate: of audio, in samples per second; 0 if the model takes none.
 
     Args:
         backend: runs the model.
@@ -185,13 +185,13 @@ class Encoder:
             yield start, np.stack(pixels) if self.preprocess.fixed else pixels
 
     def encode_audio(self, sound: Floats) -> Matrix:
-        """Return the embedding, float32 (1, d), of a sound.
+        """Return the embedding, float32 (1, d), of an audio signal.
 
         Args:
             sound: (samples,), at the sampling rate of the model.
 
         Raises:
-            EncoderError: if the model takes no sounds.
+            EncoderError: if the model takes no audio.
         """
         self.require("audio")
         return self.backend.submit("audio", [sound])()

@@ -65,10 +65,10 @@ def load_encoder(
         device: see `c3tools.devices.pick`.
         backend: a name in `c3tools.encoders.backends.BACKENDS`; ``auto`` uses the first of them
             that is installed, runs on the device, and can run the model.
-        precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if the cosine of the
-            embeddings with those in fp32 is at least 0.999 for a probe, as that of c3-mini is;
-            ``int8`` (backend openvino, extra ``int8``) is refused if it is below 0.99.
-        truncate_dim: keep only so many dimensions of the embeddings of an ``st:`` model that was
+        precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if its embeddings of a probe
+            have a cosine of at least 0.999 with fp32, as with c3-mini; ``int8`` (backend openvino,
+            extra ``int8``) is refused if it is below 0.99.
+        truncate_dim: keep only this many dimensions of the embeddings of an ``st:`` model that was
             trained for it.
         query_prompt: what precedes the queries of an ``st:`` model; None for its own prompt.
         reporter: gets a message if the preferred backend cannot run the model.

@@ -462,7 +462,7 @@ def _fit_that_is_there(
         refuse(writer.path, reason, REFIT)
     age = former.age(store)
     if age is not None and any(step.fits for step in pipeline.steps):
-        reporter.message(f"{age} --refit fits it anew.")
+        reporter.message(f"{age} --refit fits it again.")
     return pipeline
 
 
@@ -480,7 +480,7 @@ def load_fit(writer: StoreWriter) -> Pipeline | None:
         if is_other_metric or pipeline.record()["tensors"] != tensors:
             raise TransformError(
                 f"{writer.path / JSON_NAME} is not the pipeline that {INFO_FILE} names.",
-                remedy="Fit it anew with --refit.",
+                remedy="Fit it again with --refit.",
             )
     except TransformError:
         if writer.before is None:

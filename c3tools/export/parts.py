@@ -253,7 +253,7 @@ class Recipe:
                         f"The {modality} row {keys[missing.argmin()]} has norm "
                         f"{np.sqrt(squares.max()):.4g}, above {self.applied.longest:.4g}, the "
                         "largest of the fit.",
-                        remedy="Fit the pipeline anew with --refit, or use --metric ip.",
+                        remedy="Fit the pipeline again with --refit, or use --metric ip.",
                     )
                 transformed[:, -1] = np.sqrt(missing)
 

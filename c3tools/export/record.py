@@ -21,7 +21,7 @@ from ..store.shards import part_name
 from ..transforms import Pipeline
 from ..transforms.fitting import moment_sources
 
-REFIT = "fit it anew with --refit"
+REFIT = "fit it again with --refit"
 REPLACE = "replace it with --overwrite"
 _WORDS = {
     "loaded_moments": "loaded moments",

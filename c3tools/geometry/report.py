@@ -427,7 +427,7 @@ def _limits(data: Collected) -> list[str]:
         )
     if not sample.complete:
         notes.append(
-            f"Distances and cosines of pairs are those of a seeded sample of "
+            f"Distances and cosines of pairs are measured on a seeded sample of "
             f"{len(sample.second):,} pairs; their intervals say how exact they are."
         )
     return notes
@@ -623,7 +623,7 @@ def _measures_table(report: GapReport) -> Table:
             [
                 "residual rms, debiased",
                 *_cells(pairs.residual_rms_debiased, 4),
-                "around the true mean, not that of so few items",
+                "around the true mean, not the mean of a few items",
             ],
         ]
     return Table(["measure", "value", "95%", "meaning"], rows, left=("meaning",))

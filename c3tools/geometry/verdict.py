@@ -200,7 +200,7 @@ def _judge_collapse(report: Measured, gap: Answer) -> Answer:
     left = collapsed.gap / raw.gap if raw.gap > 0 else 1.0
     leaves = f"It leaves {100 * left:.0f}% of the gap"
     if left > NOT_CLOSED:
-        return answer("no", f"{leaves}: the subtracted means are not those of these rows.")
+        return answer("no", f"{leaves}: the subtracted means belong to other rows.")
     probe = collapsed.separability
     recognised = ""
     if probe is not None:
@@ -254,7 +254,7 @@ def _judge_corrupt(report: Measured) -> Answer:
     of_unrelated = max(sum(_variances(report.modalities).values()), 1e-12)
     ratio = dim * pairs.residual_rms.value**2 / of_unrelated
     if ratio <= ALIKE:
-        distance = f"their squared distance is {100 * ratio:.0f}% of that of unrelated rows"
+        distance = f"they have {100 * ratio:.0f}% of the squared distance of unrelated rows"
         return answer("no", f"Without the gap, pairs are almost equal: {distance}.")
     if ratio >= STRANGERS:
         distance = f"as unrelated rows ({100 * ratio:.0f}% of their squared distance)"
@@ -265,8 +265,7 @@ def _judge_corrupt(report: Measured) -> Answer:
 
     # Whether both rules agree on the noise
     differ = (
-        f"Without the gap, the squared distance of pairs is {100 * ratio:.0f}% of that of "
-        f"unrelated rows"
+        f"Without the gap, pairs have {100 * ratio:.0f}% of the squared distance of unrelated rows"
     )
     by_name = {each.name: each.sigma for each in report.sigmas}
     of_pairs = by_name.get("pair_cosine")
@@ -337,9 +336,9 @@ def judge_clusters(mixed: MixedClusters | None, modalities: Sequence[str]) -> An
         k_means += f", and after Collapse {100 * mixed.kappa['collapsed'].value:.0f}%"
     because = (
         f"With {mixed.clusters} cross-centroids, {100 * kappa.value:.0f}% "
-        f"({100 * low:.0f} to {100 * high:.0f}%) of the pairs come into one cluster, beyond "
-        f"chance; {k_means}. A cluster says {100 * max(one_kind, 0.0):.0f}% of the modality of "
-        f"its rows."
+        f"({100 * low:.0f} to {100 * high:.0f}%) of the pairs fall into one cluster, beyond "
+        f"chance; {k_means}. The cluster of a row reveals {100 * max(one_kind, 0.0):.0f}% of its "
+        f"modality."
     )
     measures = mixed.to_dict()
     if low >= TOGETHER and one_kind <= APART:
@@ -373,8 +372,7 @@ def _judge_unusual(report: Measured) -> Answer:
             )
         elif times <= CHANCE_RECALL:
             remarks.append(
-                f"Recall@1 is only {times:.1f} times that of chance: check that the pairs "
-                f"are correct."
+                f"Recall@1 is only {times:.1f} times chance: check that the pairs are correct."
             )
     for name, measures in report.modalities.items():
         if 1 - measures.mean_norm**2 <= CROWDED:

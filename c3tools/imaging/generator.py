@@ -407,7 +407,8 @@ class PretrainedGenerator(ImageGenerator):
             wanted = model_of_generator or " or ".join(_MODEL_OF_DIM.values())
             raise GeneratorError(
                 f"The generator {self.name} needs embeddings of {wanted}, {dim} dimensions, but "
-                f"the store {store.path} has those of {store_model}, {store.info.dim} dimensions.",
+                f"the store {store.path} has embeddings of {store_model}, "
+                f"{store.info.dim} dimensions.",
                 remedy=f"Embed with the model that it was trained with: c3 embed PATH --model "
                 f"{wanted}",
             )

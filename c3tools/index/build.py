@@ -76,7 +76,7 @@ def build_index(
     The rows of an export are indexed as they are; its pipeline transforms the queries.
 
     If ``output`` has an index with the same settings, the rows of new and changed shards are added,
-    and those of removed shards are removed; ``record["added"]`` is the number of rows that were
+    and the rows of removed shards are removed; ``record["added"]`` is the number of rows that were
     added. Otherwise, and if the store has more than twice the rows it was built from, the index is
     rebuilt, and a message gives the reason.
 
@@ -284,7 +284,7 @@ def _reuse_fit(
 
     age = record.age(store)
     if age is not None and not is_first and not store.info.exported:
-        reporter.message(f"{age} --rebuild fits it anew.")
+        reporter.message(f"{age} --rebuild fits it again.")
     return _Build(writer, record, _Fit(pipeline, coder, moments), is_new=is_first)
 
 

@@ -75,7 +75,7 @@ class CodeFormat(ParquetFormat):
             raise StoreError(
                 f"FAISS cannot read {TRAINED_FILE} of the index ({last_line(error)}). It is "
                 f"damaged, or another version of FAISS wrote it.",
-                remedy="Build the index anew: c3 index --rebuild",
+                remedy="Rebuild the index: c3 index --rebuild",
             ) from error
 
     def encode(self, rows: Matrix) -> Codes:

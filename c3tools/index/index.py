@@ -92,10 +92,10 @@ class Hit:
         modality: of the row.
         caption: of a text.
         path: of an image, or of the image that a text belongs to, if the index has it.
-        image_key: of the image that a text or a sound belongs to.
+        image_key: of the image that a text or an audio file belongs to.
         split: of the row.
         columns: the values of the columns that the store keeps, by name.
-        rows: those of the item and of its exact copies that the search may return, best first;
+        rows: the rows of the item and of its exact copies that the search may return, best first;
             none in a list by row.
     """
 
@@ -414,7 +414,7 @@ class Index:
         Args:
             text: Texts to search for.
             image: Search with these images.
-            audio: Search with these sound files.
+            audio: Search with these audio files.
             vector: Search with the vectors in this file (npy, npz, ...).
             key: Search with the row of the store that has this key.
             modality: Modality of the vectors in ``vector``: image, text, ...
@@ -446,7 +446,7 @@ class Index:
             UnusedOptionError: if there is an ``nprobe``, and the index has no inverted lists.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
             EncoderError: if the recorded model cannot be loaded or does not take this kind of
-                query, or an image or a sound cannot be read.
+                query, or an image or an audio file cannot be read.
 
         Example:
             >>> index = c3tools.build_index("c3-store")
@@ -576,8 +576,8 @@ class Index:
         nprobe: int | None = None,
         transformed: bool = False,
     ) -> list[list[Hit]]:
-        """Return the hits of embeddings (q, d), a list for each; arguments and errors are those of
-        `search`.
+        """Return the hits of embeddings (q, d), a list for each. See `search` for the arguments and
+        errors.
 
         They are transformed first, unless ``transformed`` says that they have gone through the
         pipeline, as the rows of an export have.

@@ -71,10 +71,8 @@ def fit_on_pairs(
     for kind, (_, rows) in pairs.items():
         if len(rows) < _LEAST_PAIRS:
             raise StoreError(
-                f"{_LEAST_PAIRS} pairs are needed to learn how {kind} rows score where {asked} is "
-                f"asked with, but the "
-                f"store {store.path} has {len(rows)}.",
-                remedy="Give a store of images with two captions each, of which the files are "
-                "still there.",
+                f"{_LEAST_PAIRS} pairs are needed to learn how {kind} rows score for {asked} "
+                f"queries, but the store {store.path} has {len(rows)}.",
+                remedy="Give a store of images with two captions each, whose files still exist.",
             )
     return calibration.fit_pairs({(asked, kind): both for kind, both in pairs.items()})

@@ -72,7 +72,7 @@ def require_outside_stores(folder: Path) -> None:
     for parent in folder.resolve().parents:
         if (parent / _STORE).is_file():
             raise OutputError(
-                f"{folder} is inside the store {parent}, whose files are those of the store alone.",
+                f"{folder} is inside the store {parent}, which holds no other files.",
                 remedy="Choose a folder outside the store. A relative path starts from the current "
                 "folder.",
             )

@@ -201,10 +201,10 @@ class _Server:
     def sound(self, request: Request) -> Response:
         """Return the sound of a row."""
         row = request.path_params["row"]
-        with _not_found(f"sound of row {row}"):
+        with _not_found(f"audio of row {row}"):
             path = self._path(row)
             if not is_sound(path):
-                raise ValueError("it is no sound")
+                raise ValueError("it is no audio file")
             media_type = AUDIO_TYPES[Path(path).suffix.lower()]
             with self.reading:
                 return _file(self.photos.read_again(path), media_type)

@@ -108,8 +108,8 @@ def import_embeddings(
     """Write embeddings from files into a new store; rows are joined by id, or by order if there are
     no ids.
 
-    In Python, arrays (n, d) may take the place of files of vectors, and columns by name that of
-    tables: ``import_embeddings(text=vectors, meta={"key": keys, "caption": captions})``.
+    In Python, arrays (n, d) may replace files of vectors, and columns by name may replace tables:
+    ``import_embeddings(text=vectors, meta={"key": keys, "caption": captions})``.
 
     Args:
         source: A folder in clip-retrieval's layout (img_emb, text_emb, metadata), or a .pkl file

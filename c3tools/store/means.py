@@ -184,8 +184,8 @@ def load_means(store: Store | str | Path, file: str | Path) -> dict[str, Moments
 
 
 def unload_means(store: Store | str | Path) -> None:
-    """Remove the moments that `load_means` loaded, so that Collapse is fitted on those of the
-    store.
+    """Remove the moments that `load_means` loaded, so that Collapse is fitted on the store's own
+    moments.
 
     Args:
         store: See `embed`.

@@ -254,8 +254,8 @@ class _Modality:
             raise StoreError(
                 f"{len(self):,} {self.name} rows cannot be paired with {len(first):,} "
                 f"{first.name} rows without ids by their order, because {reason}.",
-                remedy="Give ids: --meta FILE with those of the images, --text-meta FILE with a "
-                "column image_key.",
+                remedy="Give ids: --meta FILE with the ids of the images, --text-meta FILE with "
+                "a column image_key.",
             )
         without_ids = [f"{side.name} rows" for side in (self, first) if not side.has_ids]
         notes.append(

@@ -99,7 +99,7 @@ def read_vector_file(
                 raise StoreError(
                     f"{path} has vectors of the shape {part.vectors.shape[1:]}, {paths[0]} of "
                     f"{file.vectors.shape[1:]}.",
-                    remedy="Import vectors of one model, or those of each into another store.",
+                    remedy="Import the vectors of each model into a store of its own.",
                 )
         if len(parts) > 1:
             # The rows of all as those of one; None where a file lacks a column

@@ -171,7 +171,7 @@ def verify_store(
     failures.
 
     Args:
-        store: The store: a folder or a URL (s3://, gs://).
+        store: A store, an export or an index: a folder, or a URL (s3://, gs://).
         repair: Repair what can be repaired, and remove damaged shards, so that they can be made
             again.
         forget: Give up the rows of missing shards; the manifest no longer lists them.
@@ -516,7 +516,7 @@ def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
         for name in (*removed, *rewritten):
             if name != INFO_FILE:  # until a copy of it is found
                 remove(path / name)
-        result.repaired += [f"{name} was removed and has to be made again" for name in removed]
+        result.repaired += [f"{name} was removed and must be made again" for name in removed]
 
         # Write store.json from its copy in a shard: the one that the manifest lists, else the first
         copies = []
@@ -534,8 +534,7 @@ def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
     writer = StoreWriter(path)
     if writer.before is None and removed:
         result.repaired.append(
-            f"{MANIFEST_FILE} was not written, because the removed shards have to be made again "
-            f"first"
+            f"{MANIFEST_FILE} was not written, because the removed shards must be made again first"
         )
         return
     lost = dict(writer.lost) if forget else {}

@@ -54,8 +54,8 @@ class Calibration:
     docs/results/mixed-search.md has what it is worth.
 
     Args:
-        moments: by modality, those of the rows that are searched, as they are in the index. Without
-            any, as in a store of too few rows, scores are the cosines as they are.
+        moments: by modality, of the rows that are searched, as they are in the index. Without any,
+            as in a store with too few rows, scores are plain cosines.
         pipeline: what rows and queries went through.
 
     Attributes:
@@ -141,8 +141,8 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
-        """Return the calibration of the rows of an export or an index, the one that `c3 search`
-        ranks rows by: for a search of the same rows in a database.
+        """Return the calibration of the rows of an export or an index, by which `c3 search` ranks
+        rows, to search the same rows in a database.
 
         Only ``calibration.safetensors``, ``transform.json`` and ``transform.safetensors`` are read.
 
@@ -183,7 +183,7 @@ class Calibration:
             )
         if header.get("tensors") != pipeline.record()["tensors"]:
             raise TransformError(
-                f"{path} does not belong to the pipeline beside it.",
+                f"{path} does not belong to the pipeline next to it.",
                 remedy="Copy both from the same export.",
             )
         if header.get("moments") != _digest(moments):
@@ -197,7 +197,7 @@ class Calibration:
         """Return the content of ``calibration.safetensors``.
 
         Args:
-            refused: a sentence that says why `load` refuses the rows beside it.
+            refused: a sentence that says why `load` refuses the rows next to it.
         """
         header = {
             "tensors": self.pipeline.record()["tensors"],
@@ -214,8 +214,8 @@ class Calibration:
         1999), from pairs.
 
         The log odds are a s + b of the cosine s, at most 12: a logistic regression of right rows
-        against those of the other pairs, one for each kind of query and row. This is better than z
-        where images are asked with: docs/results/mixed-search.md.
+        against the rows of other pairs, one for each kind of query and row. This is better than z
+        for image queries: docs/results/mixed-search.md.
 
         Args:
             pairs: by the modalities of queries and rows, queries (n, d) and the right row of each

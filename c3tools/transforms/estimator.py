@@ -39,7 +39,7 @@ class EmbeddingTransformer(*_BASES):  # type: ignore[misc]
 
     Args:
         preset: name of a preset; or a `Pipeline`, the folder (or hf-hub:ORG/NAME) of a saved one,
-            or a file that describes one. A fitted one stays as it is.
+            or a file that describes one. A fitted one is not changed.
         modality: what the rows are. Or several names: then the last column of X is the number of
             each row's modality among them (0, 1, …), so that a model can be trained on texts and
             used on images.

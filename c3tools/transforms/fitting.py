@@ -216,7 +216,7 @@ class FitData:
             is_finite = bool(np.isfinite(value.mean.sum() + value.scatter.sum()))
             if not is_finite or (unit and not value.of_unit_rows):
                 raise TransformError(
-                    f"The moments of {name} are not those of rows of norm 1: the mean squared norm "
+                    f"The moments of {name} do not come from rows of norm 1: the mean squared norm "
                     f"of the rows is {value.mean_squared_norm:.4g}.",
                     remedy=f"Pass the rows, fit({{'{name}': array}}), or "
                     f"Moments.from_rows(unit_rows(array)). Check a store with `c3 verify`; remove "

@@ -65,7 +65,7 @@ class Pipeline(HubRepository):
     Attributes:
         dim: dimension of the embeddings it was fitted on; None before fitting, and if no step needs
             fitting.
-        metric: how its rows are searched: ``ip``, the inner product; or ``l2`` for those of an
+        metric: how its rows are searched: ``ip``, the inner product; or ``l2`` for the rows of an
             export with ``--metric l2``, for which embeddings get one more dimension, of zeros.
         provenance: the origin of the pipeline: model, split, number of rows per modality.
 
@@ -362,8 +362,8 @@ class Pipeline(HubRepository):
             seed: of the noise.
             epoch: of the training; each has different noise.
 
-        A `UserWarning` says if the mean of 100 rows or more is shorter than a fifth of the one that
-        is subtracted: they went through a pipeline already.
+        A `UserWarning` says if the mean of 100 rows or more is shorter than a fifth of the
+        subtracted mean, because the rows have probably gone through a pipeline already.
 
         Raises:
             TransformError: if the pipeline is not fitted, the modality is missing, the dimension
@@ -703,7 +703,7 @@ def _missing_error(step: Step, modality: str, data: FitData, split: str) -> Tran
     needed = "rows" if lacks_rows else "moments"
     present = sorted(data.rows if lacks_rows else data.moments)
     return TransformError(
-        f"The step {step.kind} needs the {needed} of {modality!r}, but only those of "
+        f"The step {step.kind} needs the {needed} of {modality!r}, but only the {needed} of "
         f"{', '.join(present) or 'none'} were given.",
         remedy=f"Pass rows={{{modality!r}: array}} to fit() (an EmbeddingTransformer takes them as "
         "y), fit on a store with such rows in its train split, or load their moments with `c3 "

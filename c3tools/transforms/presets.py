@@ -302,7 +302,7 @@ class TrainingPipeline:
         if pipeline is not None:
             if name is not None or sigma is not None:
                 raise TransformError(
-                    "A pipeline, also that of a decoder given by --from, has its own steps and "
+                    "A pipeline, including the pipeline of a --from decoder, has its own steps and "
                     "sigma.",
                     remedy="Leave out preset and sigma; with --from, a preset takes the place of "
                     "its pipeline.",

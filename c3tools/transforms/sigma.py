@@ -266,8 +266,8 @@ def pair_cosine(
     nearer = np.bincount(item_of_text, excess, count) / texts_of_item
     if count > 1 and nearer.mean() <= 3 * float(nearer.std(ddof=1) / np.sqrt(count)):
         missing = (
-            f"{count:,} items do not show that pairs are closer than unrelated rows: their "
-            f"cosine is {cosine:.3f}, that of unrelated rows {unrelated.mean():.3f}"
+            f"{count:,} items do not show that pairs are closer than unrelated rows: the cosine of "
+            f"pairs is {cosine:.3f}, of unrelated rows {unrelated.mean():.3f}"
         )
         return SigmaRule(name, None, f"{rests_on} ({cosine:.3f})", missing)
     noised_rows = images[items] if noised == "image" else texts

@@ -372,7 +372,7 @@ def test_thumbnails_of_network_drives_are_left_out(tmp_path: Path) -> None:
     [
         (["x.CR2", "y.nef"], "2 files passed over (.cr2, .nef). RAW photos"),
         (["paper.pdf"], "1 file passed over (.pdf). PDFs are not read: render"),
-        (["song.wav"], "1 file passed over (.wav). Sounds need a model of sounds: --model st:"),
+        (["song.wav"], "1 file passed over (.wav). Audio files need an audio model"),
         (["photos.zip"], "1 file passed over (.zip). Archives are not read: unpack them."),
     ],
 )

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from c3tools.cli._app import PANELS
 
 from tests.docs.pages import ROOT, as_on_a_plain_install, run_page, same
 
@@ -67,6 +68,15 @@ def test_the_page_of_commands_is_made_from_the_application() -> None:
     module = runpy.run_path(str(ROOT / "docs" / "reference.py"))
     page = (ROOT / "docs" / "reference" / "cli.md").read_text("utf-8")
     assert page == module["cli_page"](), "python docs/reference.py writes it anew"
+
+
+def test_each_command_has_its_help_on_the_page_of_its_panel() -> None:
+    pages = runpy.run_path(str(ROOT / "docs" / "reference.py"))["help_pages"]()
+    assert len(pages) == len(PANELS)
+    for page, (panel, commands) in zip(pages.values(), PANELS.items(), strict=True):
+        assert page.startswith(f"# {panel}\n")
+        assert re.findall(r"^#+ `c3 (.*)`$", page, re.MULTILINE) == list(commands)
+        assert re.findall("…|<bool>|&[a-z]+;", page) == []
 
 
 def test_every_public_name_is_in_the_reference() -> None:

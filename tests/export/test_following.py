@@ -85,7 +85,7 @@ def test_what_changed_is_made_with_the_fit_that_is_there(folder: Path, format: s
     assert all((folder / "e" / name).stat().st_mtime_ns == times[name] for name in unchanged)
     assert messages.texts == [
         "The pipeline was fitted on 96 rows, 72 of them in unchanged shards; the store has 114 "
-        "rows now. --refit fits it anew."
+        "rows now. --refit fits it again."
     ]
     assert report.fit == {"fitted": 96, "unchanged": 72, "now": 114}
     assert verify_store(folder / "e").whole

@@ -124,8 +124,8 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
         (
             "notes",
             [],
-            "yes: 51% of that of unrelated rows. --sigma auto gives 0.060, from texts; the "
-            "cosine of",
+            "yes: 51% of the squared distance of unrelated rows. --sigma auto gives 0.060, from "
+            "texts; the cosine of",
         ),
         (
             "pairs",
@@ -142,7 +142,7 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
     ],
     "unusual": [
         ("pairs.paired_cosine", 0.17, "yes: unrelated rows (cosine 0.170 against 0.160)"),
-        ("spaces.raw.recall", BARE, "yes: only 2.0 times that of chance"),
+        ("spaces.raw.recall", BARE, "yes: only 2.0 times chance"),
         ("modalities.image.mean_norm", 0.99, "yes: The image rows are all similar"),
         (
             "modalities.text.mean_direction_error_degrees",

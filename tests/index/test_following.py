@@ -75,7 +75,7 @@ def test_growth_gives_what_a_new_index_of_the_same_fit_gives(folder: Path, facto
     assert grown.rows.num_rows == 90 + 20 + 40 + 60
     assert messages.texts == [
         "The pipeline was fitted on 270 rows, 150 of them in unchanged shards; the store has 210 "
-        "rows now. --rebuild fits it anew."
+        "rows now. --rebuild fits it again."
     ]
 
     # A new index that begins with the same fit has the same bytes

@@ -184,7 +184,7 @@ def test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos(
     index, rows = build_index(own, output=tmp_path / "index"), own.load("image")
     with pytest.raises(
         StoreError,
-        match="20 pairs are needed to learn how image rows score where image is asked with",
+        match="20 pairs are needed to learn how image rows score for image queries",
     ):
         index.search(key="img004", pairs=own)
     for number, path in enumerate(rows.column("path")):

@@ -148,8 +148,8 @@ def test_a_sound_is_the_file_with_its_media_type(sound_client: Any) -> None:
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("/sound/1", "no sound of row 1: there is no such file"),
-        ("/sound/2", "no sound of row 2: there is no such row"),
+        ("/sound/1", "no audio of row 1: there is no such file"),
+        ("/sound/2", "no audio of row 2: there is no such row"),
         ("/thumbnail/0", "no photo of row 0: "),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_sound_or_photo_that_is_not_there_is_not_found(
 
 
 def test_a_photo_is_no_sound(client: Any) -> None:
-    assert "it is no sound" in client.get("/sound/0").json()["error"]
+    assert "it is no audio file" in client.get("/sound/0").json()["error"]
 
 
 def takes_ipv6() -> bool:

@@ -374,8 +374,8 @@ def test_pairs_are_three_standard_errors_nearer_than_strangers() -> None:
         (
             0.45,
             0.521,
-            "16 items do not show that pairs are closer than unrelated rows: their cosine is "
-            "0.450, that of unrelated rows 0.050",
+            "16 items do not show that pairs are closer than unrelated rows: the cosine of pairs "
+            "is 0.450, of unrelated rows 0.050",
         ),
         (0.09, 0.001, "the cosine is 0.090; below 0.1"),
     ):
