@@ -107,11 +107,12 @@ def read_captions(
     def pick_columns(names: Iterable[str]) -> _Columns:
         return _pick_columns(path, options or ReadOptions(), images, names)
 
+    file = str(path)  # once, not for each of millions of rows
     try:
         with refusing_excess(path):
             require_lines(path, CorpusError)
             for record, columns in read_rows(path, pick_columns):
-                place = f"{path}, line {record.line}"
+                place = f"{file}, line {record.line}"
                 captions = captions_of(record.values, columns.texts, place)
                 file_name = record.values.get(columns.image) if columns.image else None
                 if file_name is not None and not isinstance(file_name, str):

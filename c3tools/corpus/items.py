@@ -5,6 +5,7 @@ read with.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -286,7 +287,7 @@ class Corpus:
         self.prefixes: dict[str, str] = {}
         self.captions: str | None = None
         self.folder_splits: dict[str, str] = {}
-        self.split_origins: dict[str, set[str]] = {}
+        self.split_origins = defaultdict[str, set[str]](set)
         self.ambiguous_keys: set[str] = set()
 
     def by_modality(self) -> dict[str, ItemTable[Any]]:
@@ -303,7 +304,7 @@ class Corpus:
     def split_of(self, field: str | None, file: str | None, folder: str | None) -> str | None:
         """Return the split of an input as `choose_split` does, and note where it comes from."""
         split = choose_split(field, file, folder)
-        names = self.split_origins.setdefault(split.origin, set())
+        names = self.split_origins[split.origin]
         if split.name:
             names.add(split.name)
         return split.name
@@ -434,7 +435,7 @@ def as_key(name: str) -> str:
     """Return a name as keys are written, in Unicode's composed form (NFC): a Mac decomposes the
     names of files, so that the same name in a table has other characters.
     """
-    return normalize("NFC", name)
+    return name if name.isascii() else normalize("NFC", name)
 
 
 def existing_file(folder: Path, name: str) -> Path:

@@ -34,7 +34,7 @@ class KeptColumns:
 
     def values_of(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the values of a row, dates as texts; None if it has none of the columns."""
-        if not any(name in record for name in self.names):
+        if not self.names or not any(name in record for name in self.names):
             return None
         values: dict[str, Any] = {}
         for name in self.names:

@@ -681,6 +681,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
             )
     texts_of_image = Counter[str]()
     urls = 0
+    place = str(file)
     for row in read_captions(file, options):
         urls += row.url is not None
         image_key = splitext(PurePosixPath(as_key(row.file_name)))[0] if row.file_name else None
@@ -693,7 +694,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
                 key = f"{image_key}#{texts_of_image[image_key]}"
                 texts_of_image[image_key] += 1
             split = corpus.split_of(row.split, file_split, None)
-            corpus.add_text(TextItem(key, caption, image_key, split, row.columns), str(file))
+            corpus.add_text(TextItem(key, caption, image_key, split, row.columns), place)
     # Lists have the suffix of a table
     rename = f" Rename it to {stem}.csv first." if file.suffix.lower() in _PLAIN else ""
     if urls:

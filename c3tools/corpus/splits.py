@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -39,6 +40,7 @@ class ChosenSplit:
     origin: str
 
 
+@lru_cache  # of millions of rows, few have different values
 def choose_split(field: str | None, file: str | None, folder: str | None) -> ChosenSplit:
     """Return the split of an input: an explicit field wins over the name of an annotation file,
     and that over the name of a folder (Karpathy's splits lie across val2014/).
