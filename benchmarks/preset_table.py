@@ -111,9 +111,22 @@ def training_table(cells_of: dict[str, list[str]]) -> list[str]:
     return lines
 
 
+# how the page writes the symbols of a formula
+SYMBOLS = {
+    "sqrt(": "√(",
+    "sigma^2": "σ²",
+    "sigma": "σ",
+    "mu": "μ",
+    "tau": "τ",
+    "delta": "δ",
+    " - ": " − ",
+    " . ": " · ",
+}
+
 PROSE = {
-    "using": """A **pipeline** is a list of steps that transform embeddings: normalise, subtract the mean, add noise. A **preset** is a
-pipeline with a name. Name one in `--preset`, or build it in Python:
+    "using": """A **preset** is a ready-made way to bridge the modality gap, in most cases a published one. It transforms embeddings in a
+few steps, such as normalising them, subtracting a mean or adding noise. Such a list of steps is a **pipeline**. Pass the
+name of a preset as `--preset`, or build its pipeline in Python:
 
 ```py
 pipeline = c3tools.preset("c3", sigma=0.06).fit(store)
@@ -121,39 +134,51 @@ vectors = pipeline.transform(embeddings, modality="image")
 pipeline.save("recipe")
 ```
 
-- A pipeline is *fitted*, for example on the means of a store, and then applied to any number of rows.
-- Noise is added to training inputs only, never to the images that are captioned later.
-- `c3-retrieval` is C3 with a memory: it mixes each input with its nearest training captions (in training, with captions of
-  other images), which [improves captions](../results/captions.md#flickr8k). It needs space and time: the embeddings of up
-  to 500,000 training captions, drawn at random, are saved with the pipeline and therefore with the decoder (2 bytes ×
-  dimensions per caption), and every input is compared with all of them. Publish such a decoder only if you may publish
-  the captions.
-- [Use a pipeline in Python](../guides/pipeline.md) shows how to apply one, and [your own pipeline](exports.md#your-own-pipeline)
-  how to describe one in a file.""",
-    "intro": """Published ways to bridge the modality gap that are transforms of embeddings: `c3 export --preset NAME` or
-`c3tools.preset("NAME")`. e is one embedding, mu the mean of its own modality over the train split, and z standard normal
-noise, which is added to training inputs only.""",
-    "set-up": """500 image–caption pairs of COCO val2017, encoded by OpenAI CLIP ViT-B/16. In each of {splits} random splits, the
-preset is fitted on one half and measured on inference inputs of the other (250 pairs): mean ± standard deviation.
+A pipeline is *fitted* once, for example on the means of a store, and can then be applied to any number of rows.
+[Use a pipeline in Python](../guides/pipeline.md) shows how to apply one, and [Your own pipeline](exports.md#your-own-pipeline)
+how to describe one in a file.""",
+    "intro": """`c3 export --list` prints this table. In the formulas, e is an embedding, μ the mean of its modality over the train split,
+σ the noise set by `--sigma`, z standard normal noise, and norm(v) = unit(v) = v / ‖v‖. x and y stand
+for image and text (in `realign` for text and image), s for the standard deviation of each dimension, and tr for the total
+variance. Noise is added to training inputs only, never to the images that are captioned later.""",
+    "retrieval": """`c3-retrieval` is C3 with a memory: it mixes each input with its nearest training captions (during training, with captions
+of other images), which [improves captions](../results/captions.md#flickr8k). This has a cost:
 
-- *Gap* is the distance of the two means. *By chance*, a true gap of zero would give sqrt(tr(S) (1/250 + 1/250)), where
-  S is the covariance of the pair differences, or sqrt(tr(S)/250) for a preset that is not fitted.
-- *bias@10* is the share of the ten nearest rows, among 100 images and their captions, that have the query's own
-  modality; 0.5 means no bias.""",
-    "training": """A decoder that is trained on texts has to bridge the difference between the inference input of an image and
-the training input of its caption. Their cosine is the paired cosine, but for presets with noise:""",
-    "reading": """- Centring each modality and moving both along the gap both close the gap, as far as 250 pairs can show. Centring hardly
+- The embeddings of up to 500,000 training captions, drawn at random, are saved with the pipeline, and therefore with the
+  decoder: 2 bytes × dimensions per caption. Publish such a decoder only if you may publish the captions.
+- Every input is compared with all of them.""",
+    "set-up": """We measured the presets on 500 image–caption pairs of COCO val2017, encoded by OpenAI CLIP ViT-B/16. In each of {splits} random
+splits, the preset is fitted on one half and measured on inference inputs of the other half (250 pairs). The table
+shows mean ± standard deviation over the splits.
+
+- *Gap* is the distance between the two means.
+- *Gap by chance* is the distance to expect if the true gap were zero: √(tr(S) · (1/250 + 1/250)), where S is the
+  covariance of the pair differences, or √(tr(S) / 250) for a preset that is not fitted.
+- *bias@10*: each query is searched among 100 images and their captions, and bias@10 is the share of its ten nearest rows that
+  have the query's own modality; 0.5 means no bias.""",
+    "training": """A decoder that is trained on texts has to bridge the difference between the inference input of an image and the training
+input of its caption. For presets without noise, the cosine of these two inputs is the paired cosine above. For presets
+with noise it is:""",
+    "reading": """- Both centring each modality and moving the two along the gap close the gap, as far as 250 pairs can show. Centring hardly
   changes recall; moving costs a third of it.
-- `fair` is left out: it is `gr-clip` with another norm for each modality.
-- `decap`, `clipre` and `c3-retrieval` move images onto a memory, here of only 250 texts: recall falls, because the
-  differences between images are lost. `ridge` and `procrustes` are fitted on 250 pairs, fewer than the 512 dimensions.""",
+- `decap`, `clipre` and `c3-retrieval` move images onto a memory, which has only 250 texts here. Recall falls because the
+  differences between images are lost. `ridge` and `procrustes` are fitted on 250 pairs, fewer than the 512 dimensions.
+- `fair` is not in the table: it is `gr-clip` with a different norm for each modality.""",
 }
+
+
+def in_symbols(formula: str) -> str:
+    """Write a formula of a preset with the symbols of the page."""
+    for word, symbol in SYMBOLS.items():
+        formula = formula.replace(word, symbol)
+    return formula
 
 
 def page(cells_of: dict[str, list[str]], splits: int) -> str:
     """Return the page docs/reference/presets.md."""
     listing = [
-        f"| `{name}` | {formula} | {source} |" for name, (formula, source) in PRESETS.items()
+        f"| `{name}` | {in_symbols(formula)} | {in_symbols(source)} |"
+        for name, (formula, source) in PRESETS.items()
     ]
     sections = [
         "# Presets and pipelines",
@@ -163,6 +188,7 @@ def page(cells_of: dict[str, list[str]], splits: int) -> str:
         "## All presets",
         PROSE["intro"],
         "\n".join(["| preset | embedding | source |", "|---|---|---|", *listing]),
+        PROSE["retrieval"],
         "## On real CLIP pairs",
         PROSE["set-up"].format(splits=splits),
         "![Gap and recall of each preset](presets.svg)",
