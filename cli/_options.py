@@ -214,6 +214,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "caption random_init": OptionSettings(is_expert=True, not_with=("embeddings",)),
     "caption follow_symlinks": OptionSettings(is_expert=True, not_with=("embeddings",)),
     "search modality": OptionSettings(needs=("vector",)),
+    "search weights": OptionSettings(parse=_numbers, metavar="W,W"),
     "search query_prompt": OptionSettings(needs=("text",)),
     # Vectors of other programs
     "other": OptionSettings(parse=_named_file, metavar="NAME=FILE", is_repeated=True),

@@ -75,6 +75,11 @@ def search(
     The score says how many standard deviations a row's cosine is above the cosine of unrelated rows
     of its modality, so that images and texts can be compared.
 
+    A text and an image are one query: c3 search "red" --image PHOTO. Their vectors are added, after
+    the mean of each modality is subtracted. --weights 1,0.5 counts the photo half, and --weights
+    -1,1 finds what is like the photo and unlike the text. If both count the same, the score is the
+    cosine itself, which ranks such a query better, unless the index has fused rows.
+
     Args:
         image: Search with this image.
         audio: Search with this audio file.

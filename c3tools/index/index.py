@@ -49,7 +49,7 @@ from ..result_table import Table
 from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
 from ..store.rows import keys_of, one_array
-from ..store.shards import INFO_FILE, ShardName, part_name, read_header, shard_schema
+from ..store.shards import FUSED, INFO_FILE, ShardName, part_name, read_header, shard_schema
 from ..transforms import Pipeline
 from ..transforms.calibration import Calibration
 from .codes import (
@@ -64,6 +64,7 @@ from .codes import (
 )
 from .items import Items
 from .pair_scores import fit_on_pairs
+from .queries import Query, combined
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -84,7 +85,8 @@ class Hit:
 
     Attributes:
         score: how unusual the cosine is among rows of the same modality, in standard deviations
-            (`Calibration.z`); the cosine itself if the store had too few rows to tell.
+            (`Calibration.z`); the cosine itself if the store had too few rows to tell, and for a
+            text and an image that count the same (see `Index.search`).
         cosine: of the row with the query after the transform (with the preset fair, times a number
             of the modality).
         row: its number in the index.
@@ -394,6 +396,7 @@ class Index:
         separate: bool = False,
         by: HitKind = "item",
         k: PositiveInt = 10,
+        weights: Sequence[float] | None = None,
         nprobe: PositiveInt | None = None,
         store: Store | str | Path | None = None,
         pairs: Store | str | Path | None = None,
@@ -403,13 +406,19 @@ class Index:
         encoder: Encoder | None = None,
         reporter: Reporter = SILENT,
     ) -> list[SearchResult]:
-        """Find the items nearest to one or several queries of the same kind; return one result per
-        query.
+        """Find the items nearest to one or several queries of the same kind, or to one query of
+        several parts; return one result per query.
 
         Images and texts are in one list, ranked by how unusual their cosine is among rows of their
         own modality (see `Calibration`). By the cosine itself, the modality gap would put rows of
         the query's own modality first. An image and its texts are one hit, ranked by its best row;
         so are exact copies of it.
+
+        Queries of different kinds, such as a text and an image, are the parts of one query: the
+        sum of their vectors, each at unit length after its mean is subtracted. With ``weights``,
+        several texts (or images) are one query too. A text and an image that count the same are
+        ranked by the cosine, which is better for them than how unusual it is, unless the index has
+        fused rows.
 
         Args:
             text: Texts to search for.
@@ -425,6 +434,9 @@ class Index:
             by: A hit is an item (an image with its texts and exact copies, or a text without an
                 image), or a row (each image and each text).
             k: Number of hits; with ``separate``, per modality.
+            weights: Weights of the parts of one query: first of the texts, then of images, audio,
+                vectors and the key. A negative one asks for what is unlike that part. By default 1
+                each, if there are queries of several kinds.
             nprobe: Inverted lists to search. More are slower and find more. By default the index's
                 tuned value, or more if these hold fewer than ``k`` hits.
             store: The store to read the row of ``key`` from. By default the store of the index.
@@ -440,10 +452,11 @@ class Index:
                 or cannot be searched on a GPU.
 
         Raises:
-            StoreError: if there is not exactly one kind of query, a text is empty, the index has no
-                rows of ``only``, the key is unknown, or vectors or the store are of another
-                model.
-            UnusedOptionError: if there is an ``nprobe``, and the index has no inverted lists.
+            StoreError: if there is no query, a text is empty, the index has no rows of ``only``,
+                the key is unknown, or vectors or the store are of another model; see `combined` for
+                queries of several parts.
+            UnusedOptionError: if there is an ``nprobe``, and the index has no inverted lists; if
+                there are ``weights`` and one part, or ``pairs`` and several.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
             EncoderError: if the recorded model cannot be loaded or does not take this kind of
                 query, or an image or an audio file cannot be read.
@@ -456,7 +469,7 @@ class Index:
             >>> [hit.modality for hit in result.hits]
             ['image', 'image', 'text']
         """
-        _check_one_query(text=text, image=image, audio=audio, vector=vector, key=key)
+        _check_queries(text=text, image=image, audio=audio, vector=vector, key=key)
         self._warn_if_stale(reporter)
         self._searched(reporter)
 
@@ -477,30 +490,27 @@ class Index:
                 )
             return self._encoders[options]
 
-        if key is not None:
-            query = self._stored_query(key, store)
-        elif vector is not None:
-            if isinstance(vector, str | Path):
-                rows, model = read_rows(vector, modality)
-                self._require_same_model(model, str(vector))
-                embeddings = rows.embeddings
-                origin = str(vector)
-            else:
-                embeddings = np.atleast_2d(np.asarray(vector))
-                origin = "vector"
-            labels = [f"{origin} row {row}" for row in range(len(embeddings))]
-            query = _Query(labels, embeddings, modality)
-        elif text is not None:
+        queries: list[Query] = []
+        if text is not None:
             texts = as_list(text)
-            query = _Query(texts, load().encode_queries(texts), "text")
-        elif audio is not None:
-            sounds = as_list(audio)
-            labels = [str(sound) for sound in sounds]
-            query = _Query(labels, encode_sounds(load(), sounds), "audio")
-        else:
+            queries.append(Query(texts, load().encode_queries(texts), "text"))
+        if image is not None:
             images = as_list(image)
             labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
-            query = _Query(labels, load().encode_images(images), "image")
+            queries.append(Query(labels, load().encode_images(images), "image"))
+        if audio is not None:
+            sounds = as_list(audio)
+            labels = [str(sound) for sound in sounds]
+            queries.append(Query(labels, encode_sounds(load(), sounds), "audio"))
+        if vector is not None:
+            queries.append(self._vector_query(vector, modality))
+        if key is not None:
+            queries.append(self._stored_query(key, store))
+        query = queries[0]
+        if len(queries) > 1 or weights is not None:
+            if pairs is not None:
+                raise UnusedOptionError("--pairs", "with a query of several parts")
+            query = combined(self.pipeline, queries, weights)
         index = self
         if pairs is not None:
             third_kinds = [name for name in self.places if name not in ("image", "text")]
@@ -518,6 +528,7 @@ class Index:
                     f"are embeddings as the model makes them.",
                     remedy="Give the store that was exported.",
                 )
+            assert query.modality is not None  # of one kind
             calibration = fit_on_pairs(self.calibration, known, query.modality, load)
             index = copy(self)
             index.calibration = calibration
@@ -534,14 +545,27 @@ class Index:
         )
         return [SearchResult(label, hits) for label, hits in zip(query.labels, lists, strict=True)]
 
-    def _stored_query(self, key: str, store: Store | str | Path | None) -> _Query:
+    def _vector_query(self, vector: npt.ArrayLike | str | Path, modality: str) -> Query:
+        """Return vectors, or those in a file, as queries."""
+        if isinstance(vector, str | Path):
+            rows, model = read_rows(vector, modality)
+            self._require_same_model(model, str(vector))
+            embeddings = rows.embeddings
+            origin = str(vector)
+        else:
+            embeddings = np.atleast_2d(np.asarray(vector))
+            origin = "vector"
+        labels = [f"{origin} row {row}" for row in range(len(embeddings))]
+        return Query(labels, embeddings, modality)
+
+    def _stored_query(self, key: str, store: Store | str | Path | None) -> Query:
         """Return the row of a store with this key as a query."""
         opened = Store.open(self.store_path if store is None else store)
         embeddings, modality = _vector_of_key(opened, key)
         self._require_same_model(opened.info.model, f"the store {opened.path}")
         pipeline_and_applied = Pipeline.of_export(opened)
         if pipeline_and_applied is None:
-            return _Query([key], embeddings, modality)
+            return Query([key], embeddings, modality)
         exported_pipeline, applied = pipeline_and_applied
         is_finished = applied == len(exported_pipeline.steps)
         if not is_finished or exported_pipeline.record() != self.pipeline.record():
@@ -550,7 +574,7 @@ class Index:
                 f"those of the index {self.path}.",
                 remedy="Give the store that was exported with --store.",
             )
-        return _Query([key], embeddings, modality, is_transformed=True)
+        return Query([key], embeddings, modality, is_transformed=True)
 
     def _require_same_model(self, model: ModelIdentity, theirs: str) -> None:
         """Refuse embeddings of another model than the one of the index."""
@@ -566,7 +590,7 @@ class Index:
     def rank(
         self,
         embeddings: npt.ArrayLike,
-        modality: str,
+        modality: str | None,
         k: int = 10,
         *,
         only: str | None = None,
@@ -580,7 +604,9 @@ class Index:
         errors.
 
         They are transformed first, unless ``transformed`` says that they have gone through the
-        pipeline, as the rows of an export have.
+        pipeline, as the rows of an export have. A ``modality`` of None stands for transformed
+        queries that are combined of several alike (`combined`): their score is the cosine, unless
+        the index has fused rows.
         """
         if k < 1:
             raise StoreError(f"k must be at least 1, not {k}.")
@@ -589,7 +615,7 @@ class Index:
                 "--nprobe", f"with an index of {self.record['factory']}: it has no inverted lists"
             )
         queries = np.asarray(embeddings, np.float32)
-        if not transformed:
+        if not transformed and modality is not None:
             queries = self.pipeline.transform(embeddings, modality=modality)
         if queries.shape[1] != self.record["dim"]:
             raise StoreError(
@@ -613,6 +639,8 @@ class Index:
         nearest = {
             name: self._nearest(name, queries, k, is_allowed, nprobe, by) for name in searched
         }
+        # z ranks a text and an image alike worse, except where rows hold both (results/fused.md)
+        by_cosine = modality is None and FUSED not in groups
         norms = np.linalg.norm(queries, axis=1)  # some pipelines leave others than 1
 
         def scored(
@@ -620,7 +648,9 @@ class Index:
         ) -> dict[int, tuple[float, float]]:
             """Return the score and the cosine, by row, of rows of one modality with a query."""
             cosines = products / norms[number]
-            scores = self.calibration.z(queries[number], cosines, name, modality)
+            scores = cosines
+            if not by_cosine:
+                scores = self.calibration.z(queries[number], cosines, name, modality)
             pairs = zip(scores.tolist(), cosines.tolist(), strict=True)
             return dict(zip(rows.tolist(), pairs, strict=True))
 
@@ -749,20 +779,8 @@ class Index:
         }
 
 
-@dataclass(frozen=True)
-class _Query:
-    """Queries as embeddings (q, d) of one modality, what results call them, and whether they have
-    gone through the pipeline.
-    """
-
-    labels: list[str]
-    embeddings: Matrix
-    modality: str
-    is_transformed: bool = False
-
-
-def _check_one_query(**queries: Any) -> None:
-    """Refuse no query, several kinds of queries, and queries without content.
+def _check_queries(**queries: Any) -> None:
+    """Refuse no query, and queries without content.
 
     Raises:
         StoreError: with the kinds that were given.
@@ -778,10 +796,9 @@ def _check_one_query(**queries: Any) -> None:
             remedy="Pass vectors as vector=..., and images as image=....",
         )
     example = 'For example: c3 search "a dog on a beach"'
-    if len(kinds) != 1 or is_empty:
+    if not kinds or is_empty:
         raise StoreError(
-            f"One kind of query is needed, with content, but these were given: "
-            f"{', '.join(kinds) or 'none'}.",
+            f"A query is needed, with content, but these were given: {', '.join(kinds) or 'none'}.",
             remedy=example,
         )
     if not all(text.strip() for text in texts):

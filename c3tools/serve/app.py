@@ -5,6 +5,8 @@
                             "thumbnail" or "sound"
     POST /search            the same for a photo (the file is the body, Content-Type: image/...), or
                             for {"vector": [...], "modality": "text"} (application/json)
+    POST /search?q=TEXT     one query of text and photo (or vector); `weights=1,0.5` counts the
+                            photo half
     GET  /thumbnail/ROW     the photo of a row, small, as JPEG
     GET  /sound/ROW         the sound of a row, as it is (audio/mpeg, audio/ogg, ...)
 
@@ -37,13 +39,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from ..arrays import Floats
 from ..choices import HitKind
 from ..corpus.containers import PhotoFinder
 from ..corpus.items import AUDIO_TYPES, is_sound
 from ..encoders import UNREADABLE, Encoder, open_image
 from ..errors import C3Error, reason_of
 from ..index import Index
+from ..index.queries import Query, combined
 from ..io.files import json_text
 from ..pages import render_page
 from ..reporter import counted
@@ -130,7 +132,7 @@ class _Server:
         note = ""
         if request.query_params.get("q", "").strip():
             try:
-                hits = self._find_text(request, str(_ON_PAGE))["hits"]
+                hits = self._find(request, k=str(_ON_PAGE))["hits"]
                 note = "" if hits else "Nothing was found."
             except (HTTPException, C3Error) as error:
                 note = error.detail if isinstance(error, HTTPException) else str(error)
@@ -149,13 +151,7 @@ class _Server:
 
     def search_text(self, request: Request) -> Response:
         """Search for the text of the address."""
-        return _json(self._find_text(request, "10"))
-
-    def _find_text(self, request: Request, k: str) -> dict[str, Any]:
-        text = request.query_params.get("q", "").strip()
-        if not 0 < len(text) <= _MOST_CHARACTERS:
-            raise HTTPException(400, f"q must be a text of 1 to {_MOST_CHARACTERS:,} characters.")
-        return self._find(request, text, lambda: self.queries.encode(text), "text", k)
+        return _json(self._find(request))
 
     async def search_upload(self, request: Request) -> Response:
         """Search with a photo or a vector."""
@@ -178,19 +174,21 @@ class _Server:
             raise HTTPException(
                 400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {reason_of(error)}."
             ) from None
-        return _json(self._find(request, "photo", lambda: self.queries.encode(photo), "image"))
+        return _json(
+            self._find(request, lambda: Query(["photo"], self.queries.encode(photo), "image"))
+        )
 
     def _search_vector(self, request: Request, body: bytes) -> Response:
         try:
             query = msgspec.json.decode(body, type=_VectorQuery)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise HTTPException(400, f"This is not a vector: {reason_of(error)}.") from None
-        vector = np.array([query.vector], np.float64)
+        vector = np.array([query.vector], np.float32)
         if vector.shape[1] != self.index.record["dim"]:
             raise HTTPException(
                 400, f"The vector has {vector.shape[1]} numbers, not {self.index.record['dim']}."
             )
-        return _json(self._find(request, "vector", lambda: vector, query.modality))
+        return _json(self._find(request, lambda: Query(["vector"], vector, query.modality)))
 
     def thumbnail(self, request: Request) -> Response:
         """Return the photo of a row."""
@@ -222,29 +220,44 @@ class _Server:
         return self.index.rows.column("path")[int(row)].as_py() or ""
 
     def _find(
-        self,
-        request: Request,
-        query: str,
-        embed: Callable[[], Floats],
-        modality: str,
-        k: str = "10",
+        self, request: Request, posted: Callable[[], Query] | None = None, k: str = "10"
     ) -> dict[str, Any]:
-        """Return the query and its hits as JSON values; the options are in the address."""
+        """Return the query and its hits as JSON values; the text and the options are in the
+        address.
+        """
         asked = request.query_params
+        text = asked.get("q", "").strip()
+        if len(text) > _MOST_CHARACTERS or not (text or posted):
+            raise HTTPException(400, f"q must be a text of 1 to {_MOST_CHARACTERS:,} characters.")
         k = asked.get("k", k)
         if k not in map(str, range(1, _MOST_RESULTS + 1)):
             raise HTTPException(400, f"k must be a whole number from 1 to {_MOST_RESULTS}.")
         for name, choices in self.choices.items():
             if asked.get(name) and asked[name] not in choices:
                 raise HTTPException(400, f"{name} must be one of {', '.join(map(str, choices))}.")
+        weights = None
+        if asked.get("weights"):
+            try:
+                weights = [float(weight) for weight in asked["weights"].split(",")]
+            except ValueError:
+                raise HTTPException(400, "weights must be numbers, for example 1,0.5.") from None
+        queries = []
+        if text:
+            queries.append(Query([text], self.queries.encode(text), "text"))
+        if posted:
+            queries.append(posted())
+        query = queries[0]
+        if len(queries) > 1 or weights is not None:
+            query = combined(self.index.pipeline, queries, weights)
         (hits,) = self.index.rank(
-            embed(),
-            modality,
+            query.embeddings,
+            query.modality,
             int(k),
             only=asked.get("only") or None,
             split=asked.get("split") or None,
             separate="separate" in asked,
             by="row" if asked.get("by") == "row" else "item",
+            transformed=query.is_transformed,
         )
         hit_values = []
         for hit in hits:
@@ -253,7 +266,7 @@ class _Server:
                 kind = "sound" if is_sound(hit.path) else "thumbnail"
                 values[kind] = f"{kind}/{hit.row}"
             hit_values.append(values)
-        return {"query": query, "hits": hit_values}
+        return {"query": query.labels[0], "hits": hit_values}
 
     def _jpeg(self, path: str) -> bytes:
         """Return the small JPEG of a photo."""

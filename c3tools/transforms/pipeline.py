@@ -314,6 +314,20 @@ class Pipeline(HubRepository):
             step.knows(modality) for step in self.steps if step.applies(modality, training=False)
         )
 
+    def centres(self, modality: str) -> bool:
+        """Return whether a mean of the modality is subtracted from inference inputs.
+
+        Raises:
+            TransformError: if a step is not fitted for the modality.
+        """
+        for step in self.steps:
+            if not step.centres or not step.applies(modality, training=False):
+                continue
+            for operation in step.operations(modality):
+                if isinstance(operation, ops.Affine) and np.any(operation.centre):
+                    return True
+        return False
+
     def describe_fit(self, store: Store) -> str:
         """Return a sentence with the number of rows that it was fitted on, and how they were
         chosen.

@@ -311,6 +311,7 @@ CASES = {
     "search separate": Case(),
     "search by": Case("row"),
     "search k": Case("3"),
+    "search weights": Case("1,-0.5", "search dog cat --index mini-index"),
     "search nprobe": Case("1", "search --key image01 --index ivf --only text -k 50"),
     "search index": Case("texts-index"),
     # decoders

@@ -47,6 +47,21 @@ def client(index: Index) -> Iterator[Any]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def centred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Index]]:
+    """A client of a server of 60 photos and 120 texts, with their means subtracted; the index."""
+    from c3tools.serve.app import create_app
+
+    folder = tmp_path_factory.mktemp("centred")
+    colours = {f"{number:02d}": f"rgb({4 * number}, 99, 9)" for number in range(60)}
+    embed_colours(colour_corpus(folder / "photos", {**colours, **COLOURS}), folder / "c3-store")
+    index = build_index(folder / "c3-store", output=folder / "index")
+    with testclient.TestClient(
+        create_app(index, colour_encoder()), base_url="http://127.0.0.1"
+    ) as client:
+        yield client, index
+
+
 def photo(colour: str = "red", kind: str = "PNG") -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (9, 6), colour).save(stream, kind)
@@ -77,6 +92,45 @@ def test_a_photo_finds_what_the_index_finds(client: Any, index: Index) -> None:
     embeddings = colour_encoder().encode_images([Image.new("RGB", (9, 6), "red")])
     response = client.post("/search?k=7", content=photo(), headers={"Content-Type": "image/png"})
     assert_found(response, index, embeddings, "image")
+
+
+@pytest.mark.parametrize("weights", ["", "1,-0.5"])
+def test_a_text_and_a_photo_are_one_query(centred: tuple[Any, Index], weights: str) -> None:
+    client, index = centred
+    (expected,) = index.search(
+        "b 0",
+        image=Image.new("RGB", (9, 6), "red"),
+        weights=[1, -0.5] if weights else None,
+        k=7,
+        encoder=colour_encoder(),
+    )
+    response = client.post(
+        f"/search?q=b 0&k=7&weights={weights}",
+        content=photo(),
+        headers={"Content-Type": "image/png"},
+    )
+    assert [(hit["key"], hit["score"]) for hit in response.json()["hits"]] == [
+        (hit.key, hit.score) for hit in expected.hits
+    ]
+    assert response.json()["query"] == ("1 × b 0 + -0.5 × photo" if weights else "b 0 + photo")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("q=b&weights=1,x", "weights must be numbers"),
+        ("q=b&weights=1", "One weight is needed for each of the 2 parts"),
+        ("weights=1", "no effect with a query of one part"),
+        ("q=b&weights=0,0", "All weights of the query are 0"),
+    ],
+)
+def test_weights_that_no_query_can_have(
+    centred: tuple[Any, Index], address: str, message: str
+) -> None:
+    response = centred[0].post(
+        f"/search?{address}", content=photo(), headers={"Content-Type": "image/png"}
+    )
+    assert response.status_code == 400 and message in response.json()["error"]
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
@@ -361,8 +415,12 @@ def test_an_upload_that_does_not_end_leaves_room_for_requests(
     assert asyncio.run(search_beside_an_upload()) == 200
 
 
-def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -> None:
+def test_the_page_in_a_real_browser(
+    centred: tuple[Any, Index], tmp_path: Path, browser: Any
+) -> None:
     import uvicorn
+
+    client, _ = centred
 
     def until(script: str) -> None:
         for _ in range(100):
@@ -402,10 +460,21 @@ def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -
                 "!document.querySelector('#hits .text') && document.querySelectorAll('#hits "
                 "figure').length"
             )
+            # A photo beside the text, then alone; the text without it again
+            until("!document.querySelector('#photo').checkVisibility()")
             element("#file").send_keys(str(tmp_path / "gold.png"))
+            until("document.querySelector('#note').innerText == ''")
+            until("document.querySelector('#photo').checkVisibility()")
+            both = browser.execute_script("return document.querySelector('#hits').innerText")
+            element("#q").clear()
+            element("#q").send_keys("\ue007")
             until("document.querySelector('#hits span')?.innerText == 'd'")
-            browser.back()
-            until("document.querySelector('#hits figure.text p')?.innerText == 'b 0'")
+            assert element("#hits").text != both
+            element("#remove").click()
+            until("!document.querySelector('#photo').checkVisibility()")
+            until("!document.querySelector('#hits figure')")
+            browser.refresh()
+            until("document.querySelector('#hits figure')")
             assert "q=b+0" in browser.current_url
             (tmp_path / "notes.txt").write_text("no photo")
             element("#file").send_keys(str(tmp_path / "notes.txt"))
