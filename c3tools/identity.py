@@ -4,11 +4,14 @@ indexes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .errors import C3Error
 
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 UNKNOWN_MODEL = "unknown"  # the name that an import records if none is given
 
 
@@ -30,6 +33,15 @@ class ModelIdentity(dict[str, Any]):
     def weights_sha256(self) -> str | None:
         """The hash of the weights (`c3tools.encoders.weights_sha256`), or None if it is unknown."""
         return self.get("weights_sha256")
+
+    @property
+    def repository(self) -> str | None:
+        """The repository ``ORG/NAME`` on the Hugging Face hub that the model is loaded from; None
+        for other models.
+        """
+        kind, _, repository = self.name.partition(":")
+        is_there = kind in ("hf-hub", "st") and _REPOSITORY.fullmatch(repository)
+        return repository if is_there and not Path(repository).is_dir() else None
 
     def __str__(self) -> str:
         """Return the name, with the beginning of the hash of the weights if it is known."""

@@ -400,6 +400,8 @@ class Captioner(HubRepository):
                 "tags": ["c3tools", "image-captioning", "CLIP", "modality-gap"],
                 "pipeline_tag": "image-to-text",
             },
+            base_model=self.model.repository,
+            validation_loss=record.get("best_val_loss"),
         )
 
     @checked

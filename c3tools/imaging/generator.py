@@ -298,6 +298,8 @@ class Generator(ImageGenerator, HubRepository):
                 "tags": ["c3tools", "image-generation", "CLIP", "modality-gap"],
                 "pipeline_tag": "text-to-image",
             },
+            base_model=self.model.repository,
+            validation_loss=self.record.get("best_val_loss"),
         )
 
     def save(self, folder: str | Path) -> None:

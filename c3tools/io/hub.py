@@ -41,19 +41,38 @@ class Card:
         code: Python that uses the result; ``{name}`` stands for the name of the repository.
         facts: the rows of a table; None leaves a row out.
         metadata: fields of the header, which the hub reads.
+        base_model: the repository of the encoder on the hub; None if it is not there.
+        validation_loss: of a trained model.
     """
 
     summary: str
     code: str
     facts: Mapping[str, object]
     metadata: Mapping[str, Any]
+    base_model: str | None = None
+    validation_loss: float | None = None
 
 
 def _card_text(card: Card, name: str, license: str | None) -> str:
     """Return the card of the repository ``name``: its header, and the part for people."""
-    from huggingface_hub import CardData
+    from huggingface_hub import CardData, EvalResult, ModelCardData
 
-    header = CardData(license=license, library_name="c3tools", **card.metadata).to_yaml().strip()
+    metadata = {"license": license, "library_name": "c3tools", **card.metadata}
+    data = CardData(**metadata)
+    if card.base_model is not None:
+        data["base_model"] = card.base_model
+    if card.validation_loss is not None:
+        result = EvalResult(
+            task_type=card.metadata["pipeline_tag"],
+            dataset_type="c3tools-store",
+            dataset_name="the val split of the store that it learned from",
+            metric_type="loss",
+            metric_value=card.validation_loss,
+        )
+        data = ModelCardData(
+            model_name=name, base_model=card.base_model, eval_results=[result], **metadata
+        )
+    header = data.to_yaml().strip()
     lines = ["---", header, "---", "", f"# {name}", "", card.summary, ""]
     lines += ["```python", card.code.format(name=name), "```", "", "| | |", "|---|---|"]
     facts = {**card.facts, "licence": license or "not stated"}

@@ -561,6 +561,7 @@ class Pipeline(HubRepository):
             'pipeline.transform(embeddings, modality="image")  # float32 (n, d)',
             facts=facts,
             metadata={"tags": ["c3tools", "embeddings", "CLIP", "modality-gap"]},
+            base_model=model.repository,
         )
 
     def save(self, directory: str | Path) -> Path:

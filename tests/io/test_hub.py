@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from c3tools import Captioner, Pipeline, Store, export_store, verify_store
+from c3tools import Captioner, Pipeline, Store, export_store, preset, verify_store
 from c3tools.errors import C3Error, DecoderError, StoreError, UnreachableError
+from c3tools.identity import ModelIdentity
 from c3tools.io.hub import class_of, download_repository
 from c3tools.store import Failure, Rows, StoreWriter
 from tests.captioning.conftest import trained_captioner
@@ -45,6 +47,9 @@ def test_a_captioner_comes_back_with_a_card(hub: Hub) -> None:
         "image-to-text",
     )
     assert f"| validation loss | {captioner.record['best_val_loss']:.4g} |" in card.text
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value) == ("loss", captioner.record["best_val_loss"])
+    assert data.base_model is None
     assert "It learned from" in card.text
     for loaded in (Captioner.load("hf-hub:me/captions"), Captioner.from_pretrained("me/captions")):
         assert loaded.fingerprint() == captioner.fingerprint()
@@ -52,6 +57,19 @@ def test_a_captioner_comes_back_with_a_card(hub: Hub) -> None:
     hub.files["models/me/changed"] = [{**files, name: files[name][:-1] + b"\0"}]
     with pytest.raises(DecoderError, match=name):
         Captioner.from_pretrained("me/changed")
+
+
+def test_a_card_links_to_the_encoder_on_the_hub(hub: Hub, tmp_path: Path) -> None:
+    rows = {"image": unit_rows(30, DIM), "text": unit_rows(30, DIM, seed=1)}
+    pipeline = preset("c2-collapse").fit(rows)
+    for model, base in {"st:org/clip": "org/clip", "ViT-B-32/openai": None}.items():
+        pipeline.provenance["model"] = {"name": model}
+        pipeline.push_to_hub("me/pipeline")
+        card: Any = huggingface_hub.ModelCard(hub.last("models/me/pipeline")["README.md"].decode())
+        assert card.data.base_model == base
+    (tmp_path / "org" / "clip").mkdir(parents=True)
+    with contextlib.chdir(tmp_path):
+        assert ModelIdentity(name="st:org/clip").repository is None  # a folder
 
 
 def test_a_store_is_a_data_set_and_a_store_again(hub: Hub, store: Store, tmp_path: Path) -> None:
