@@ -227,7 +227,7 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, tmp_path: Path) -> None:
         ("me/c3", "c3-pipeline"),
     ):
         assert f"to {folder}." in run(f"pull {name}")
-    run("verify c3-store")
+    run("verify --store c3-store")
     assert Captioner.load("c3-decoder").fingerprint() == captioner.fingerprint()
     for name in ("me/c3", "me/rows", "me/captions"):
         assert "already: nothing to do." in run(f"pull {name}")
