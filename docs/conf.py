@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import runpy
+from importlib.metadata import metadata
 from pathlib import Path
 
 from docutils import nodes
@@ -16,6 +17,7 @@ from c3tools import __version__
 from c3tools.pages import palette
 
 project = "c3tools"
+SUMMARY = metadata("c3tools")["Summary"]
 copyright = "The c3tools developers"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -116,9 +118,31 @@ def write_help(app: Sphinx) -> None:
             (folder / name).write_text(page, encoding="utf-8")
 
 
+def write_sources(app: Sphinx, failure: Exception | None) -> None:
+    """Put each page as Markdown beside its HTML, and llms.txt, the list of them for programs that
+    read the manual: title, link, and the first sentence.
+    """
+    if failure or app.builder.name != "html":
+        return
+    lines = [f"# {project}", "", f"> {SUMMARY}", ""]
+    for name in sorted(app.env.found_docs):
+        source = Path(app.env.doc2path(name))
+        text = source.read_text("utf-8")
+        if included := re.match(r"```\{include\} (\S+)", text):
+            text = (source.parent / included[1]).read_text("utf-8")
+        Path(app.outdir, f"{name}.md").write_text(text, encoding="utf-8")
+        title = app.env.titles[name].astext()
+        prose = re.sub(r"^```.*?^```$|^    [^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)
+        first = re.search(r"^(?![#<|>:!-])\S.*$", prose, re.MULTILINE)
+        about = re.split(r"(?<=[.?]) ", first[0])[0] if first else ""
+        lines.append(f"- [{title}]({name}.md): {about}")
+    Path(app.outdir, "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
     """Register the transforms, the pages of help and the check."""
     app.connect("builder-inited", write_help)
     app.add_post_transform(InlineFigures)
     app.add_post_transform(CellWidths)
     app.connect("build-finished", check_requests)
+    app.connect("build-finished", write_sources)

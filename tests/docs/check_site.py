@@ -53,6 +53,9 @@ def test_figures_follow_the_theme_and_numbers_stay_on_one_line(tmp_path: Path) -
     built = build(tmp_path, GOOD)
     assert (built.returncode, built.stderr) == (0, "")
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "site" / "other.md").read_text("utf-8") == OTHER
+    listed = (tmp_path / "site" / "llms.txt").read_text("utf-8")
+    assert "- [Top](index.md): [other](other.md#here), [above](#top)\n" in listed
     for part in ('<path fill="var(--c3-first)"/>', 'aria-label="A figure"', 'class="wide"'):
         assert part in page
     assert (
