@@ -7,7 +7,6 @@ from dataclasses import dataclass
 ELSEWHERE = {
     "json": "where the result is written",
     "output": "where the result is written",
-    "out": "where the result is written",
     "open": "shown: the page in the browser",
     "full": "shown: every table",
     "html": "shown: a page",

@@ -284,7 +284,7 @@ def test_openvino_refuses_what_it_cannot_do(name: str, monkeypatch: pytest.Monke
     cases: Any = (
         ({"precision": "fp16"}, "fp16"),
         ({"device": "meta"}, "meta"),
-        ({}, "cosine of embeddings"),
+        ({}, "cosine with the embeddings of torch"),
     )
     for options, named in cases:
         with pytest.raises(C3Error, match=named):
