@@ -50,7 +50,7 @@ def test_make_runs_the_steps_whose_inputs_have_other_content(tmp_path: Path) -> 
     copy_photos(tmp_path / "images", 8)
     captions = tmp_path / "images" / "captions.jsonl"
     photo = next((tmp_path / "images").glob("*.jpg"))
-    assert make(tmp_path) == ["embed", "export", "train-decoder", "evaluate"]
+    assert make(tmp_path) == ["embed", "export", "train-decoder", "evaluate-captions"]
     assert make(tmp_path) == []
 
     photo.touch()
@@ -61,12 +61,12 @@ def test_make_runs_the_steps_whose_inputs_have_other_content(tmp_path: Path) -> 
     text = captions.read_text(encoding="utf-8")
     first = text.partition('"captions": ["')[2].partition('"')[0]
     captions.write_text(text.replace(first, "another caption"), encoding="utf-8")
-    assert make(tmp_path) == ["embed", "export", "train-decoder", "evaluate"]
+    assert make(tmp_path) == ["embed", "export", "train-decoder", "evaluate-captions"]
     changed = [name for name, time in shard_times(tmp_path).items() if before[name] != time]
     assert len(changed) == 1 and changed[0].startswith("c3-store/text")
 
-    assert make(tmp_path, SEED="1") == ["train-decoder", "evaluate"]
+    assert make(tmp_path, SEED="1") == ["train-decoder", "evaluate-captions"]
     assert make(tmp_path, SEED="1") == []
 
     photo.unlink()
-    assert make(tmp_path, SEED="1") == ["embed", "export", "train-decoder", "evaluate"]
+    assert make(tmp_path, SEED="1") == ["embed", "export", "train-decoder", "evaluate-captions"]

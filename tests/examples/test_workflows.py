@@ -20,7 +20,7 @@ QUICK = {
     "--size tiny": "--size tiny --epochs 1",
     "--metrics CIDEr": "--metrics ROUGE-L --split all --resamples 0",
 }
-STEPS = ["embed", "export", "train-decoder", "evaluate"]
+STEPS = ["embed", "export", "train-decoder", "evaluate-captions"]
 
 
 def run(folder: Path, command: Sequence[str]) -> str:
