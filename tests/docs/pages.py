@@ -51,6 +51,8 @@ def as_on_a_plain_install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("c3tools.encoders.openvino_backend.OpenVINOBackend.is_installed", lambda: False)
     patch.delenv("C3_STORE", raising=False)
     patch.setenv("COLUMNS", "88")
+    # A console that was made before, by another test, keeps the width of that time
+    patch.setattr("c3tools.cli._console.out._width", None)
 
 
 def run_page(page: str, check: Callable[[str, str, str], str]) -> str:
