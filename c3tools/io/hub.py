@@ -58,9 +58,9 @@ def _card_text(card: Card, name: str, license: str | None) -> str:
     from huggingface_hub import CardData, EvalResult, ModelCardData
 
     metadata = {"license": license, "library_name": "c3tools", **card.metadata}
-    data = CardData(**metadata)
     if card.base_model is not None:
-        data["base_model"] = card.base_model
+        metadata["base_model"] = card.base_model
+    data = CardData(**metadata)
     if card.validation_loss is not None:
         result = EvalResult(
             task_type=card.metadata["pipeline_tag"],
@@ -69,9 +69,7 @@ def _card_text(card: Card, name: str, license: str | None) -> str:
             metric_type="loss",
             metric_value=card.validation_loss,
         )
-        data = ModelCardData(
-            model_name=name, base_model=card.base_model, eval_results=[result], **metadata
-        )
+        data = ModelCardData(model_name=name, eval_results=[result], **metadata)
     header = data.to_yaml().strip()
     lines = ["---", header, "---", "", f"# {name}", "", card.summary, ""]
     lines += ["```python", card.code.format(name=name), "```", "", "| | |", "|---|---|"]
