@@ -26,7 +26,7 @@ out = _console()  # quiet where JSON goes to standard output
 # messages contain paths and commands that people copy, so no line breaks are inserted
 err = _console(stderr=True, soft_wrap=True)
 message = err.print
-SCHEMA = 1  # of the objects that --json writes: docs/reference/json.md
+SCHEMA = 1  # of the objects that --json writes: docs/reference/outputs.md
 SHORT = 20  # rows of a table that a file has in full
 # control characters as JSON spells them
 _ESCAPED = {code: json.dumps(chr(code))[1:-1] for code in CONTROL_CHARACTERS}

@@ -101,8 +101,8 @@ def browser() -> Iterator[Any]:
 
 @cache
 def documented_keys() -> dict[str, tuple[str, set[str]]]:
-    """By command, the kind of value that docs/reference/json.md promises, and its keys."""
-    page = Path(__file__).parent.parent / "docs" / "reference" / "json.md"
+    """By command, the kind of value that docs/reference/outputs.md promises, and its keys."""
+    page = Path(__file__).parent.parent / "docs" / "reference" / "outputs.md"
     rows = re.findall(
         r"^\| `c3 (.+?)` \| (\w*) ?\| (.*) \|$", page.read_text("utf-8"), re.MULTILINE
     )
