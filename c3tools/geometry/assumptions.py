@@ -255,9 +255,17 @@ def _along_gap(collected: Collected, name: str, seed: int) -> AlongGap:
     dim = len(values)
     total_variance = float(values.sum())
 
-    # The unbiased estimate of g' S g: its plug-in value less tr(S G), which the error of the gap
-    # adds. The plug-in value of tr(S G) is too large itself, as both matrices come from the same
-    # items. docs/reference/gap-report.md ("The variance along the gap") derives it
+    # The unbiased estimate of g' S g, given as "The variance along the gap" in
+    # docs/reference/gap-report.md. The measured gap is g + e with the error e of mean 0 and
+    # covariance G = C / n for n items, C the covariance of what an item adds to the gap: its row
+    # minus the mean of its rows in the other modality.
+    # 1. E[(g + e)' S (g + e)] = g' S g + tr(S G), so tr(S G) is subtracted.
+    # 2. tr(S G) as measured is too large, because S and C come from the same items. For Gaussian
+    #    rows, tr(S C) is too large by (tr(K)^2 + tr(K^2)) / (n - 1) (Isserlis, 1918), K the
+    #    covariance of an item's row with what it adds to the gap. tr(K^2) is far smaller in many
+    #    dimensions and left out.
+    # 3. tr K = tr S_x - tr cov(x, y) and tr C = tr S_x + tr S_y - 2 tr cov(x, y), so
+    #    tr K = (tr S_x - tr S_y + tr C) / 2. For y the sign is reversed, which the square hides.
     items = collected.distinct_items
     variances = {each: float(np.trace(of.covariance)) for each, of in collected.moments.items()}
     trace_of_k = (2 * variances[name] - sum(variances.values()) + items * collected.gap_bias) / 2
