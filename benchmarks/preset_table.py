@@ -124,9 +124,9 @@ SYMBOLS = {
 }
 
 PROSE = {
-    "using": """A **preset** is a ready-made way to bridge the modality gap, in most cases a published one. It transforms embeddings in a
-few steps, such as normalising them, subtracting a mean or adding noise. Such a list of steps is a **pipeline**. Pass the
-name of a preset as `--preset`, or build its pipeline in Python:
+    "using": """A **preset** is a ready-made way to bridge the modality gap, in most cases a published one. It is a **pipeline**, that
+is, a list of steps such as normalising embeddings, subtracting a mean or adding noise. Pass its name as `--preset`, or
+build it in Python:
 
 ```py
 pipeline = c3tools.preset("c3", sigma=0.06).fit(store)
@@ -134,36 +134,35 @@ vectors = pipeline.transform(embeddings, modality="image")
 pipeline.save("recipe")
 ```
 
-A pipeline is *fitted* once, for example on the means of a store, and can then be applied to any number of rows.
-[Use a pipeline in Python](../guides/pipeline.md) shows how to apply one, and [Your own pipeline](exports.md#your-own-pipeline)
-how to describe one in a file.""",
-    "intro": """`c3 export --list` prints this table. In the formulas, e is an embedding, μ the mean of its modality over the train split,
-σ the noise set by `--sigma`, z standard normal noise, and norm(v) = unit(v) = v / ‖v‖. x and y stand
-for image and text (in `realign` for text and image), s for the standard deviation of each dimension, and tr for the total
-variance. Noise is added to training inputs only, never to the images that are captioned later.""",
-    "retrieval": """`c3-retrieval` is C3 with a memory: it mixes each input with its nearest training captions (during training, with captions
-of other images), which [improves captions](../results/captions.md#flickr8k). This has a cost:
+A pipeline is *fitted* once, for example on the means of a store, and then [applied](../guides/pipeline.md) to any number
+of rows. You can also write [your own](exports.md#your-own-pipeline).""",
+    "intro": """`c3 export --list` prints this table. e is an embedding, μ the mean of its modality over the train split, σ the noise set
+by `--sigma`, z standard normal noise, norm(v) = unit(v) = v / ‖v‖, s the standard deviation per dimension, and tr the
+total variance. x is the modality of inference inputs (images, for captions), y the modality of training inputs (texts).
+Only training inputs get noise.""",
+    "retrieval": """`c3-retrieval` mixes each input with its nearest training captions (during training, captions of other images), which
+[improves captions](../results/captions.md#flickr8k). In return, every input is compared with up to 500,000 training
+captions, drawn at random. Their embeddings are saved with the pipeline, and so with the decoder (2 bytes × dimensions
+per caption). Publish such a decoder only if you may publish the captions.""",
+    "set-up": """As far as 250 pairs can show, centring each modality (`c3`, `gr-clip`) closes the gap at almost no cost in recall. Moving
+the two modalities along the gap closes it too, but costs a third of the recall.
 
-- The embeddings of up to 500,000 training captions, drawn at random, are saved with the pipeline, and therefore with the
-  decoder: 2 bytes × dimensions per caption. Publish such a decoder only if you may publish the captions.
-- Every input is compared with all of them.""",
-    "set-up": """We measured the presets on 500 image–caption pairs of COCO val2017, encoded by OpenAI CLIP ViT-B/16. In each of {splits} random
-splits, the preset is fitted on one half and measured on inference inputs of the other half (250 pairs). The table
-shows mean ± standard deviation over the splits.
+![Gap and recall of each preset](presets.svg)
+
+The data are 500 image–caption pairs of COCO val2017, encoded by OpenAI CLIP ViT-B/16. In each of {splits} random splits, the
+preset is fitted on one half and measured on inference inputs of the other half. The table shows mean ± standard
+deviation over the splits.
 
 - *Gap* is the distance between the two means.
-- *Gap by chance* is the distance to expect if the true gap were zero: √(tr(S) · (1/250 + 1/250)), where S is the
-  covariance of the pair differences, or √(tr(S) / 250) for a preset that is not fitted.
-- *bias@10*: each query is searched among 100 images and their captions, and bias@10 is the share of its ten nearest rows that
-  have the query's own modality; 0.5 means no bias.""",
-    "training": """A decoder that is trained on texts has to bridge the difference between the inference input of an image and the training
-input of its caption. For presets without noise, the cosine of these two inputs is the paired cosine above. For presets
-with noise it is:""",
-    "reading": """- Both centring each modality and moving the two along the gap close the gap, as far as 250 pairs can show. Centring hardly
-  changes recall; moving costs a third of it.
-- `decap`, `clipre` and `c3-retrieval` move images onto a memory, which has only 250 texts here. Recall falls because the
-  differences between images are lost. `ridge` and `procrustes` are fitted on 250 pairs, fewer than the 512 dimensions.
-- `fair` is not in the table: it is `gr-clip` with a different norm for each modality.""",
+- *Gap by chance* is the distance to expect without a gap: √(tr(S) (1/250 + 1/250)), where S is the covariance of the
+  pair differences, or √(tr(S) / 250) if nothing is fitted.
+- *bias@10* is the share of a query's ten nearest rows, among 100 images and their captions, that have its own modality;
+  0.5 means no bias.""",
+    "training": """A decoder trained on texts has to bridge the difference between an image's inference input and its caption's training
+input. Without noise, the cosine of the two is the paired cosine above. With noise, it is:""",
+    "reading": """- `decap`, `clipre` and `c3-retrieval` move images onto a memory, which has only 250 texts here, so differences between
+  images are lost. `ridge` and `procrustes` are fitted on 250 pairs, fewer than the 512 dimensions.
+- `fair` is `gr-clip` with a different norm for each modality.""",
 }
 
 
@@ -191,7 +190,6 @@ def page(cells_of: dict[str, list[str]], splits: int) -> str:
         PROSE["retrieval"],
         "## On real CLIP pairs",
         PROSE["set-up"].format(splits=splits),
-        "![Gap and recall of each preset](presets.svg)",
         "\n".join(inference_table(cells_of)),
         PROSE["reading"],
         PROSE["training"],

@@ -96,7 +96,7 @@ def _table(sigma: Sigma, x: str, y: str) -> dict[str, _Row]:
             [MemoryProjection(y, tau=0.0, source=x, role="inference")],
         ),
         "realign": _Row(
-            "inference: norm(mu_x + sqrt(tr_x / tr_y) (e - mu_y)), re-centred on mu_x, norm",
+            "inference: norm(mu_y + sqrt(tr_y / tr_x) (e - mu_x)), re-centred on mu_y, norm",
             "ReAlign (2026)",
             [ReAlign(x, y, role="inference")],
         ),

@@ -333,9 +333,9 @@ class MatchMoments(Step):
 
 @dataclass(eq=False)
 class ReAlign(Step):
-    """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
+    """mu_y + sqrt(tr_y / tr_x) (e - mu_x), then norm, then re-centred on mu_y (ReAlign, 2026).
 
-    Moves the modality y (``source``) into the distribution of x (``target``) with unpaired
+    Moves the modality x (``source``) into the distribution of y (``target``) with unpaired
     statistics alone: anchor (means), trace (variances), and centroid, the last because normalising
     moves the mean again.
     """
@@ -357,14 +357,14 @@ class ReAlign(Step):
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Match mean and trace."""
-        x = data.moments[self.target]
-        y = data.moments[self.source]
-        if not np.trace(y.covariance) > 0:
+        x = data.moments[self.source]
+        y = data.moments[self.target]
+        if not np.trace(x.covariance) > 0:
             raise TransformError(
                 f"All {self.source} rows are equal, so their spread cannot be matched."
             )
-        scale = np.sqrt(np.trace(x.covariance) / np.trace(y.covariance))
-        return {self.source: Affine(centre=y.mean, scale=scale, offset=x.mean)}
+        scale = np.sqrt(np.trace(y.covariance) / np.trace(x.covariance))
+        return {self.source: Affine(centre=x.mean, scale=scale, offset=y.mean)}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Match mean and trace, normalise, match the centroid."""
