@@ -31,7 +31,7 @@ $(VENV)/.dev: pyproject.toml
 	$(INSTALL) --group dev -e ".[$(EXTRAS)]"
 	$(INSTALL) --no-deps "autofaiss>=2.18"  # asks for numpy 1, and works with 2
 	$(INSTALL) --no-deps "daft>=0.7"  # asks for pyarrow below 26, and works with it
-	touch $@ $(VENV)/.demo
+	touch $@ $(VENV)/.demo $(VENV)/.docs  # dev has all of docs
 
 $(VENV)/.docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
