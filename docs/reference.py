@@ -22,9 +22,8 @@ from typer.cli import get_docs_for_click
 FOLDER = Path(__file__).parent / "reference"
 INTRODUCTION = """# Commands
 
-These pages show the help of each command, which `c3 COMMAND --help` prints too; `c3 --help` lists
-all commands. Every command takes `--json`, which prints the result as JSON, or writes it to a file
-if a path follows.
+These pages show the help of each command, which `c3 COMMAND --help` prints too. `c3 --help` lists
+all commands, and every command takes [`--json`](outputs.md#json).
 """
 
 

@@ -184,6 +184,34 @@ def draw_steps(store: Store, view: Rows) -> None:
     save_figure(figure, HERE / "three-cs.svg")
 
 
+def draw_box(
+    axes: Axes, corner: tuple[float, float], size: tuple[float, float], text: str, **style: Any
+) -> None:
+    """Draw a box with rounded corners around its text; the corner is the lower left one."""
+    (x, y), (width, height) = corner, size
+    look = {"lw": 0.9, "ec": palette.FIRST, "fc": "none", **style}
+    boxstyle = "round,pad=0.2,rounding_size=0.8"
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=boxstyle, **look))
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=7.5)
+
+
+def draw_frame(
+    axes: Axes, corner: tuple[float, float], size: tuple[float, float], title: str
+) -> None:
+    """Draw a dashed frame with its title above it."""
+    frame = FancyBboxPatch(corner, *size, boxstyle="round,pad=0.2")
+    frame.set(linewidth=0.8, linestyle="--", edgecolor=palette.MUTED, facecolor="none")
+    axes.add_patch(frame)
+    place = corner[0] + size[0] / 2, corner[1] + size[1] + 0.3
+    axes.text(*place, title, ha="center", va="bottom", fontsize=7.5, color=palette.MUTED)
+
+
+def draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draw an arrow between two boxes."""
+    look = {"arrowstyle": "->", "color": palette.MUTED, "lw": 1.2}
+    axes.annotate("", xy=end, xytext=start, arrowprops=look)
+
+
 @styled
 def draw_store() -> None:
     """Draw what goes into a store and what is read from it."""
@@ -202,34 +230,64 @@ def draw_store() -> None:
         "verify, merge, split": (75, 2.5, 17, 4.5),
     }
     for text, (x, y, width, height) in boxes.items():
-        style = "round,pad=0.2,rounding_size=0.8"
-        axes.add_patch(
-            FancyBboxPatch(
-                (x, y), width, height, boxstyle=style, lw=0.9, ec=palette.FIRST, fc="none"
-            )
-        )
-        axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=7.5)
-    axes.add_patch(
-        FancyBboxPatch(
-            (36, 0.7),
-            30,
-            23.6,
-            boxstyle="round,pad=0.2",
-            lw=0.8,
-            ls="--",
-            ec=palette.MUTED,
-            fc="none",
-        )
-    )
+        draw_box(axes, (x, y), (width, height), text)
+    draw_frame(axes, (36, 0.7), (30, 23.6), "c3-store/")
     for start, end in (((15.5, 13), (20.5, 13)), ((32.5, 13), (35.5, 13)), ((66.5, 13), (74, 13))):
-        axes.annotate(
-            "",
-            xy=end,
-            xytext=start,
-            arrowprops={"arrowstyle": "->", "color": palette.MUTED, "lw": 1.2},
-        )
-    axes.text(51, 24.6, "c3-store/", ha="center", va="bottom", fontsize=7.5, color=palette.MUTED)
+        draw_arrow(axes, start, end)
     save_figure(figure, HERE / "stores.svg")
+
+
+@styled
+def draw_run() -> None:
+    """Draw who calls whom in `c3 embed`, in order from top to bottom."""
+    figure, axes = new_figure(9.4, 4.7)
+    axes.set(xlim=(0, 96), ylim=(0, 48))
+    axes.axis("off")
+    width, height, pitch = 16.5, 4.4, 6.2
+    command, call, step, work, batch = 0.5, 19.5, 40.5, 59.5, 78.5  # left ends of the columns
+    steps = [
+        ("create_store", "store/manifest.py", "writes store.json"),
+        ("StoreWriter.adopt", "store/manifest.py", "keeps finished shards of an interrupted run"),
+        ("with_stored_keys", "embedding/keys.py", "a file keeps the key of its row"),
+        ("plan_corpus", "embedding/plan.py", "the inputs of each shard;\nnew, changed, gone"),
+        ("Executor.run", "executors/", ""),
+        ("StoreWriter.finish", "store/manifest.py", "moments, failures,\nlast manifest.json"),
+        ("record_inputs", "embedding/inputs.py", "writes inputs.parquet"),
+    ]
+    rows = [1.3 + pitch * row for row in reversed(range(len(steps)))]
+    upper, middle, shard = rows[1], rows[3], rows[4]
+    boxes = [
+        ("c3 embed photos/", "cli/stores.py", command, upper),
+        ("c3tools.embed", "embedding/embed.py", command, middle),
+        ("read_corpus", "corpus/reading.py", call, upper),
+        ("embed_corpus", "embedding/embed.py", call, middle),
+        *((name, place, step, y) for (name, place, _), y in zip(steps, rows, strict=True)),
+        ("EmbedWork.run", "embedding/shard_work.py", work, shard),
+        ("decoded_batches", "embedding/decoding.py", batch, shard + pitch),
+        ("Encoder.encode_batches", "encoders/encoder.py", batch, shard),
+        ("write_rows", "store/shards.py", batch, shard - pitch),
+    ]
+    colours = {"embedding": palette.FIRST, "store": palette.SECOND}
+    for name, place, x, y in boxes:
+        edge = colours.get(place.partition("/")[0], palette.MUTED)
+        draw_box(axes, (x, y), (width, height), f"{name}\n{place}", ec=edge)
+    for (_, _, note), y in zip(steps, rows, strict=True):
+        style = {"va": "center", "fontsize": 7, "color": palette.MUTED, "linespacing": 1.3}
+        axes.text(work - 0.8, y + height / 2, note, **style)
+    draw_frame(axes, (39, 0.4), (56.5, 44), "the store is locked")
+
+    down = command + width / 2
+    draw_arrow(axes, (down, upper - 0.4), (down, middle + height + 0.4))
+    calls = [
+        *((command, middle, call, y) for y in (upper, middle)),
+        *((call, middle, step, y) for y in rows),
+        (step, shard, work, shard),
+        *((work, shard, batch, y) for y in (shard + pitch, shard, shard - pitch)),
+    ]
+    for caller, from_y, called, to_y in calls:
+        start = caller + width + 0.3, from_y + height / 2
+        draw_arrow(axes, start, (called - 0.3, to_y + height / 2))
+    save_figure(figure, HERE / "run.svg")
 
 
 @styled
@@ -319,6 +377,7 @@ def main() -> None:
         draw_gap(images - middle, texts - middle, along)
         draw_steps(store, aslant)
         draw_store()
+        draw_run()
         draw_moments()
         draw_sigma(store)
 
