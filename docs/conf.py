@@ -74,7 +74,7 @@ def _inline(svg: str, name: str, label: str) -> str:
     if found is None:
         raise ValueError(f"{name}.svg has no viewBox.")
     # points; a phone shows it scrolled, at a readable size
-    size = ' class="wide"' if float(found[2]) > 540 else ""
+    size = ' class="wide"' if float(found[2]) > 500 else ""
     return f"{head}{found[1]}{size}>{svg[found.end() :]}"
 
 
