@@ -7,9 +7,10 @@ changed no behaviour.
 Runs the same commands with both, on the installed versions of everything else, with one thread, in
 fp32 on the CPU: on the bundled photos, and on the two sets of real CLIP embeddings of the
 development data (left out where these are not there). Compared are values, never layouts: the
-numbers of gap reports, all presets applied to embeddings, exports, captions, scores, the results of
-a search, and the losses of a decoder and a generator that are trained for a few steps. A number may
-differ by `CLOSE`, a loss by `LOSS`, and a measure of a sample by its own interval.
+numbers of gap reports and of pairs, all presets applied to embeddings, exports, captions, scores,
+the results of a search, and the losses of a decoder and a generator that are trained for a few
+steps. A number may differ by `CLOSE`, a loss by `LOSS`, and a measure of a sample by its own
+interval.
 
 Takes 8 minutes of processor time. It should end with "0 differ" and exit with 0.
 """
@@ -52,6 +53,8 @@ UNTOLD = {
     "rests_on",
 }
 UNTOLD |= {"why", "notes", "fitted_on", "remarks", "c3tools", "store", "missing"}
+# how commits before the present names of commands spell them
+FORMER_WORDS = {"evaluate-captions": "evaluate", "--only": "--in"}
 Values = dict[str, Any]
 
 APPLY = """
@@ -111,6 +114,8 @@ class Commit:
             )
             with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
                 files.extractall(self.source, filter="data")
+        commands = (self.source / "cli" / "_app.py").read_text(encoding="utf-8")
+        self.former_words = {} if "evaluate-captions" in commands else FORMER_WORDS
         (self.source / "cli").rename(self.source / "c3tools" / "cli")
 
     def python(self, code: str, *words: object) -> str:
@@ -134,8 +139,10 @@ class Commit:
 
     def c3(self, command: str, *paths: object) -> Any:
         """Run `c3 COMMAND PATHS --json`, and return what it prints as JSON."""
-        words = [*command.split(), *paths, "--json"]
-        return json.loads(self.python("from c3tools.cli import main; main()", *words))
+        words = [self.former_words.get(word, word) for word in command.split()]
+        return json.loads(
+            self.python("from c3tools.cli import main; main()", *words, *paths, "--json")
+        )
 
     def arrays(self, code: str, *words: object) -> Values:
         """Run code that writes arrays to the file that its last argument names, and return them."""
@@ -152,6 +159,7 @@ def bundled(commit: Commit) -> Iterator[tuple[str, Any, float]]:
     photos = ROOT / "c3tools" / "assets" / "coco-cc"
     commit.c3(f"embed {ENCODER}", photos)
     yield "report of the bundled photos", commit.c3("gap-report --seed 0"), CLOSE
+    yield "pairs of the bundled photos", commit.c3("pairs"), CLOSE
     presets = [entry["name"] for entry in commit.c3("export --list")]
     yield "presets", presets, 0
     yield (
