@@ -44,6 +44,7 @@ from ..reporter import SILENT, Reporter
 from ..result_table import Table
 from ..store import Store
 from ..store.means import load_means
+from ..store.rows import without_splits
 from ..store.shards import INFO_FILE
 from ..transforms.sigma import AUTO, sigma_by_rule
 
@@ -151,7 +152,25 @@ def _write_page(
         judged = bundled
     else:
         title = "Captions from a decoder that never saw an image"
-        geometry = _geometry_of(result.photos)
+        # The map and the spectra of the gap report of the photos, and the gap in one sentence
+        report = gap_report(result.photos)
+        assert report.gap is not None and report.draw_map is not None
+        recall_before, recall_after = (
+            report.spaces[name].recall["image_to_text"]["recall@1"].value
+            for name in ("raw", "c2-collapse")
+        )
+        sentence = (
+            f"The means of photos and captions are {report.gap.length.value:.2f} apart, in a space "
+            f"where every vector has length 1. Collapse subtracts the mean of each modality. The "
+            f"caption nearest to a photo is its own for {recall_before:.0%} of the photos before "
+            f"Collapse and for {recall_after:.0%} after it."
+        )
+        geometry = {
+            "sentence": sentence,
+            "map": report.draw_map(),
+            "spectra": figure_blocks(report, prefix="demo")["spectra"].svg,
+            "note": _SPECTRA,
+        }
         decoders = []
         for run in result.ablation.runs:
             if run.seed == 0:
@@ -192,27 +211,6 @@ def _write_page(
         total=len(photos),
     )
     write_text_atomically(path, page)
-
-
-def _geometry_of(photos: Store) -> dict[str, Any]:
-    """Return the map and the spectra of the gap report of the photos, and the gap in one
-    sentence.
-    """
-    report = gap_report(photos)
-    assert report.gap is not None and report.draw_map is not None
-    gap = report.gap.length.value
-    recall_before, recall_after = (
-        report.spaces[name].recall["image_to_text"]["recall@1"].value
-        for name in ("raw", "c2-collapse")
-    )
-    sentence = (
-        f"The means of photos and captions are {gap:.2f} apart, in a space where every vector has "
-        f"length 1. Collapse subtracts the mean of each modality. The caption nearest to a photo "
-        f"is its own for {recall_before:.0%} of the photos before Collapse and for "
-        f"{recall_after:.0%} after it."
-    )
-    spectra = figure_blocks(report, prefix="demo")["spectra"].svg
-    return {"sentence": sentence, "map": report.draw_map(), "spectra": spectra, "note": _SPECTRA}
 
 
 @checked
@@ -282,7 +280,8 @@ def run_demo(
         )
         reporter.message("   Embedding the captions of other photos, for training")
         corpus = read_corpus(CAPTIONS)
-        corpus.texts = _without_splits(corpus.texts)
+        # The file is named after the split val of COCO, which is all that the demo learns from
+        corpus.texts = ItemTable(TextItem, without_splits(corpus.texts.table))
         texts_folder = out / "captions"
         if captions is not None:
             corpus.texts = _first_of_each_split(corpus.texts, captions)
@@ -353,16 +352,6 @@ def run_demo(
             reporter=reporter,
         )
         return replace(result, images=generated)
-
-
-def _without_splits(texts: ItemTable[TextItem]) -> ItemTable[TextItem]:
-    """Return texts without a split, so that the hash of their images divides them.
-
-    The file is named after the split val of COCO, which is all that the demo learns from.
-    """
-    column = texts.table.schema.get_field_index("split")
-    no_splits = pa.nulls(len(texts.table), texts.table.schema.field(column).type)
-    return ItemTable(texts.kind, texts.table.set_column(column, "split", no_splits))
 
 
 def _first_of_each_split(texts: ItemTable[TextItem], count: int) -> ItemTable[TextItem]:

@@ -113,7 +113,12 @@ def decoded_batches(
         C3Error: if no worker process can be started.
         UnreachableError: if the server of the images does not answer, or refuses access.
     """
-    batches = _batches_of(shards, batch_size)
+    # Batches: the number of a shard, and images of it
+    batches = (
+        (number, items[start : start + batch_size])
+        for number, items in shards
+        for start in range(0, len(items), batch_size)
+    )
     if not workers:
         # In this process, without a limit of time
         with ImageReader() as reader:
@@ -127,8 +132,15 @@ def decoded_batches(
                 batch = Batch(shard, here.rows, here.failures, waited)
                 yield batch, here.pixels if pixels is None else pixels[: len(here.rows)]
         return
+
+    # Parts of batches: the number of a shard, images of it, and how many come after them in their
+    # batch
     part_size = min(batch_size, _PART)
-    parts = _parts_of(batches, part_size)
+    parts = (
+        (number, items[start : start + part_size], max(0, len(items) - start - part_size))
+        for number, items in batches
+        for start in range(0, len(items), part_size)
+    )
     with _Pool(preprocess, part_size, workers, time_limit, slots=workers * _PARTS_AHEAD) as pool:
         jobs: deque[tuple[_Job, int]] = deque()  # with the images of the batch that come after
         slots = cycle(range(pool.slots))
@@ -205,25 +217,6 @@ def decode_photos(
             yield int(row["key"]), photo
         for failure in batch.failures:
             yield int(failure.key), failure.message
-
-
-def _batches_of(shards: Shards, batch_size: int) -> Iterator[tuple[int, Sequence[ImageItem]]]:
-    """Yield the images of shards in batches, with the number of their shard."""
-    for number, items in shards:
-        for start in range(0, len(items), batch_size):
-            yield number, items[start : start + batch_size]
-
-
-def _parts_of(
-    batches: Iterable[tuple[int, Sequence[ImageItem]]], size: int
-) -> Iterator[tuple[int, Sequence[ImageItem], int]]:
-    """Yield the parts of batches, with the number of their shard and of images that come after
-    them in their batch.
-    """
-    for number, items in batches:
-        for start in range(0, len(items), size):
-            part = items[start : start + size]
-            yield number, part, len(items) - start - len(part)
 
 
 def _decoded_one_by_one(
