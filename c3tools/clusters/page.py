@@ -100,7 +100,8 @@ def _draw_map(
     rows = np.concatenate(list(drawn.values())).astype(np.float64)
     labels = {name: nearest(each, deciding[name]) for name, each in drawn.items()}
     row_labels = np.concatenate(list(labels.values()))
-    means = np.stack([rows[row_labels == each].mean(axis=0) for each in np.unique(row_labels)])
+    means_of = {each: rows[row_labels == each].mean(axis=0) for each in np.unique(row_labels)}
+    means = np.stack(list(means_of.values()))
     middle = means.mean(axis=0)
     plane = np.linalg.eigh((means - middle).T @ (means - middle))[1][:, :-3:-1].T  # (2, d)
     figure, axes = new_figure(width=9.4, height=5.2)
@@ -109,9 +110,8 @@ def _draw_map(
         colours = [_COLOURS[label % len(_COLOURS)] for label in labels[name]]
         axes.scatter(x, y, s=14, c=colours, marker=marker, linewidths=0.8, label=name)
     for cluster in numbered:
-        of_cluster = rows[row_labels == cluster]
-        if len(of_cluster):
-            x, y = plane @ (of_cluster.mean(axis=0) - middle)
+        if cluster in means_of:
+            x, y = plane @ (means_of[cluster] - middle)
             axes.text(x, y, str(cluster), color=palette.INK, weight="bold", ha="center")
     close_up(axes, ticks=False)
     legend = axes.legend(loc="upper right")

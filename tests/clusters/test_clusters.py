@@ -73,7 +73,9 @@ def test_words_set_a_cluster_apart(tmp_path: Path) -> None:
     cosines = np.array([0.1, 0.2, 0.3, 0.9, 0.4], np.float32)
     found = summarise({"text": ClusteredRows(table, np.array([0, 0, 1, 1, 1]), cosines)}, {}, 3)
     assert found[0]["pairs_together"] is None
-    assert found[0]["words"][0] == "dog" and found[1]["words"][0] == "bus"
+    # The share of the other texts counts one text more that has the word: (times + 1) / (n + 1)
+    assert found[0]["words"] == ["dog", "in", "runs", "snow", "the"]
+    assert found[1]["words"] == ["bus"]  # 1 of 3 have red; (0 + 1) / (2 + 1) of the others
     assert [each["central_text"] for each in found] == ["the dog runs", "a blue bus", None]
 
 
