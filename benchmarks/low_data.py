@@ -64,7 +64,6 @@ def main() -> None:
     for seed in range(options.seeds):
         texts = options.output / f"texts-{seed}"
         shared: dict[str, Any] = {
-            "size": options.size,
             "epochs": options.epochs,
             "seed": seed,
             "overwrite": True,
@@ -90,6 +89,8 @@ def main() -> None:
         for name, settings in jobs.items():
             if name in scores:
                 continue
+            if "start" not in settings:
+                settings["size"] = options.size
             if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
                 print("time is up; the same command continues")
                 report(options, scores)

@@ -1,5 +1,5 @@
 """Types of options: those that have a few values, and ranges of numbers. `c3 COMMAND --help` shows
-both, and other values are refused.
+both, and other values are refused. So are options that others leave without effect.
 """
 
 from __future__ import annotations
@@ -7,13 +7,13 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
-from .errors import InvalidOptionError
+from .errors import InvalidOptionError, UnusedOptionError
 
 _Options = ParamSpec("_Options")
 _Result = TypeVar("_Result")
@@ -95,6 +95,34 @@ TowerMode = Literal["lit", "full"]
 HitKind = Literal["item", "row"]
 """What a hit of a search is: an item with its rows, or a row."""
 
+# by public function and option: the options that leave it without effect
+EXCLUSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "build_index": {"preset": ("pipeline",)},
+    "caption_images": dict.fromkeys(
+        ("paths", "txt", "xmp", "html", "model", "random_init", "follow_symlinks"), ("embeddings",)
+    ),
+    "cluster": dict.fromkeys(("k", "split", "modalities", "seed", "overwrite"), ("assign",)),
+    "evaluate_captions": {
+        **dict.fromkeys(("decoder", "pipeline", "split", "limit", "without"), ("captions",)),
+        **dict.fromkeys(("beams", "length_penalty", "top_p", "steer"), ("captions",)),
+    },
+    "export_store": dict.fromkeys(("preset", "sigma"), ("pipeline",)),
+    "read_features": dict.fromkeys(
+        ("store", "second_store", "modalities"), ("image", "text", "other")
+    ),
+    "split_store": dict.fromkeys(("fractions", "seed"), ("file",)),
+    # ESPER has its own settings, and a language model reads no embedding
+    "train_captioner": {
+        **dict.fromkeys(("pipeline", "sigma", "pairs"), ("esper", "unconditional")),
+        **dict.fromkeys(("unconditional", "set", "patience", "train_fraction"), ("esper",)),
+        "preset": ("esper", "unconditional", "pipeline"),
+        "pseudo_pairs": ("esper", "unconditional", "pairs"),
+        "monitor": ("esper", "unconditional", "pseudo_pairs"),
+        "start": ("unconditional",),
+        "size": ("start",),
+    },
+}
+
 
 def declared_type(annotation: str) -> Any:
     """Return the type of this module that an annotation names, or None.
@@ -110,14 +138,18 @@ def declared_type(annotation: str) -> Any:
 
 
 def checked(verb: Callable[_Options, _Result]) -> Callable[_Options, _Result]:
-    """Make a function refuse keyword arguments that the types of this module exclude.
+    """Make a function refuse keyword arguments that the types of this module exclude, and options
+    that have no effect with others.
 
-    Numbers of numpy become those of Python.
+    Numbers of numpy become those of Python. An option with its default is as if it were left out.
 
     Raises:
         InvalidOptionError: when the function is called, before it does anything.
+        UnusedOptionError: likewise.
     """
     annotations = inspect.get_annotations(verb)
+    parameters = inspect.signature(verb).parameters
+    exclusions = EXCLUSIONS.get(verb.__name__, {})
 
     @wraps(verb)
     def call(*args: _Options.args, **options: _Options.kwargs) -> _Result:
@@ -144,6 +176,26 @@ def checked(verb: Callable[_Options, _Result]) -> Callable[_Options, _Result]:
             if value not in numbers:
                 raise InvalidOptionError(name, str(numbers), value)
             options[name] = kind(value)
+
+        # Options that have no effect with others
+        values = {**dict(zip(parameters, args, strict=False)), **options}
+        for name, others in exclusions.items():
+            for other in others:
+                if _is_given(name, values, parameters) and _is_given(other, values, parameters):
+                    raise UnusedOptionError(name, f"with {other}")
         return verb(*args, **options)
 
     return call
+
+
+def _is_given(
+    name: str, values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> bool:
+    """Return whether an option has another value than its default; a collection without elements
+    is as good as none.
+    """
+    default = parameters[name].default
+    value = values.get(name, default)
+    if isinstance(value, list | tuple | set | dict):
+        return len(value) > 0
+    return value is not None if default is None else bool(value != default)

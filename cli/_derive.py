@@ -30,7 +30,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import c3tools
-from c3tools.choices import Range, declared_type
+from c3tools.choices import EXCLUSIONS, Range, declared_type
 from c3tools.errors import C3Error
 from c3tools.io.locations import is_url
 
@@ -323,9 +323,14 @@ class _DerivedCommand(_PlainFlags):
         if settings.needs and not set(settings.needs) & set(typed):
             *others, last = [self.derived.flags(other)[0] for other in settings.needs]
             return f"without {', '.join(others)} or {last}" if others else f"without {last}"
+        excluding = {
+            other
+            for verb in self.derived.source.verbs
+            for other in EXCLUSIONS.get(verb, {}).get(name, ())
+        }
         for other in typed:
             is_alone = option_settings(self.derived.name, other).is_alone
-            if other in settings.not_with or (is_alone and name not in (other, "json")):
+            if other in excluding or (is_alone and name not in (other, "json")):
                 return f"with {self.derived.flags(other)[0]}"
         return settings.unused(values) if settings.unused else None
 

@@ -1,4 +1,6 @@
-"""Settings of options that a parameter of Python does not have: flags, what they need."""
+"""Settings of options that a parameter of Python does not have: flags, what they need. For what
+excludes what, see `c3tools.choices.EXCLUSIONS`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,6 @@ class OptionSettings:
         is_expert: listed below the other options.
         is_repeated: may be given several times, though its annotation begins with no sequence.
         needs: parameters, one of which has to be given too, or this one has no effect.
-        not_with: parameters that leave this one without effect.
         is_alone: what it asks for needs no other option.
         unused: returns why it has no effect with these values of all options, or None.
     """
@@ -38,7 +39,6 @@ class OptionSettings:
     is_expert: bool = False
     is_repeated: bool = False
     needs: tuple[str, ...] = ()
-    not_with: tuple[str, ...] = ()
     is_alone: bool = False
     unused: Callable[[Mapping[str, Any]], str | None] | None = None
 
@@ -141,6 +141,11 @@ def _recall_unused(values: Mapping[str, Any]) -> str | None:
     return None if factory == "auto" or "IVF" in factory else f"with --factory {factory}"
 
 
+def _faiss_unused(values: Mapping[str, Any]) -> str | None:
+    """Return why nothing is indexed: nothing is embedded."""
+    return "with --dry-run" if values["dry_run"] else None
+
+
 def _presets() -> list[str]:
     from c3tools.transforms.presets import PRESETS
 
@@ -158,16 +163,10 @@ _EXPERT = OptionSettings(is_expert=True)
 _FOLDER = OptionSettings(parse=_local_path)
 _PATHS = OptionSettings(metavar="PATH")
 _NAMES = OptionSettings(parse=_names)
-_FILES_OF_VECTORS = ("image", "text", "other")
 _OF_SAMPLING = OptionSettings(needs=("top_p",))
 _OF_FILE = OptionSettings(needs=("file",))
 _page_file = partial(output_file, suffix=".html")
 _moments_file = partial(output_file, suffix=".safetensors")
-_OF_NEW_CAPTIONS = OptionSettings(not_with=("captions",))
-_OF_PHOTOS = OptionSettings(not_with=("embeddings",))
-# ESPER has its own settings, and a language model reads no embedding
-_OF_DECODERS = OptionSettings(not_with=("esper", "unconditional"))
-_NOT_OF_ESPER = OptionSettings(not_with=("esper",))
 
 # by parameter; by command and parameter, where a command differs
 _SETTINGS: dict[str, OptionSettings] = {
@@ -188,7 +187,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "store": OptionSettings(metavar="PATH"),
     "search store": OptionSettings(metavar="PATH", needs=("key",)),
     "merge stores": OptionSettings(metavar="STORE"),
-    "embed faiss": OptionSettings(not_with=("dry_run",)),
+    "embed faiss": OptionSettings(unused=_faiss_unused),
     "leave-out tables": OptionSettings(metavar="TABLE"),
     "leave-out keys": OptionSettings(flags=("--key",), is_repeated=True),
     "leave-out modality": OptionSettings(needs=("keys",)),
@@ -206,13 +205,6 @@ _SETTINGS: dict[str, OptionSettings] = {
     "generate modality": OptionSettings(needs=("embeddings",)),
     "caption modality": OptionSettings(needs=("embeddings",)),
     "caption array": OptionSettings(needs=("embeddings",)),
-    "caption paths": _OF_PHOTOS,
-    "caption txt": _OF_PHOTOS,
-    "caption xmp": _OF_PHOTOS,
-    "caption html": OptionSettings(parse=_page_file, not_with=("embeddings",)),
-    "caption model": _OF_PHOTOS,
-    "caption random_init": OptionSettings(is_expert=True, not_with=("embeddings",)),
-    "caption follow_symlinks": OptionSettings(is_expert=True, not_with=("embeddings",)),
     "search modality": OptionSettings(needs=("vector",)),
     "search weights": OptionSettings(parse=_numbers, metavar="W,W"),
     "search query_prompt": OptionSettings(needs=("text",)),
@@ -221,13 +213,10 @@ _SETTINGS: dict[str, OptionSettings] = {
     "image_array": OptionSettings(needs=("image",)),
     "text_array": OptionSettings(needs=("text",)),
     "text_meta": OptionSettings(needs=("text",)),
-    "connect meta": OptionSettings(needs=_FILES_OF_VECTORS),
-    "connect store": OptionSettings(metavar="PATH", not_with=_FILES_OF_VECTORS),
-    "connect second_store": OptionSettings(not_with=_FILES_OF_VECTORS),
-    "connect modalities": OptionSettings(parse=_names, metavar="A,B", not_with=_FILES_OF_VECTORS),
+    "connect meta": OptionSettings(needs=("image", "text", "other")),
+    "connect modalities": OptionSettings(parse=_names, metavar="A,B"),
     # Transforms
-    "preset": OptionSettings(flags=("--preset", "-p"), complete=_presets, not_with=("pipeline",)),
-    "export sigma": OptionSettings(not_with=("pipeline",)),
+    "preset": OptionSettings(flags=("--preset", "-p"), complete=_presets),
     "presets": _NAMES,
     "normalise": OptionSettings(flags=("--normalise/--keep-norms",)),
     "format": OptionSettings(flags=("--format", "-f")),
@@ -239,46 +228,22 @@ _SETTINGS: dict[str, OptionSettings] = {
     "monitor": _EXPERT,
     "cone": _EXPERT,
     "chunk": _EXPERT,
-    "train-decoder preset": OptionSettings(
-        flags=("--preset", "-p"), complete=_presets, not_with=("esper", "unconditional")
-    ),
-    "train-decoder sigma": _OF_DECODERS,
-    "train-decoder pairs": _OF_DECODERS,
-    "train-decoder pseudo_pairs": OptionSettings(not_with=("esper", "unconditional", "pairs")),
-    "train-decoder monitor": OptionSettings(is_expert=True, not_with=("esper", "unconditional")),
-    "train-decoder start": OptionSettings(flags=("--from",), not_with=("unconditional",)),
-    "train-decoder unconditional": _NOT_OF_ESPER,
-    "train-decoder size": OptionSettings(not_with=("start",)),
-    "train-decoder set": OptionSettings(metavar="NAME=VALUE", is_expert=True, not_with=("esper",)),
-    "train-decoder patience": _NOT_OF_ESPER,
-    "train-decoder train_fraction": _NOT_OF_ESPER,
     # Captions, images and scores
     "temperature": _OF_SAMPLING,
     "caption seed": _OF_SAMPLING,
     "evaluate-captions seed": _OF_SAMPLING,
-    "evaluate-captions beams": _OF_NEW_CAPTIONS,
-    "evaluate-captions decoder": OptionSettings(parse=_local_path, not_with=("captions",)),
-    "evaluate-captions length_penalty": _OF_NEW_CAPTIONS,
-    "evaluate-captions limit": _OF_NEW_CAPTIONS,
-    "evaluate-captions split": _OF_NEW_CAPTIONS,
-    "evaluate-captions steer": _OF_NEW_CAPTIONS,
-    "evaluate-captions top_p": _OF_NEW_CAPTIONS,
     "metrics": _NAMES,
     "resamples": _EXPERT,
     # Reports, simulations, search, splits
     "gap-report modalities": _NAMES,
     "pairs modalities": OptionSettings(parse=_names, metavar="A,B"),
-    "clusters k": OptionSettings(flags=("-k",), not_with=("assign",)),
-    "clusters split": OptionSettings(not_with=("assign",)),
-    "clusters modalities": OptionSettings(parse=_names, metavar="A,B", not_with=("assign",)),
-    "clusters seed": OptionSettings(not_with=("assign",)),
-    "clusters overwrite": OptionSettings(not_with=("assign",)),
+    "clusters k": OptionSettings(flags=("-k",)),
+    "clusters modalities": OptionSettings(parse=_names, metavar="A,B"),
     "mark_worst": OptionSettings(metavar="FRACTION"),
     "mark_below": OptionSettings(metavar="Z"),
     "nprobe": _EXPERT,
     "recall": OptionSettings(unused=_recall_unused),
-    "fractions": OptionSettings(parse=_numbers, metavar="TRAIN,VAL,TEST", not_with=("file",)),
-    "split seed": OptionSettings(not_with=("file",)),
+    "fractions": OptionSettings(parse=_numbers, metavar="TRAIN,VAL,TEST"),
     "split key_column": _OF_FILE,
     "split split_column": _OF_FILE,
     "list_all": OptionSettings(flags=("--list",), is_alone=True),

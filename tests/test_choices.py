@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import c3tools
 from c3tools.choices import (
+    EXCLUSIONS,
     ExecutorName,
     Fraction,
     NumberFormat,
@@ -20,7 +22,7 @@ from c3tools.choices import (
     checked,
     declared_type,
 )
-from c3tools.errors import InvalidOptionError
+from c3tools.errors import InvalidOptionError, StoreError, UnusedOptionError
 from c3tools.executors import Executor
 
 
@@ -95,3 +97,43 @@ def test_public_functions_check_what_their_signatures_say(name: str, function: A
             assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
             with pytest.raises(InvalidOptionError, match=f"^{parameter.name} must be "):
                 function(**{parameter.name: wrong_values(declared)[0]})
+
+
+def excluded_options() -> Iterator[tuple[str, str, str]]:
+    """Yield options that have no effect with another: public function, name, and the other."""
+    for verb, exclusions in EXCLUSIONS.items():
+        for name, others in exclusions.items():
+            for other in others:
+                yield verb, name, other
+
+
+CHOSEN: dict[str, Any] = {
+    "fractions": "0.6,0.2,0.2",
+    "monitor": "cross-modal",
+    "other": "audio=audio.npy",
+    "size": "tiny",
+    "steer": "magic",
+    "train_fraction": 0.5,
+    "without": ["image"],
+}
+
+
+@pytest.mark.parametrize(("verb", "name", "other"), list(excluded_options()))
+def test_options_that_have_no_effect_with_others_are_refused(
+    verb: str, name: str, other: str
+) -> None:
+    function = getattr(c3tools, verb)
+    options = {each: CHOSEN.get(each, 1) for each in (name, other)}
+    with pytest.raises(UnusedOptionError, match=rf"^{name} has no effect with {other}\.$"):
+        function(**options)
+
+
+def test_defaults_and_empty_lists_exclude_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no-store"):
+        c3tools.split_store(tmp_path / "no-store", output=tmp_path, seed=0, file="splits.csv")
+    with pytest.raises(StoreError, match="no-store"):
+        c3tools.read_features(store=tmp_path / "no-store", image=None, other={})
+    with pytest.raises(StoreError, match="no-vectors"):
+        c3tools.caption_images([], embeddings=tmp_path / "no-vectors.npy")
+    with pytest.raises(UnusedOptionError, match=r"^paths has no effect with embeddings\.$"):
+        c3tools.caption_images("photo.jpg", embeddings=tmp_path / "no-vectors.npy")

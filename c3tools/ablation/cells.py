@@ -147,6 +147,8 @@ class Bench:
         """
         arguments = {**training.options, "output": training.folder, "overwrite": True}
         arguments.pop("recipe", None)
+        if "start" in arguments:
+            del arguments["size"]  # that of the model it starts from
         if "preset" in arguments:
             arguments["pipeline"] = self.fit(arguments.pop("preset"), arguments.pop("sigma"))
         return arguments

@@ -29,7 +29,6 @@ from ..encoders import Encoder, resolve_encoder
 from ..encoders.plugins import find_plugin
 from ..errors import (
     CorpusError,
-    DecoderError,
     EncoderError,
     OutputError,
     note_on_interrupt,
@@ -170,6 +169,7 @@ def caption_images(
         EncoderError: if the encoder cannot be loaded.
         OutputError: if a file has captions by another captioner or of other photos, or another run
             is writing to it.
+        UnusedOptionError: if an option has no effect with another.
     """
     if json is not None and is_url(json):
         raise OutputError(
@@ -177,13 +177,6 @@ def caption_images(
         )
     rows: Rows | None = None
     failures: list[Failure] = []
-    names_encoder = model is not None or random_init is not None
-    if embeddings is not None and (paths or txt or xmp or html is not None or names_encoder):
-        raise DecoderError(
-            "--embeddings take the place of photos and of the encoder's model, so images, --txt, "
-            "--xmp, --html, --model and --random-init cannot be used with them.",
-            remedy="Leave these out; write the captions with --json.",
-        )
     if embeddings is not None:
         # All rows come from one file, which stands as the path of each caption
         rows, identity = read_rows(embeddings, modality, array)

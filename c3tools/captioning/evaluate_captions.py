@@ -170,6 +170,7 @@ def evaluate_captions(
         MetricError: for an unknown metric, if there is nothing to score, if no caption has a
             reference (their keys are listed), if ``against`` has no caption of a scored image, or
             if the captions of the store are in parts (``long_texts="chunk"``).
+        UnusedOptionError: if an option has no effect with another.
         MissingExtraError: if pycocoevalcap is not installed.
     """
     metric_names = DEFAULT_METRICS if metrics is None else as_list(metrics)

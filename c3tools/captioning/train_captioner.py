@@ -170,11 +170,12 @@ def train_captioner(
 
     Raises:
         StoreError: if the store has no texts, or no images if they are needed.
-        DecoderError: if there are too few captions, the settings contradict each other, or the
-            decoder to start from has another model.
+        DecoderError: if there are too few captions, a share is out of range, or the decoder to
+            start from is missing or has another model.
         OutputError: if ``output`` contains another decoder or other files, another run is writing
             to it, or it is ``start``.
         TransformError: if sigma, the preset or the pipeline cannot be used.
+        UnusedOptionError: if an option has no effect with another.
 
     Example:
         >>> captioner = c3tools.train_captioner("c3-store", size="tiny", epochs=1)
@@ -201,7 +202,7 @@ def train_captioner(
         pseudo_pairs=pseudo_pairs,
     )
     store = Store.open(store, reporter=reporter)
-    _check_settings(asked, pipeline)
+    _check_settings(asked)
     previous = None if start is None else Captioner.load(start, "cpu")
     training_pipeline, changes = _choose_pipeline(store, asked, pipeline, previous, reporter)
     compute = devices.pick(device, precision)
@@ -330,8 +331,8 @@ def _choose_pipeline(
     return training_pipeline, changes
 
 
-def _check_settings(asked: CaptionerSettings, pipeline: Pipeline | None) -> None:
-    """Refuse settings that contradict each other, or that are out of range."""
+def _check_settings(asked: CaptionerSettings) -> None:
+    """Refuse shares that are out of range, and ESPER without a decoder to start from."""
     if not 0 < asked.train_fraction <= 1:
         raise DecoderError(
             f"--train-fraction must be above 0 and at most 1, not {asked.train_fraction}."
@@ -339,28 +340,8 @@ def _check_settings(asked: CaptionerSettings, pipeline: Pipeline | None) -> None
     if asked.pairs is not None and not 0 < asked.pairs <= 1:
         raise DecoderError(f"--pairs must be above 0 and at most 1, not {asked.pairs}.")
 
-    reads_pairs = asked.pairs is not None or asked.pseudo_pairs or asked.monitor != "text"
-    if asked.pseudo_pairs and (asked.pairs is not None or asked.monitor != "text"):
-        raise DecoderError(
-            "Pseudo pairs take the place of real pairs, also to choose the checkpoint on.",
-            remedy="Leave out --pairs and --monitor, or --pseudo-pairs.",
-        )
-    names_method = not (asked.preset is None and asked.sigma is None and pipeline is None)
-    changes_training = (
-        asked.set or asked.unconditional or asked.patience is not None or asked.train_fraction != 1
-    )
-    if asked.esper and (asked.start is None or changes_training or reads_pairs or names_method):
-        raise DecoderError(
-            "ESPER starts from a language model, and learns from all images by its own settings.",
-            remedy=f"{LANGUAGE_MODEL_REMEDY} Of the settings of training, give --epochs, "
-            "--train-split and --seed alone.",
-        )
-    if asked.unconditional and (names_method or reads_pairs or asked.start is not None):
-        raise DecoderError(
-            "A language model reads no embedding, so nothing about embeddings can be set.",
-            remedy="Leave out --preset, --sigma, --pairs, --pseudo-pairs, --monitor and --from, or "
-            "--unconditional.",
-        )
+    if asked.esper and asked.start is None:
+        raise DecoderError("ESPER starts from a language model.", remedy=LANGUAGE_MODEL_REMEDY)
 
 
 def training_rows(store: Store, split: str = "train", modality: str = "text") -> RowsToLearn:

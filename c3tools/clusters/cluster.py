@@ -183,6 +183,7 @@ def cluster(
             or too few to be collapsed; of an export with ``fuse`` also without ``modalities``.
         OutputError: if ``output`` contains other clusters or other files, or another run is writing
             to it.
+        UnusedOptionError: if an option has no effect with another.
 
     Example:
         >>> clusters = c3tools.cluster("c3-store", output="c3-clusters")

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..arrays import Indices, Mask, Pixels
+from ..choices import checked
 from ..corpus.image_reader import ImageReader
 from ..corpus.items import ImageItem
 from ..encoders import UNREADABLE, ImagePreprocessor, open_image
@@ -267,6 +268,7 @@ class PairedFeatures(Pairs):
         )
 
 
+@checked
 def read_features(
     *,
     image: str | Path | None = None,
@@ -307,6 +309,7 @@ def read_features(
         ConnectError: if there are not exactly two modalities, or two stores keep a column with
             other types.
         StoreError: if a file or store cannot be read, or rows cannot be paired.
+        UnusedOptionError: if an option has no effect with another.
     """
     modalities = as_list(modalities)
     models: dict[str, ModelIdentity] = {}
@@ -317,7 +320,7 @@ def read_features(
         tables = {"image": meta, "text": text_meta}
         arrays = {"image": image_array, "text": text_array}
         sides, notes = read_files(files, tables, arrays, {})
-        names = [side.modality for side in sides] if modalities is None else list(modalities)
+        names = [side.modality for side in sides]
     else:
         first_store = Store.open(store, reporter=reporter)
         second_store_opened = first_store

@@ -182,6 +182,7 @@ def export_store(
         OutputError: if ``output`` contains another export or other files, or is written by another
             run.
         StoreError: if the store cannot be read.
+        UnusedOptionError: if an option has no effect with another.
 
     Example:
         >>> report = c3tools.export_store("c3-store", output="c3-export", preset="c3")

@@ -254,6 +254,7 @@ class _Merge:
         return replace(failure, key=self._prefixes[store] + failure.key)
 
 
+@checked
 def split_store(
     store: str | Path = "c3-store",
     *,
@@ -281,9 +282,10 @@ def split_store(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, it is an export, options contradict each other, the file
-            names none of the keys, or ``output`` is a URL or contains anything but the result of
-            the same split, which is returned.
+        StoreError: if there is no store, it is an export, the file names none of the keys, or
+            ``output`` is a URL or contains anything but the result of the same split, which is
+            returned.
+        UnusedOptionError: if an option has no effect with another.
     """
     report = CopyReport(Path(output))
     source = Store.open(store, reporter=reporter)
@@ -311,8 +313,6 @@ def split_store(
             return with_column(table, "split", pa.array(list(splits), pa.string()))
 
         return _make_copy(output, report, [source], settings, change, reporter=reporter)
-    if fractions is not None:
-        raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     item_splits = source.item_splits()
     named_splits = _read_splits(Path(file), source, item_splits, key_column, split_column)
     settings["splits"] = named_splits

@@ -39,6 +39,8 @@ def train(captions_store: Store, tmp_path: Path) -> Any:
     def run(output: str = "c3-decoder", **changes: Any) -> Captioner:
         options: Any = {"store": captions_store, "size": "tiny", "epochs": 1, "sigma": 0.1}
         options |= {"precision": "fp32", "set": ["batch_size=32"], "overwrite": True} | changes
+        if "start" in changes:
+            del options["size"]
         return train_captioner(output=tmp_path / output, **options)
 
     return run
@@ -274,13 +276,10 @@ def test_settings_that_contradict_each_other_are_refused(
         "--from": {"start": "texts", "sigma": 0.1},
         "--from.*": {"start": "texts", "pairs": 0.5, "set": ["width=48"]},
         "lm": {"start": "lm", "pairs": 0.5},
-        "--unconditional": {"start": "lm", "unconditional": True},
-        "--sigma": {"unconditional": True, "sigma": 0.1},
-        "--seed": {"esper": True, "start": "lm", "pairs": 0.5},
+        "c3-lm": {"esper": True, "set": []},
         "other-model": {"esper": True, "start": "lm", "set": [], "store": "other"},
         "sigma": {"pipeline": preset("c1"), "sigma": 0.1},
         "lafite": {"preset": "lafite", "sigma": 0.2},
-        "--pseudo-pairs": {"pseudo_pairs": True, "pairs": 0.5},
         "--pairs .* 0": {"pairs": 0},
         "--pairs .* 1.5": {"pairs": 1.5},
         "--train-fraction .* 1.5": {"train_fraction": 1.5},

@@ -42,7 +42,7 @@ from tests.conftest import C3, copy_photos, done, slice_of, unit_rows, write_jso
 
 from ..connect.photos import save_tiny_clip
 from ..imaging.conftest import MICRO_SIZE, mini_store
-from ..test_choices import wrong_values
+from ..test_choices import CHOSEN, excluded_options, wrong_values
 from .option_cases import (
     ARGUMENTS,
     CASES,
@@ -279,6 +279,29 @@ def test_the_shell_and_python_refuse_the_same_values(
         assert result.exit_code == 2 and f"Invalid value for '{option.opts[0]}" in result.output
         with pytest.raises(InvalidOptionError, match=rf"^{name} must be .+, not {wrong!r}\.$"):
             attrgetter(verb)(c3tools)(**{name: wrong})
+
+
+def excluded_on_the_command_line() -> Iterator[tuple[str, Any, Any]]:
+    """Yield options that have no effect with another: command, option, and the other."""
+    for command, source in COMMANDS.items():
+        parameters = parameters_of(command)
+        options = {each.name: each for each in parameters if each.param_type_name == "option"}
+        for verb, name, other in excluded_options():
+            if verb in source.verbs and {name, other} <= options.keys():
+                yield command, options[name], options[other]
+
+
+@pytest.mark.parametrize(("command", "option", "other"), list(excluded_on_the_command_line()))
+def test_options_that_have_no_effect_with_others_are_refused(
+    c3: C3, command: str, option: Any, other: Any
+) -> None:
+    words = ["--output", "new"] if command == "split" else []  # which is required there
+    for each in (option, other):
+        words.append(flag_of(each))
+        words += [] if each.is_flag else [CHOSEN.get(each.name, "1")]
+    result = c3(*command.split(), *words)
+    assert result.exit_code == 2
+    assert f"{flag_of(option)} has no effect with {flag_of(other)}." in result.stderr
 
 
 REQUIRED = [
