@@ -422,15 +422,12 @@ def _rows_to_learn(store: Store, settings: CaptionerSettings) -> RowsToLearn:
 
     # The same share of both, so that the pairs used to choose the checkpoint are counted too
     sample = f"pairs {settings.seed}"
-    train = train.sample(settings.pairs, sample)
-    val = val.sample(settings.pairs, sample)
-    train_images = counted(train.item_count, "image")
-    val_images = counted(val.item_count, "other")
-    train = captions_of_images(images, train)
-    val = captions_of_images(images, val)
+    train = captions_of_images(images, train).sample(settings.pairs, sample)
+    val = captions_of_images(images, val).sample(settings.pairs, sample)
     notes.append(
-        f"Training on pairs: {counted(len(train), 'caption')} of {train_images}; the checkpoint "
-        f"is chosen on {counted(len(val), 'caption')} of {val_images}."
+        f"Training on pairs: {counted(len(train), 'caption')} of "
+        f"{counted(train.item_count, 'image')}; the checkpoint is chosen on "
+        f"{counted(len(val), 'caption')} of {counted(val.item_count, 'other')}."
     )
     return RowsToLearn(train, val, notes)
 

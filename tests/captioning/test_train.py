@@ -223,6 +223,21 @@ def test_few_pairs_from_scratch_and_on_top_of_texts(
     assert captioner.pipeline.config() == made[0].pipeline.config()
 
 
+def test_few_pairs_are_drawn_among_the_captions_with_an_image(
+    captions_store: Store, tmp_path: Path
+) -> None:
+    # 10 images of train and 2 of val, with two captions each; all other captions have none
+    images = captions_store.load("image").select(np.arange(16))
+    texts = captions_store.load("text")
+    store = build_store(tmp_path / "store", images, texts, model=TOY, dtype="float32")
+    learned = _rows_to_learn(
+        store, Mock(train_split="train", train_fraction=1, pseudo_pairs=False, pairs=0.5, seed=0)
+    )
+    assert (len(learned.train), len(learned.val)) == (10, 2)
+    assert "10 captions of 5 images" in learned.notes[-1]
+    assert "2 captions of 1 other" in learned.notes[-1]
+
+
 def test_pseudo_pairs_are_images_with_their_nearest_training_captions(
     captions_store: Store, train: Any
 ) -> None:
