@@ -1,5 +1,5 @@
-"""Types of options: those that have a few values, and ranges of numbers. `c3 COMMAND --help` shows
-both, and other values are refused. So are options that others leave without effect.
+"""Types of options with a fixed set of values or a range of numbers. `c3 COMMAND --help` shows
+them, and other values are rejected. So are options that have no effect with others.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ NumberFormat = Literal["float16", "float32"]
 """Of embeddings on disk."""
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-"""Of computations; auto is bf16 where the hardware computes in it, else fp32."""
+"""Of computations; auto is bf16 if the hardware computes in it, otherwise fp32."""
 
 EncoderPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 """Of encoders, which can also run in int8 on a CPU."""
 
 ExecutorName = Literal["local", "ray"]
-"""Where work runs: on this machine, or on a Ray cluster."""
+"""The place where work runs: this machine, or a Ray cluster."""
 
 ExportFormat = Literal["parquet", "npy", "safetensors", "hf", "clip-retrieval"]
 """Of exported files; hf is a folder for datasets, clip-retrieval one for that program."""
@@ -72,10 +72,10 @@ ExportMetric = Literal["ip", "l2"]
 """Of searches among the rows of an export: the inner product, or L2 and cosine as well."""
 
 ExportRole = Literal["auto", "training", "inference"]
-"""Which rows of an export are training inputs."""
+"""The rows of an export that are training inputs."""
 
 LongTexts = Literal["cut", "chunk", "mean"]
-"""What is done with texts that are longer than the model reads."""
+"""How to handle texts longer than the model's context."""
 
 DecoderSize = Literal["tiny", "small", "base", "paper"]
 """Of decoders; paper is GPT-2."""
@@ -90,10 +90,10 @@ Steer = Literal["magic", "zerocap"]
 """How an encoder steers a decoder."""
 
 TowerMode = Literal["lit", "full"]
-"""Which towers are trained: that of texts, or both."""
+"""The towers to train: the text tower, or both."""
 
 HitKind = Literal["item", "row"]
-"""What a hit of a search is: an item with its rows, or a row."""
+"""The kind of hit of a search: an item with its rows, or a row."""
 
 # by public function and option: the options that leave it without effect
 EXCLUSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {

@@ -1,5 +1,5 @@
-"""The one place that picks device, precision and the number of threads; torch is imported only
-where it is needed.
+"""The only module that picks the device, the precision and the number of threads. It imports torch
+only where it is needed.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
         C3Error: for a missing device, or a precision that the device does not support.
     """
     if precision == "int8" and not encoder:
-        raise C3Error("int8 is for encoders only.", remedy="Use auto, fp32, bf16 or fp16.")
+        raise C3Error("Only encoders run in int8.", remedy="Use auto, fp32, bf16 or fp16.")
     name = _device(device)
     kind = name.partition(":")[0]
     if kind == "cpu":

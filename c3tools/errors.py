@@ -32,7 +32,7 @@ from typing import Any
 
 
 class C3Error(Exception):
-    """Base class of errors that the user can solve.
+    """Base class of errors that the user can fix.
 
     Args:
         message: what is wrong, and where.
@@ -171,8 +171,8 @@ def explain_missing(purpose: str) -> Iterator[None]:
         requirement = next((name for name in required if name.startswith(package)), package)
         raise MissingRequirementError(
             f"{purpose} needs the package {package}, which is not installed.",
-            remedy=f'Install it with: pip install "{requirement}". An installation of c3tools '
-            "without --no-deps has all that is needed.",
+            remedy=f'Install it with: pip install "{requirement}". A normal installation of '
+            "c3tools (without --no-deps) includes it.",
         ) from error
 
 

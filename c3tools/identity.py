@@ -85,7 +85,7 @@ class ModelIdentity(dict[str, Any]):
         other = ModelIdentity(model or {})
         if not self.same_as(other):
             raise error(
-                f"{own} is of the model {self}, but {theirs} of {other}. Embeddings of different "
-                f"models cannot be mixed.",
+                f"{own} belongs to the model {self}, but {theirs} to {other}. Embeddings of "
+                f"different models cannot be mixed.",
                 remedy=remedy,
             )

@@ -70,7 +70,7 @@ def machine_report(description: Mapping[str, Any]) -> list[str | Table]:
     builds = [name for name in _BUILDS_OF_FAISS if description["packages"].get(name)]
     if len(builds) > 1:
         faiss_lines.append(
-            f"{' and '.join(builds)} own the same files. Uninstall them, then install one."
+            f"{' and '.join(builds)} install the same files. Uninstall them all, then install one."
         )
     return [
         f"c3tools {description['c3tools']}, Python {description['python']}, "

@@ -174,6 +174,6 @@ def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path} is not a readable moments file ({error}).",
-            remedy="Copy it again, or run the command again that made it, such as `c3 embed`, "
-            "`c3 export` or `c3 means save`.",
+            remedy="Copy it again, or rerun the command that made it, such as `c3 embed`, `c3 "
+            "export` or `c3 means save`.",
         ) from error

@@ -1,4 +1,4 @@
-"""Classes that other packages add to c3tools: encoders, steps of pipelines and caption metrics.
+"""Classes that other packages add to c3tools: encoders, pipeline steps and caption metrics.
 
 A package names its class as an entry point:
 
@@ -42,8 +42,8 @@ def load_plugin(entry: EntryPoint, base: type[_Base]) -> type[_Base]:
         ) from error
     if not isinstance(loaded, type) or not issubclass(loaded, base):
         raise C3Error(
-            f"The package {package} adds {entry.name} to {entry.group}, but {entry.value} is no "
+            f"The package {package} adds {entry.name} to {entry.group}, but {entry.value} is not a "
             f"subclass of {base.__module__}.{base.__name__}.",
-            remedy=f"Report this to the maker of {package}, or uninstall it.",
+            remedy=f"Report this to the maintainer of {package}, or uninstall it.",
         )
     return loaded

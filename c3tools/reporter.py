@@ -1,4 +1,4 @@
-"""The reporter: messages, progress and scalars of long work.
+"""The reporter: messages, progress and scalars of long-running functions.
 
 Library functions send messages and progress to a ``reporter``; the default one ignores them. The
 commands pass a `TerminalReporter` (terminal.py). This file imports nothing else, so that numpy-only
@@ -25,7 +25,7 @@ class Progress:
 
 
 class Reporter:
-    """Receives the messages and progress of long functions. This base class ignores them."""
+    """Receives messages and progress from long-running functions. This base class ignores them."""
 
     def message(self, text: str) -> None:
         """Show a message to the user."""

@@ -60,7 +60,8 @@ class SafeConsole(Console):
 
 
 class TerminalReporter(Reporter):
-    """Writes messages and progress to standard error, so that standard output only has results.
+    """Writes messages and progress to standard error, so that standard output contains only
+    results.
 
     Args:
         console: where to write; standard error by default.

@@ -1,4 +1,4 @@
-"""Printing of the methods and tables of `c3 ablate-captions` and `ablate-images`."""
+"""Print the methods and tables of `c3 ablate-captions` and `ablate-images`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def print_ablation(result: Ablation, output: str) -> list[dict[str, Any]]:
     """Print a table, what it shows and its command, and return its runs."""
     for table in result.tables():
         print_table(table)
-    for note in [*result.notes, *result.facts, "", "This command makes the table:"]:
+    for note in [*result.notes, *result.facts, "", "This command produces the table:"]:
         out.print(note)
     out.print(result.command, style="dim", soft_wrap=True)
     message(f"Wrote {output}/table.md and {output}/table.html")

@@ -81,7 +81,7 @@ COMMANDS = {name: source for commands in PANELS.values() for name, source in com
 _GROUPS = {
     "means": "Show, save, load or merge the means of a store.",
     "connect": "Train heads or towers with a contrastive loss.",
-    "simulate": "Repeat the simulations of the theory of the gap.",
+    "simulate": "Run the simulations from the theory of the modality gap.",
 }
 
 

@@ -295,7 +295,7 @@ class _DerivedCommand(_PlainFlags):
         single: Any = [o for o in order if not (o.multiple or getattr(o, "is_flag", False))]
         for option in single:
             if option.param_type_name == "option" and single.count(option) > 1:
-                raise typer.BadParameter("one value was expected, not several.", ctx, option)
+                raise typer.BadParameter("this option takes one value, not several.", ctx, option)
         return super().parse_args(ctx, rewritten)
 
     def invoke(self, ctx: Any) -> Any:

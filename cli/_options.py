@@ -1,5 +1,5 @@
-"""Settings of options that a parameter of Python does not have: flags, what they need. For what
-excludes what, see `c3tools.choices.EXCLUSIONS`.
+"""Settings of options that a Python parameter cannot express, such as flags and required other
+options. For options that exclude each other, see `c3tools.choices.EXCLUSIONS`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def output_file(text: str | Path, suffix: str) -> Path:
     if isinstance(path, Path):
         existing = path if path.exists() else path.parent
         if path.is_dir() or not path.parent.is_dir() or not os.access(existing, os.W_OK):
-            remedy = "Give a file in a folder that exists and can be written."
+            remedy = "Choose a file in an existing, writable folder."
             raise C3Error(f"The file {path} cannot be written.", remedy=remedy)
         if path.exists():
             # Not at the top: the lock that it imports takes 0.07 s of every start
@@ -96,7 +96,7 @@ def _local_path(text: str | Path) -> Path:
     if is_url(text):
         raise C3Error(
             f"{text} is a URL, but a path on this machine is needed here.",
-            remedy="Use a local folder, and copy it to the URL afterwards.",
+            remedy="Use a local folder, then copy it to the URL.",
         )
     return Path(text)
 
@@ -113,7 +113,7 @@ def _named_file(text: str) -> NamedFile:
     name, _, path = text.partition("=")
     if not name.isidentifier() or not path:
         raise C3Error(
-            f"--other {text} is not of the form NAME=FILE.",
+            f"--other {text} does not have the form NAME=FILE.",
             remedy="For example: --other audio=a.npy",
         )
     return NamedFile(name, Path(path))

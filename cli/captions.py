@@ -22,9 +22,9 @@ from ._derive import Outcome
 def train_decoder(**options: Any) -> Any:
     """Train a caption decoder on text embeddings alone.
 
-    If you have a few pairs, train on texts first, then run it again with --from c3-decoder --pairs
-    0.01 -o tuned. Run the same command again to continue an interrupted run. To replace a decoder
-    that has other settings, add --overwrite.
+    If you have a few image–caption pairs, train on texts first, then train again with --from
+    c3-decoder --pairs 0.01 -o tuned. Run the same command again to continue an interrupted run. To
+    replace a decoder that has other settings, add --overwrite.
     """
     decoder = c3tools.train_captioner(**options, reporter=reporter())
     print_table(decoder.losses())
@@ -38,11 +38,11 @@ def caption(
 ) -> Any:
     """Caption images or embeddings with a trained decoder.
 
-    Images are encoded with the model that the decoder was trained for. Captions are written as they
-    are made. Run the same command again to continue an interrupted run; existing captions are kept.
+    Images are encoded with the model that the decoder was trained for. Captions are saved one by
+    one. Run the same command again to continue an interrupted run; existing captions are kept.
 
     Unreadable files are listed, and the others are captioned. The exit code is 1 if no file can be
-    read, or, with --strict, if any cannot.
+    read; with --strict, if any file cannot be read.
 
     Args:
         paths: Images and folders of images; - reads paths from standard input, one per line.
@@ -63,7 +63,7 @@ def caption(
         message(f"Wrote {' and '.join(written)}")
     if result.failures:
         files = counted(len(result.failures) + len(result.captions), "file")
-        message(f"{len(result.failures):,} of {files} could not be read. They are named above.")
+        message(f"{len(result.failures):,} of {files} could not be read. They are listed above.")
     is_error = bool(result.failures) and (strict or not result.captions)
     return Outcome(None, int(is_error))
 
@@ -76,7 +76,7 @@ def evaluate_captions(
     """Caption the test images and score the captions.
 
     Scores are in percent. The images are captioned from their embeddings in the store. To score
-    captions of another program instead, use --captions.
+    another program's captions instead, use --captions.
 
     Args:
         coco: Also write the captions to this file, in COCO's results format.
@@ -114,8 +114,8 @@ def ablate_captions(*, list_all: bool = False, **options: Any) -> Any:
 def demo(*, photos_to: Path | None = None, **options: Any) -> Any:
     """Caption photos and compare methods, offline.
 
-    Captions by the bundled captioner are in OUTPUT/captions.html within a minute. Then four
-    decoders are trained and compared; their scores and captions are in OUTPUT/demo.html.
+    Within a minute, OUTPUT/captions.html shows captions by the bundled captioner. Then four
+    decoders are trained and compared; OUTPUT/demo.html shows their scores and captions.
 
     Args:
         photos_to: Only copy the bundled photos to this folder.
@@ -133,8 +133,5 @@ def demo(*, photos_to: Path | None = None, **options: Any) -> Any:
             print_table(table)
         for note in result.images.notes:
             out.print(note)
-        message(
-            f"The images that were generated from captions are in "
-            f"{options['output']}/images/table.html"
-        )
+        message(f"The images generated from captions are in {options['output']}/images/table.html")
     return result.to_dict()["runs"]

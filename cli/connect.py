@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def heads(**options: Any) -> Any:
     """Train two small heads on frozen features.
 
-    The features are two modalities of a store, two stores, or two files of vectors. The output
-    folder contains the heads and a log of the geometry by step (geometry.json, geometry.svg). Run
-    the same command again to continue an interrupted run. `c3 connect apply` makes a store with the
-    heads.
+    The features are two modalities of a store, one modality each of two stores, or two files of
+    vectors. The output folder contains the heads and a log of the geometry during training
+    (geometry.json, geometry.svg). Run the same command again to continue an interrupted run. To
+    build a store with the heads, use `c3 connect apply`.
     """
     features = _read_features(options)
     connected = c3tools.connect_heads(features, **options, reporter=reporter())
@@ -31,7 +31,7 @@ def heads(**options: Any) -> Any:
 
 
 def apply(heads: str = "c3-heads", **options: Any) -> Any:
-    """Apply trained heads, and write a new store.
+    """Apply trained heads and write a new store.
 
     The features must come from the same towers. Keys, splits and captions are copied.
     """
@@ -49,9 +49,10 @@ def apply(heads: str = "c3-heads", **options: Any) -> Any:
 def lit(paths: list[str], **options: Any) -> Any:
     """Train the text tower of an open_clip model.
 
-    It learns from photos with captions; the image tower stays frozen, so the photos are encoded
-    once. The output folder is a model for every command (--model local-dir:c3-model), with a log of
-    the geometry. Run the same command again to continue an interrupted run.
+    The text tower learns from photos with captions. The image tower stays frozen, so each photo is
+    encoded only once. Every command can load the trained model with --model local-dir:c3-model. Its
+    folder also contains a log of the geometry. Run the same command again to continue an
+    interrupted run.
     """
     return _connect_towers(paths, "lit", options)
 
@@ -59,10 +60,10 @@ def lit(paths: list[str], **options: Any) -> Any:
 def full(paths: list[str], **options: Any) -> Any:
     """Train both towers of an open_clip model.
 
-    They learn from photos with captions. Large batches fit into memory, because only --chunk pairs
-    are embedded at a time (gradient caching). The output folder is a model for every command
-    (--model local-dir:c3-model), with a log of the geometry. Run the same command again to continue
-    an interrupted run.
+    The towers learn from photos with captions. Large batches fit into memory, because only --chunk
+    pairs are embedded at a time (gradient caching). Every command can load the trained model with
+    --model local-dir:c3-model. Its folder also contains a log of the geometry. Run the same command
+    again to continue an interrupted run.
     """
     return _connect_towers(paths, "full", options)
 
@@ -97,7 +98,7 @@ def _print(
     output = options["output"]
     print_table(connected.table())
     message(
-        f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: "
+        f"Wrote {output}/. The geometry per step is shown in {output}/geometry.svg. Next: "
         f"{following}"
     )
     return connected.record

@@ -1,4 +1,4 @@
-"""`c3 pairs` and `duplicates`: what to look at before training.
+"""`c3 pairs` and `duplicates`: checks before training.
 
 For ``**options`` and what is returned, see __init__.py.
 """
@@ -24,13 +24,13 @@ def pairs(
 ) -> Any:
     """Find captions that probably belong to another image.
 
-    Prints the expected share of wrong pairs and the pairs that fit worst, and writes all pairs to a
-    table and the worst ones to an HTML page. The store is not changed. --mark-worst and
-    --mark-below mark train pairs in the table, and c3 leave-out TABLE leaves them out.
+    Prints the estimated share of wrong pairs and the worst-fitting pairs, and writes all pairs to a
+    table and the worst ones to an HTML page. To leave out bad train pairs, mark them with
+    --mark-worst or --mark-below, then run `c3 leave-out TABLE`. The store itself is not changed.
 
     Args:
-        table: Parquet file for all pairs. By default pairs.parquet, none with ``json``.
-        html: Path or URL of the HTML page. By default pairs.html, none with ``json``.
+        table: Parquet file for all pairs. By default pairs.parquet, or no file with ``json``.
+        html: Path or URL of the HTML page. By default pairs.html, or no page with ``json``.
     """
     table_file = extra_output(table, "pairs.parquet", json)
     page = extra_output(html, "pairs.html", json)
@@ -53,14 +53,14 @@ def duplicates(
 ) -> Any:
     """Find copies of images and texts.
 
-    Looks within and across splits. Writes the groups to a table and, side by side, to an HTML page.
-    The store is not changed. Copies in train are marked in the table, and c3 leave-out TABLE leaves
-    them out. Not found: photos that were rotated, stretched, cropped by more than 30%, or are part
-    of a screenshot or collage.
+    Searches within and across splits. Writes groups of copies to a table and, side by side, to an
+    HTML page. The table marks the copies in train; to leave them out, run `c3 leave-out TABLE`. The
+    store itself is not changed. Photos that were rotated, stretched, cropped by more than 30%, or
+    made part of a screenshot or collage are not found.
 
     Args:
-        table: Parquet file for all groups. By default duplicates.parquet, none with ``json``.
-        html: Path or URL of the HTML page. By default duplicates.html, none with ``json``.
+        table: Parquet file for all groups. By default duplicates.parquet, or no file with ``json``.
+        html: Path or URL of the HTML page. By default duplicates.html, or no page with ``json``.
     """
     table_file = extra_output(table, "duplicates.parquet", json)
     page = extra_output(html, "duplicates.html", json)

@@ -30,7 +30,7 @@ def gap_report(
 
     Args:
         full: Print every table, not only the verdict.
-        html: Path or URL of the HTML page. By default gap-report.html, none with ``json``.
+        html: Path or URL of the HTML page. By default gap-report.html, or no page with ``json``.
         figures: Also write every figure to this folder, as PNG and SVG.
     """
     page = extra_output(html, "gap-report.html", json)
@@ -59,8 +59,8 @@ def gap_report(
 def clusters(**options: Any) -> Any:
     """Cluster images and texts together.
 
-    Prints whether the clusters are reliable and what distinguishes the largest ones. Writes the
-    cluster of every row, an HTML page, and the centroids to a folder.
+    Prints whether the clusters are reliable and what distinguishes the largest ones. Writes each
+    row's cluster, the centroids and an HTML page to a folder.
     """
     clustered = c3tools.cluster(**options, reporter=reporter())
     for paragraph in clustered.explanation():
@@ -77,8 +77,8 @@ def simulate(
     ``figure`` is given.
 
     Args:
-        figure: File for the figure: .svg, .png or .pdf. By default simulate-NAME.svg, none with
-            --json.
+        figure: File for the figure: .svg, .png or .pdf. By default simulate-NAME.svg, or no figure
+            with --json.
     """
     drawing = extra_output(figure, f"{verb.__name__.replace('_', '-')}.svg", json)
     result = verb(**options, reporter=reporter())

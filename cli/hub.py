@@ -32,21 +32,21 @@ def push(
 ) -> Any:
     """Upload a store, decoder, generator or pipeline.
 
-    It goes to the Hugging Face hub, with a card. A store becomes a data set, without the images.
-    Log in with `hf auth login` or the variable HF_TOKEN.
+    The folder is uploaded to the Hugging Face hub, with a card. A store becomes a data set without
+    the images. To log in, run `hf auth login` or set HF_TOKEN.
 
     Args:
         folder: A decoder, a generator, a fitted pipeline or a store.
         repository: The repository, created if it does not exist.
         private: Make a new repository private.
-        license: For the card: mit, cc-by-4.0, ...
+        license: The licence on the card, for example mit or cc-by-4.0.
         revision: The branch. By default main.
     """
     name = next((name for file, (name, _) in _KINDS.items() if (folder / file).is_file()), None)
     if name is None:
         raise C3Error(
-            f"{folder} holds nothing that can be pushed: none of {', '.join(_KINDS)} is there.",
-            remedy="Name the folder of a decoder, a generator, a fitted pipeline or a store.",
+            f"{folder} contains nothing that can be pushed: none of {', '.join(_KINDS)} is there.",
+            remedy="Pass the folder of a decoder, a generator, a fitted pipeline or a store.",
         )
     kind = getattr(c3tools, name)
     result = (kind.open if name == "Store" else kind.load)(folder)
@@ -66,14 +66,14 @@ def pull(
 ) -> Any:
     """Download a store, decoder, generator or pipeline.
 
-    It is fetched from the Hugging Face hub to a folder.
+    The repository is downloaded from the Hugging Face hub into a folder.
 
     Args:
-        repository: A repository that c3 push made.
+        repository: A repository created by c3 push.
         output: A new folder. By default c3-decoder, c3-generator, c3-pipeline or c3-store,
             depending on the content.
         revision: A branch, a tag or a commit. By default main.
-        dataset: Fetch the store of this name, even if a model has the same name.
+        dataset: Download the data set of this name, even if a model has the same name.
     """
     from c3tools.io.artifact import replacing, require_result_or_empty
     from c3tools.io.hub import class_of
@@ -85,7 +85,7 @@ def pull(
     folders = dict(_KINDS.values())  # the default folder by class
     if name not in folders:
         raise C3Error(
-            f"{repository} holds a {name}, which this c3tools does not know.",
+            f"{repository} contains a {name}, which this version of c3tools does not support.",
             remedy="Update c3tools.",
         )
     folder = output or Path(folders[name])
@@ -96,7 +96,7 @@ def pull(
         kind.from_pretrained(fetched)
     has_same_content = has_same_rows if is_store else _has_same_files
     if folder.is_dir() and has_same_content(fetched, folder):
-        message(f"{folder} contains the {name} of {repository} already: nothing to do.")
+        message(f"{folder} already contains the {name} of {repository}; there is nothing to do.")
     else:
         require_result_or_empty(folder, name)
         if is_store:

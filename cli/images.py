@@ -1,4 +1,5 @@
-"""Train generators of images, generate and score images, and compare methods.
+"""`c3 train-generator`, `generate`, `evaluate-images` and `ablate-images`: images from embeddings,
+and their scores.
 
 For ``**options`` and what is returned, see __init__.py.
 """
@@ -18,10 +19,10 @@ from ._console import SHORT, message, print_table, reporter
 def train_generator(**options: Any) -> Any:
     """Train an image generator on photos alone.
 
-    It learns from the store's photos and their image embeddings. Training reads no text;
-    afterwards, `c3 generate "a dog on the beach"` makes images from texts. The photos are read from
-    their paths in the store. Run the same command again to continue an interrupted run. To replace
-    a generator that has other settings, add --overwrite.
+    The generator learns from the store's photos and their embeddings, without texts. Afterwards,
+    `c3 generate "a dog on the beach"` generates images from texts. The photos are read from the
+    paths that the store records. Run the same command again to continue an interrupted run. To
+    replace a generator that has other settings, add --overwrite.
     """
     generator = c3tools.train_generator(**options, reporter=reporter())
     print_table(generator.losses())
@@ -33,9 +34,9 @@ def train_generator(**options: Any) -> Any:
 def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options: Any) -> Any:
     """Generate images from texts, embeddings or photos.
 
-    The same text and seed give the same image, and an HTML page shows them all. Run the same
-    command again to continue an interrupted run; existing images are kept. Only pre-trained
-    generators need the store.
+    The same text and seed give the same image. An HTML page shows all images. Run the same command
+    again to continue an interrupted run; existing images are kept. Only pre-trained generators need
+    the store.
 
     Args:
         images: Make variations of this photo.
@@ -63,9 +64,9 @@ def evaluate_images(images: str | Path = "c3-images", **options: Any) -> Any:
 def ablate_images(*, list_all: bool = False, **options: Any) -> Any:
     """Train and score generation methods, in one table.
 
-    Each method trains a generator on photos alone, which makes an image from a caption of every
-    test photo. Training a tiny generator takes about 17 minutes on one core with AVX-512 bf16, and
-    an hour or more on one without. Finished results and trained generators are kept. Run the same
+    Each method trains a generator on photos alone, then generates an image from one caption of each
+    test photo. Training a tiny generator takes about 17 minutes on a core with AVX-512 bf16, and an
+    hour or more on other cores. Finished results and trained generators are kept. Run the same
     command again to continue, or to add methods, seeds or sigmas.
 
     Args:

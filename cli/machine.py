@@ -1,4 +1,4 @@
-"""`c3 models` and `info`: the models that can be loaded by name, and what this machine offers."""
+"""`c3 models` and `info`: models that load by name, and the capabilities of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ._console import out, print_table
 def models(containing: str = "", *, here: bool = False) -> Any:
     """List the models that --model takes.
 
-    These are the bundled model, the open_clip models, and the kinds of model of other libraries.
+    The list contains the bundled model, the open_clip models, and the kinds of models that other
+    libraries provide.
     """
     from c3tools.encoders.networks import model_table
     from c3tools.encoders.plugins import kind_table

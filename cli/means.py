@@ -41,7 +41,7 @@ def save(file: str | Path, *, store: str | Path = "c3-store", split: str = "trai
 def load(file: str, *, store: str | Path = "c3-store") -> Any:
     """Fit Collapse on the moments of another corpus.
 
-    `c3 means save` writes such a file. `c3 means unload` goes back to the store's own moments.
+    `c3 means save` writes a file of moments. `c3 means unload` restores the store's own moments.
     """
     moments = c3tools.load_means(store, file)
     message(f"Collapse now uses the moments in {file}: {', '.join(moments)}.")
@@ -51,12 +51,12 @@ def load(file: str, *, store: str | Path = "c3-store") -> Any:
 def unload(*, store: str | Path = "c3-store") -> Any:
     """Go back to the store's own moments."""
     c3tools.unload_means(store)
-    message(f"Collapse now uses the moments of {store} itself.")
+    message(f"Collapse now uses the store's own moments ({store}).")
     return {"store": str(store)}
 
 
 def merge(files: list[str], *, output: Path) -> Any:
-    """Merge moments files of several machines or corpora."""
+    """Merge moments files from several machines or corpora."""
     return _report_written(output, c3tools.merge_means(files, output))
 
 

@@ -1,4 +1,4 @@
-"""`c3 export`, `index` and `search`: embeddings for other programs, and search in them.
+"""`c3 export`, `index` and `search`: embeddings for other programs, and search.
 
 For ``**options`` and what is returned, see __init__.py.
 """
@@ -38,18 +38,15 @@ def export(*, list_all: bool = False, **options: Any) -> Any:
         for name in report.rows if options["format"] == "hf" else ():
             message(f'Read it with: datasets.load_dataset("{report.output}", "{name}")')
         message(f'For new embeddings: c3tools.Pipeline.load("{report.output}")')
-        message(
-            f'For its rows, which went through it: c3tools.Pipeline.for_rows("{report.output}")'
-        )
+        message(f'For this export\'s own rows: c3tools.Pipeline.for_rows("{report.output}")')
     return report.to_dict()
 
 
 def index(**options: Any) -> Any:
     """Build an index of a store for c3 search.
 
-    Run it again after the store has changed. Only the rows of new, changed and removed shards are
-    then written or removed. The index is rebuilt if the settings differ or if the store has more
-    than doubled, and a message gives the reason.
+    Run it again after the store has changed. This updates only new, changed and removed shards. The
+    index is rebuilt, with a message, if the settings differ or if the store has more than doubled.
     """
     built = c3tools.build_index(**options, reporter=reporter())
     for line in built.lines():
@@ -69,22 +66,22 @@ def search(
 ) -> Any:
     """Search images and texts as one list.
 
-    An image and its texts are one hit, ranked by the best of them. Exact copies (files with the
-    same SHA-256, or equal texts without an image) are one hit too. --by row lists every row.
+    An image and its texts are one hit, ranked by its best row. Exact copies (files with the same
+    SHA-256, or equal texts without an image) are also one hit. --by row lists every row.
 
-    The score says how many standard deviations a row's cosine is above the cosine of unrelated rows
-    of its modality, so that images and texts can be compared.
+    The score is the number of standard deviations by which a row's cosine exceeds the mean cosine
+    of unrelated rows of its modality. It makes images and texts comparable.
 
-    A text and an image are one query: c3 search "red" --image PHOTO. Their vectors are added, after
-    the mean of each modality is subtracted. --weights 1,0.5 counts the photo half, and --weights
-    -1,1 finds what is like the photo and unlike the text. If both count the same, the score is the
-    cosine itself, which ranks such a query better, unless the index has fused rows.
+    A text and an image together form one query: c3 search "red" --image PHOTO. Their vectors are
+    added after each modality's mean is subtracted. With --weights 1,0.5 the photo counts half;
+    --weights -1,1 finds rows that are like the photo and unlike the text. If text and image count
+    the same, the score is the plain cosine (except in an index of fused rows).
 
     Args:
         image: Search with this image.
         audio: Search with this audio file.
         index: The folder of the index. By default c3-index or, if it is missing, the index that c3
-            embed --faiss made next to the store.
+            embed --faiss built next to the store.
         html: Also write an HTML page with thumbnails.
         text: Texts to search for; - reads them from standard input, one per line.
     """
@@ -112,7 +109,8 @@ def search(
 def serve(**options: Any) -> None:
     """Serve a search page and a JSON API.
 
-    Images and texts are in one list, as in `c3 search`. GET /search?q=TEXT&k=10 returns JSON; POST
-    /search takes a photo (Content-Type: image/...) or {"vector": [...], "modality": "text"}.
+    Images and texts are ranked in one list, as in `c3 search`. The API answers in JSON: GET
+    /search?q=TEXT&k=10, or POST /search with a photo (Content-Type: image/...) or with {"vector":
+    [...], "modality": "text"}.
     """
     c3tools.serve_index(**options, reporter=reporter())

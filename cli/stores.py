@@ -21,20 +21,21 @@ NOT_WHOLE = 3  # the exit code of `c3 verify`
 def embed(paths: list[str], *, faiss: bool = False, strict: bool = False, **options: Any) -> Any:
     """Embed images, videos and texts into a store.
 
-    Captions are found automatically for each image: in captions.jsonl, metadata.jsonl,
-    metadata.csv, captions.csv or a COCO .json in its folder, or in a .txt file with its name. Tars
-    and tables contain their own. Run the same command again to continue an interrupted run or to
-    add inputs.
+    Captions are detected automatically: in captions.jsonl, metadata.jsonl, metadata.csv,
+    captions.csv or a COCO .json in the image's folder, or in a .txt file with the image's name.
+    Tars and tables contain their own captions. Run the same command again to continue an
+    interrupted run or to add inputs.
 
     Inputs that cannot be embedded are listed in failures.parquet, and the run continues. The exit
-    code is 1 if every image, video, audio file or text failed, or, with --strict, if any input did.
+    code is 1 if all images, all videos, all audio files or all texts failed; with --strict, if any
+    input failed.
 
     Args:
-        paths: Images, videos or folders of them, WebDataset tars, Parquet or Arrow tables, text
-            files. {000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://.
-            - reads texts from standard input, one per line.
-        faiss: Also index the embeddings, unchanged, in STORE-index, which c3 search opens if there
-            is no c3-index.
+        paths: Images, videos, folders, WebDataset tars, Parquet or Arrow tables, or text files.
+            URLs work too (s3://, gs://, hf://, http(s)://); {000..012} and * are expanded. - reads
+            texts from standard input.
+        faiss: Also build an index of the unchanged embeddings in STORE-index. c3 search uses it if
+            there is no c3-index.
         strict: Exit with code 1 if any input could not be embedded.
     """
     if faiss:
@@ -69,7 +70,7 @@ def embed(paths: list[str], *, faiss: bool = False, strict: bool = False, **opti
 def import_(source: Path | None = None, **options: Any) -> Any:
     """Make a store from embeddings that you already have.
 
-    Rows without ids are paired in order.
+    Images and texts without ids are paired in order.
     """
     report = c3tools.import_embeddings(source, **options, reporter=reporter())
     for line in report.lines():
@@ -81,11 +82,11 @@ def verify(**options: Any) -> Any:
     """Check that every file of a store is there and intact.
 
     Exports and indexes are checked too. Each problem is reported with its file and the command that
-    solves it. The exit code is 0 if nothing is wrong, 3 if files are missing or damaged or the run
-    that writes the store did not finish, and 1 for an error, such as a missing store.
+    fixes it. Exit codes: 0 if nothing is wrong; 3 if files are missing or damaged, or if the run
+    that writes the store did not finish; 1 for errors, such as a missing store.
 
     --repair removes damaged shards, so that the `c3 embed` or `c3 import` command that made the
-    store can make them again. If their inputs are gone, --forget gives up their rows.
+    store can recreate them. If their inputs no longer exist, use --forget.
     """
     result = c3tools.verify_store(**options, reporter=reporter())
     for line in result.counts():
@@ -111,9 +112,9 @@ def merge(stores: list[Path], **options: Any) -> Any:
 def split(**options: Any) -> Any:
     """Copy a store with new train, val and test splits.
 
-    Rows are assigned by a stable hash of the key, or by --file. Texts follow their image. Means are
-    computed for the new splits, so that Collapse is fitted on the new train split. The old store is
-    not changed.
+    Rows are assigned by a stable hash of their keys, or by --file. Texts get the split of their
+    image. The new store has its own means, so that Collapse is fitted on the new train split. The
+    old store is not changed.
     """
     report = c3tools.split_store(**options, reporter=reporter())
     print_table(report.table())
@@ -126,8 +127,8 @@ def leave_out(tables: list[Path] | None = None, **options: Any) -> Any:
     """Leave rows out of a store, or take them back.
 
     The rows stay in the store, but no command uses them. Without tables and --key, the command
-    lists the rows that are left out. An image is left out together with its captions, a caption
-    without its image. Exports and indexes follow when their command is run again.
+    lists the rows that are left out. Leaving out an image also leaves out its captions; leaving out
+    a caption keeps the image. To update an export or an index, run its command again.
     """
     result = c3tools.leave_out(tables=tables or (), **options)
     is_listing = not (tables or options["keys"] or options["undo"])

@@ -64,7 +64,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 
 def test_a_step_is_saved_only_if_it_can_be_loaded_again(tmp_path: Path, install: Install) -> None:
     pipeline = Pipeline([Normalize(), Flip(factor=-2.0), Normalize()], name="mine")
-    with pytest.raises(TransformError, match=r"step Flip, which is not c3tools' own.*\n.*'flip'"):
+    with pytest.raises(
+        TransformError, match=r"step Flip, which is not part of c3tools.*\n.*'flip'"
+    ):
         pipeline.save(tmp_path / "recipe")
     install("c3tools.steps", "flip", f"{__name__}:Flip")
     pipeline.save(tmp_path / "recipe")
@@ -89,7 +91,7 @@ def test_a_step_does_not_pass_for_one_of_c3tools(tmp_path: Path) -> None:
     ("value", "words"),
     [
         ("nowhere:Step", "nowhere:Step cannot be imported: No module named 'nowhere'"),
-        (f"{__name__}:Words", "Words is no subclass of c3tools.transforms.steps.Step"),
+        (f"{__name__}:Words", "Words is not a subclass of c3tools.transforms.steps.Step"),
     ],
 )
 def test_an_entry_point_that_is_no_step_is_named(value: str, words: str, install: Install) -> None:

@@ -93,22 +93,22 @@ def ablate_captions(
 
     Args:
         store: See `embed`.
-        methods: Methods to compare, comma-separated, or all. A JSON or YAML file with the steps of
-            a pipeline is a method too, whose noise has the sigma of the file.
-        seeds: Number of seeds per method: 0, 1, 2, ...
+        methods: Methods to compare, comma-separated, or all. The JSON or YAML file of a pipeline is
+            also a method; it uses the sigma in the file.
+        seeds: Number of training runs per method, with the seeds 0, 1, 2, ...
         sigma: Standard deviation of the noise, per dimension: a number, auto, or pairs, as in c3
             train-decoder.
-        output: The folder for results, table.md and table.html.
+        output: The folder for the results and their tables, table.md and table.html.
         split: The split whose images are captioned and scored, or all.
-        test_store: Caption and score the images of this store, to test in another domain.
-        size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf).
+        test_store: Caption and score the images of this store instead, to test on another domain.
+        size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra `hf`).
         set: See `train_captioner`.
         epochs: See `train_captioner`.
         beams: See `caption_images`.
         metrics: Metrics to compute, for example CIDEr,METEOR,SPICE. By default BLEU, ROUGE-L and
             CIDEr, and METEOR if Java is installed.
-        jobs: Number of training runs at the same time. Each gets a share of the cores, or its own
-            GPU.
+        jobs: Number of training runs at the same time. Each gets a share of the CPU cores, or its
+            own GPU.
         device: See `connect_heads`.
         precision: See `connect_heads`.
         reporter: Shows messages and progress.
@@ -258,14 +258,13 @@ class CaptionData:
             ]
             if learning and split in ("train", "all"):
                 raise MetricError(
-                    f"{', '.join(learning)} would learn from the images of the split {split!r}, "
-                    f"which are scored.",
+                    f"{', '.join(learning)} would learn from images of the split {split!r}, which "
+                    f"are scored.",
                     remedy="Choose another split with --split, or leave out these methods.",
                 )
             if split in ("train", "val", "all"):
                 notes.append(
-                    "The captions of scored images are trained on, or checkpoints are chosen on "
-                    "them."
+                    "Captions of scored images are used for training or for choosing checkpoints."
                 )
             notes += notes_on_leaks(store, ["image"], split)
         else:
@@ -275,19 +274,19 @@ class CaptionData:
             if not len(images):
                 raise MetricError(
                     f"All {counted(len(seen), 'image')} of {scored_store.path} in the split "
-                    f"{split!r} were trained on: they are in {store.path} too.",
+                    f"{split!r} were trained on, because they are also in {store.path}.",
                     remedy="Choose another split with --split, or another store.",
                 )
             if seen:
                 notes.append(
-                    f"Left out: {counted(len(seen), 'image')} of {scored_store.path} that training "
-                    f"in {store.path} has seen."
+                    f"Left out: {counted(len(seen), 'image')} of {scored_store.path} that were "
+                    f"used for training in {store.path}."
                 )
         has_two = any(len({*references[key]}) > 1 for key in images.keys)
         if "oracle" in methods and not has_two:
             raise MetricError(
-                "The oracle reads one caption of an image, and the others score it; but no image "
-                "has two.",
+                "The oracle reads one caption of an image and is scored with the others, but no "
+                "image has two captions.",
                 remedy="Leave out the oracle.",
             )
         for note in notes:
@@ -401,9 +400,9 @@ def _require_means(store: Store, moments: Mapping[str, Moments]) -> None:
     for name in ("image", "text"):
         if name not in moments or not moments[name].n:
             raise TransformError(
-                f"An ablation compares methods with Collapse, but {store.path} has fewer than "
+                f"An ablation compares methods that use Collapse, but {store.path} has fewer than "
                 f"{MIN_ROWS_OF_A_MEAN} {name} rows in the train split, too few for a mean.",
-                remedy=f"Embed more, or load moments: {load_command(store)}.",
+                remedy=f"Embed more rows, or load moments: {load_command(store)}.",
             )
 
 
@@ -455,7 +454,7 @@ def _available_metrics(names: Sequence[str] | None) -> tuple[list[str], list[str
     for metric in wanted:
         if metric.needs_images:
             raise MetricError(
-                f"{metric.name} needs {metric.needs}, and is not computed in ablations.",
+                f"{metric.name} needs {metric.needs}, so ablations do not compute it.",
                 remedy="Leave it out, and use `c3 evaluate-captions`.",
             )
         lacking = metric.missing()

@@ -348,8 +348,7 @@ def require_no_export(store: Store) -> None:
     """
     if Pipeline.of_export(store):
         raise TransformError(
-            f"{store.path} is an export, but the methods of a table transform embeddings "
-            f"themselves.",
+            f"{store.path} is an export, but the compared methods transform embeddings themselves.",
             remedy="Compare them on the store that was exported.",
         )
 
@@ -378,7 +377,8 @@ def chosen_methods(methods: str | Sequence[str], known: Mapping[str, Method]) ->
     if unknown or not names:
         raise C3Error(
             f"There is no method {', '.join(unknown)!r} for this table.",
-            remedy=f"Choose from {', '.join(known)}, or name a file with the steps of another.",
+            remedy=f"Choose from {', '.join(known)}, or pass a file with the steps of another "
+            f"method.",
         )
     return {name: known.get(name) or recipe_method(name, known["C3"]) for name in names}
 

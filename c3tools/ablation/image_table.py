@@ -1,7 +1,7 @@
 """`c3 ablate-images`: the table of generated images.
 
-Generators are trained by `train_generator`, on photos alone. Each then makes an image from a text
-of every scored photo. All images are scored with the same real photos, which are encoded once.
+`train_generator` trains generators on photos alone. Each then generates an image from one text of
+each scored photo. All images are scored with the same real photos, which are encoded once.
 """
 
 from __future__ import annotations
@@ -68,27 +68,26 @@ def ablate_images(
 ) -> Ablation:
     """Compare methods that train generators on photos alone, and print one table.
 
-    Each generator makes an image from a caption of every test photo, and the images are scored.
-    Training a tiny generator takes about 17 minutes on one core with AVX-512 bf16, and an hour or
-    more on one without. Finished results and trained generators are kept. Run the same command
+    Each generator produces an image from one caption of each test photo, and the images are scored.
+    Training a tiny generator takes about 17 minutes on a core with AVX-512 bf16, and an hour or
+    more on other cores. Finished results and trained generators are kept. Run the same command
     again to continue, or add methods, seeds or sigmas.
 
     Args:
         store: See `embed`.
-        methods: Methods to compare, comma-separated (C1, C2_1, C2_2, C3, LAFITE, oracle), or all. A
-            JSON or YAML file with the steps of a pipeline is a method too, whose noise has the
-            sigma of the file.
-        seeds: Number of seeds per method: 0, 1, 2, ...
+        methods: Methods to compare, comma-separated (C1, C2_1, C2_2, C3, LAFITE, oracle), or all.
+            The JSON or YAML file of a pipeline is also a method; it uses the sigma in the file.
+        seeds: Number of training runs per method, with the seeds 0, 1, 2, ...
         sigma: Standard deviation of the noise, per dimension: a number, auto, or pairs, as in c3
             train-generator.
-        output: The folder for results, table.md and table.html.
+        output: The folder for the results and their tables, table.md and table.html.
         split: The split whose photos are compared with generated images, or all.
         size: Size of the generator: tiny, small or base.
         set: See `train_generator`.
-        steps: Training steps. The default depends on ``size``.
+        steps: Number of training steps. The default depends on ``size``.
         encoder: Also score with the features of this model.
-        jobs: Number of training runs at the same time. Each gets a share of the cores, or its own
-            GPU.
+        jobs: Number of training runs at the same time. Each gets a share of the CPU cores, or its
+            own GPU.
         device: See `connect_heads`.
         precision: See `connect_heads`.
         reporter: Shows messages and progress.
@@ -209,7 +208,7 @@ class ScoredPhotos:
                 text_rows.setdefault(photo, []).append(row)
         if len(text_rows) < _LEAST_PHOTOS:
             raise MetricError(
-                f"At least four photos with texts are needed; of those in the split {split!r}, "
+                f"At least four photos with texts are needed; in the split {split!r}, "
                 f"{len(text_rows)} can be read. The splits of images are "
                 f"{store.list_splits('image')}.",
                 remedy="Choose another split with --split, or run this command in the folder that "

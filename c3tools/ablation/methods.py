@@ -1,5 +1,5 @@
-"""The methods of the tables: what each learns from, how its inputs are transformed, and its
-published score.
+"""The methods of the tables: their training data, the transform of their inputs, and their
+published scores.
 """
 
 from __future__ import annotations

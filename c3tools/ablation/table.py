@@ -223,7 +223,7 @@ class Ablation:
         for note in [*self.notes, *self.facts]:
             lines += [note, ""]
         if self.command:
-            lines += ["This command makes the table:", "", f"    {self.command}"]
+            lines += ["This command produces the table:", "", f"    {self.command}"]
         return "\n".join(lines).rstrip() + "\n"
 
     def to_html(self) -> str:

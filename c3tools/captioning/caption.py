@@ -126,32 +126,31 @@ def caption_images(
     """Caption image files and the images of folders (searched recursively), or embeddings. With an
     audio model, audio files are captioned in the same way.
 
-    Captions are written as they are made, those of ``json`` every few seconds. The same call
-    continues an interrupted run, and existing captions are kept. See
-    `c3tools.captioning.caption_files`.
+    Captions are saved one by one, those in ``json`` every few seconds. The same call continues an
+    interrupted run, and existing captions are kept. See `c3tools.captioning.caption_files`.
 
     Args:
         paths: Images, or folders of images.
         embeddings: Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl,
             parquet) or a store.
         modality: Modality of ``embeddings``: image or text.
-        array: The array, tensor or column of ``embeddings`` to read. For a store: the modality, if
-            it is not ``modality``.
-        decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled
-            decoder of that model. By default c3-decoder if that folder exists, otherwise c3-mini.
+        array: The array, tensor or column to read from ``embeddings``; for a store, the modality,
+            if it is not ``modality``.
+        decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini (bundled). By default
+            c3-decoder if that folder exists, otherwise c3-mini.
         json: A file for rows of key, path, caption and captioner, written one after another.
-        txt: Write each caption to photo.txt next to photo.jpg, the layout of training sets.
+        txt: Write each caption to photo.txt next to photo.jpg, as training tools expect.
         xmp: Write each caption to photo.xmp next to photo.jpg, for photo managers.
         html: Also write an HTML page with the photos and their captions.
-        overwrite: Replace existing captions, in files next to photos and in ``json``.
+        overwrite: Replace existing captions, both in files next to photos and in ``json``.
         follow_symlinks: Also read symbolic links that lead outside the given folders.
         beams: Number of beams in beam search; 1 is greedy decoding. By default 5, or 1 for GPT-2
             and other language models of transformers.
         length_penalty: Rank beams by log-probability / length ** PENALTY.
-        top_p: Sample each word from the most likely ones that together have this probability.
+        top_p: Sample each word from the most likely words whose probabilities add up to this value.
         temperature: Sampling temperature.
-        steer: Let the encoder steer the decoder at every word: magic or zerocap. For decoders
-            trained with --unconditional. Slow.
+        steer: Let the encoder steer the decoder at every word: magic or zerocap. Slow, and only for
+            decoders trained with --unconditional.
         seed: Seed for all random numbers.
         model: See `embed`.
         random_init: See `embed`.
@@ -173,7 +172,8 @@ def caption_images(
     """
     if json is not None and is_url(json):
         raise OutputError(
-            f"{json} is a URL, where no rows can be added.", remedy="Choose a file on this machine."
+            f"{json} is a URL, and rows cannot be added to a file there.",
+            remedy="Choose a file on this machine.",
         )
     rows: Rows | None = None
     failures: list[Failure] = []
@@ -227,9 +227,7 @@ def caption_images(
 
     def describe_kept_captions() -> str:
         if not writer.files:
-            return (
-                "No output of this run was kept; --json and --txt write captions as they are made."
-            )
+            return "No output of this run was kept; --json and --txt save captions one by one."
         again = "start over" if overwrite else "continue"
         return (
             f"{counted(len(writer.captions), 'caption')} kept in {writer.files}; run the same "
@@ -354,7 +352,7 @@ def _files_by_key(
     if not paths:
         raise CorpusError(
             "There is nothing to caption: no images were given.",
-            remedy="Give images, folders of images, or --embeddings.",
+            remedy="Pass images, folders of images, or --embeddings.",
         )
     path_by_key: dict[str, Path] = {}
     listed = Corpus()
@@ -366,16 +364,16 @@ def _files_by_key(
             if root.is_dir():
                 raise CorpusError(
                     f"There are no images in {root} or its subfolders.",
-                    remedy="Give a folder that contains images.",
+                    remedy="Pass a folder that contains images.",
                 )
             if not root.exists():
                 raise CorpusError(
                     f"{str(root)!r} does not exist.",
-                    remedy="Check the path. A relative path starts from the current folder.",
+                    remedy="Check the path. Relative paths start from the current folder.",
                 )
             raise CorpusError(
                 f"{str(root)!r} does not have the name of an image file in UTF-8.",
-                remedy=f"Names of images end in {', '.join(sorted(suffixes))}.",
+                remedy=f"Image names end in {', '.join(sorted(suffixes))}.",
             )
         prefix = as_key(f"{root.name}/") if has_several_folders and root.is_dir() else ""
         keys = assign_keys([image.key for image in images])

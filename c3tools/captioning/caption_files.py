@@ -1,4 +1,4 @@
-"""Captions as files: JSON, .txt and XMP beside the photos, a contact sheet.
+"""Caption files: JSON, .txt and XMP files next to the photos, and a contact sheet.
 
     captions.json     rows of key, path, caption, captioner; one row per photo
     photos/dog.txt    the caption of photos/dog.jpg alone, as training sets have it
@@ -121,8 +121,8 @@ class CaptionWriter:
             other = photo_by_stem.setdefault(photo.with_suffix(""), photo)
             if self._sidecars and other != photo:
                 raise OutputError(
-                    f"The captions of {photo} and {other} cannot be written beside them: they "
-                    f"would share a file.",
+                    f"The captions of {photo} and {other} cannot be written next to them, because "
+                    f"they would share a file.",
                     remedy="Rename one of the photos, or write the captions to one file with "
                     "--json.",
                 )

@@ -58,7 +58,7 @@ _SHORTEST_MEAN = 0.3
 
 @dataclass(repr=False)
 class Captioner(HubRepository):
-    """A trained decoder that captions images, or embeddings of them.
+    """A trained decoder that captions images or their embeddings.
 
     Attributes:
         decoder: the built-in Transformer, or a language model behind a mapper.
@@ -114,7 +114,7 @@ class Captioner(HubRepository):
             steer: ``magic`` or ``zerocap``: the encoder steers the decoder at every word (see
                 `GenerationConfig`).
             seed: of sampling.
-            generation: all settings at once, instead of the six before.
+            generation: the six settings above at once.
             reporter: gets messages about embeddings that may be wrong (see `check_embeddings`), and
                 shows the progress of steering.
 
@@ -155,8 +155,8 @@ class Captioner(HubRepository):
         return self.write(embeddings, modality, keys, encoder, generation, reporter)
 
     def after(self, pipeline: Pipeline, applied: int) -> Captioner:
-        """Return the captioner of rows that went through the first ``applied`` steps of a pipeline
-        already.
+        """Return a captioner for rows that have already gone through the first ``applied`` steps of
+        a pipeline.
 
         Raises:
             DecoderError: if its own pipeline begins with other steps.
@@ -164,7 +164,8 @@ class Captioner(HubRepository):
         if _first_steps(self.pipeline, applied) != _first_steps(pipeline, applied):
             raise DecoderError(
                 f"The rows of this export went through {pipeline.name}, but the decoder was "
-                f"trained with {self.pipeline.name}, or with one that was fitted on other data.",
+                f"trained with {self.pipeline.name}, or with the same pipeline fitted on other "
+                f"data.",
                 remedy="Use the store that was exported.",
             )
         rest = copy.copy(self)
@@ -204,9 +205,9 @@ class Captioner(HubRepository):
                 )
         elif self.is_language_model:
             raise DecoderError(
-                "The decoder is a language model: it reads no embedding, and its captions say "
-                "nothing about an image.",
-                remedy="Steer it by the encoder with --steer magic or --steer zerocap, or use "
+                "The decoder is a plain language model. It reads no embedding, so its captions do "
+                "not describe an image.",
+                remedy="Let the encoder steer it with --steer magic or --steer zerocap, or use "
                 "another --decoder.",
             )
         else:
@@ -216,7 +217,7 @@ class Captioner(HubRepository):
         return [self.tokenizer.decode(ids) for ids in captions]
 
     def generation(self, options: GenerationOptions) -> GenerationConfig:
-        """Return what the options of `caption` mean for this decoder.
+        """Return the generation settings for this decoder from the options of `caption`.
 
         Raises:
             DecoderError: if the options mean several methods at once.
@@ -248,7 +249,7 @@ class Captioner(HubRepository):
             raise DecoderError(
                 f"The decoder was trained on embeddings of {self.decoder.config.dim} dimensions "
                 f"({self.model}), but these have {dim}.",
-                remedy="Use embeddings of the same model, or train a decoder on these: `c3 "
+                remedy="Use embeddings from the same model, or train a decoder on these: `c3 "
                 "train-decoder`.",
             )
 
@@ -278,10 +279,10 @@ class Captioner(HubRepository):
     ) -> None:
         """Reject embeddings (n, d) from another model, and warn about doubtful ones.
 
-        Rejected are embeddings with NaN or infinity, or of norm 0, and embeddings that are all far
-        from the mean of their modality, if the pipeline has one: they are of another model or
-        modality, or they are transformed already. If some are far, or norms differ from 1, the
-        reporter is told.
+        Embeddings with NaN, infinity or norm 0 are rejected. So are embeddings that are all far
+        from the mean of their modality, if the pipeline has one: they come from another model or
+        modality, or have already been transformed. If only some are far, or if norms differ from 1,
+        the reporter gets a warning.
 
         Raises:
             DecoderError: if they have another dimension, no direction, or come from another space.
@@ -298,14 +299,14 @@ class Captioner(HubRepository):
         if without_direction.any():
             raise DecoderError(
                 f"{described(without_direction)} contain NaN or infinity, or are zero vectors, "
-                "which have no direction.",
-                remedy="Leave them out, or embed them again.",
+                f"which have no direction.",
+                remedy="Remove them, or embed them again.",
             )
         not_unit = np.abs(norms - 1) > _UNIT_TOLERANCE
         if not_unit.any():
             reporter.message(
-                f"{described(not_unit)} do not have norm 1 but up to {norms[not_unit].max():.3g}, "
-                f"unlike embeddings of {self.model.name}."
+                f"{described(not_unit)} have norms of up to {norms[not_unit].max():.3g}, unlike "
+                f"embeddings of {self.model.name}."
             )
 
         # How far the embeddings reach along the mean of each modality that the pipeline subtracts
@@ -334,7 +335,7 @@ class Captioner(HubRepository):
             reporter.message(f"{message}, so their captions may be wrong.")
             return
         remedy = (
-            "Use embeddings of the same model, exactly as the encoder computes them, without a "
+            "Use embeddings from the same model, exactly as the encoder computes them, without a "
             "transform."
         )
         if near:
@@ -342,9 +343,7 @@ class Captioner(HubRepository):
         raise DecoderError(f"{message}.", remedy=remedy)
 
     def fingerprint(self) -> str:
-        """Return a digest of everything that a caption depends on, except the settings of
-        generation.
-        """
+        """Return a digest of all that a caption depends on, except generation settings."""
         return digest_of(
             self.decoder.digest(), self.tokenizer.to_json(), self.pipeline.record()["checksum"]
         )
@@ -435,7 +434,8 @@ class Captioner(HubRepository):
             device: of the weights; None for the fastest available.
 
         Raises:
-            DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.
+            DecoderError: if there is no decoder, or one of its files is missing, damaged or
+                truncated.
         """
         device = devices.pick(device, "fp32").device
         with reading(cls.find(folder), DECODER) as (local, content):
@@ -462,8 +462,8 @@ class Captioner(HubRepository):
         Args:
             folder: a folder, which comes before a bundled decoder of the same name; ``c3-mini`` for
                 the bundled captioner of that model; ``hf-hub:ORG/NAME``, which is fetched; None for
-                ``c3-decoder``, where `c3 train-decoder` writes to, or the bundled decoder if there
-                is none here.
+                ``c3-decoder``, the default output of `c3 train-decoder`, or the bundled decoder if
+                that folder does not exist.
         """
         if folder is None:
             return _DEFAULT_FOLDER if _DEFAULT_FOLDER.exists() else C3_MINI_CAPTIONER

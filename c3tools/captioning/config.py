@@ -1,5 +1,5 @@
-"""Settings of decoders: their architecture and their training, as plain data that is saved beside
-the weights.
+"""Settings of decoders: their architecture and their training, as plain data that is saved with the
+weights.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ ESPER_TRAINING = TrainingConfig(
     epochs=10, batch_size=128, learning_rate=1e-3, weight_decay=0.0, beta2=0.95
 )
 LANGUAGE_MODEL_REMEDY = (
-    "Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm."
+    "Train one with `c3 train-decoder --unconditional -o c3-lm`, and pass it with --from c3-lm."
 )
 _PREFIX_LENGTH = 10
 _REWARD_SCALE = 50.0
@@ -92,7 +92,7 @@ class EsperTask(CaptioningTask):
     ) -> None:
         if not start.is_language_model:
             raise DecoderError(
-                "ESPER starts from a language model, and this decoder reads embeddings.",
+                "ESPER starts from a plain language model, but this decoder reads embeddings.",
                 remedy=LANGUAGE_MODEL_REMEDY,
             )
         self.train = train

@@ -1,4 +1,4 @@
-"""Evaluation of captions: those of a decoder or a file, compared with human captions."""
+"""Evaluation of captions, from a decoder or a file, against human captions."""
 
 from __future__ import annotations
 
@@ -139,15 +139,15 @@ def evaluate_captions(
             instead of new ones.
         references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of the
             store's.
-        against: A second file of captions for the same images; tests whether the difference is
-            significant.
+        against: A second file of captions for the same images, to test whether the scores differ
+            significantly.
         decoder: See `caption_images`.
-        pipeline: Transforms the embeddings in place of the decoder's own pipeline; fitted.
+        pipeline: A fitted pipeline to use instead of the decoder's own.
         split: The split to score, such as val, or all.
-        limit: Caption only this many images, drawn at random, the same ones for every decoder.
-        without: Keys of images that are not captioned.
-        modality: The modality to caption: image, video, audio. By default image, or the only one
-            other than text.
+        limit: Caption only this many images, drawn at random. Every decoder gets the same images.
+        without: Keys of images to skip.
+        modality: The modality to caption: image, video or audio. By default image, or the only
+            modality besides text.
         beams: See `caption_images`.
         length_penalty: See `caption_images`.
         top_p: See `caption_images`.
@@ -158,7 +158,7 @@ def evaluate_captions(
         seed: Seed for all random numbers.
         metrics: Metrics to compute, for example CIDEr,METEOR,SPICE. c3 info lists all. By default
             BLEU, ROUGE-L and CIDEr.
-        resamples: Bootstrap resamples for the intervals; 0: no intervals.
+        resamples: Number of bootstrap resamples for the intervals; 0 for no intervals.
         device: See `connect_heads`.
         backend: See `embed`.
         precision: See `embed`.
@@ -347,8 +347,8 @@ def _open_images(
     exported = Pipeline.of_export(opened)
     if exported and comparing:
         raise MetricError(
-            f"{' and '.join(comparing)} compare images with texts as the encoder gives them, "
-            f"but the rows of the export {opened.path} went through {exported[0].name}.",
+            f"{' and '.join(comparing)} compare unchanged embeddings of images and texts, but the "
+            f"rows of the export {opened.path} went through {exported[0].name}.",
             remedy="Use the store that was exported.",
         )
     if references is None:
@@ -383,8 +383,8 @@ def _notes_on_coverage(
     if left_out:
         caption_count = counted(len(captions) + len(left_out), "caption")
         notes.append(
-            f"{len(left_out):,} of {caption_count} name no image with references and are left out; "
-            f"the first is {left_out[0]}."
+            f"{len(left_out):,} of {caption_count} do not refer to an image with references, and "
+            f"are left out; the first is {left_out[0]}."
         )
     return notes
 
@@ -403,14 +403,14 @@ def _captions_to_compare(
     missing = [key for key in captions if key not in aligned]
     if missing:
         raise MetricError(
-            f"The captions of --against have none for {len(missing):,} of the "
+            f"The captions of --against lack {len(missing):,} of the "
             f"{counted(len(captions), 'scored image')}; the first is {missing[0]}.",
             remedy="Compare captions of the same images.",
         )
     notes: list[str] = []
     if len(predictions) > len(captions):
         more = counted(len(predictions) - len(captions), "caption")
-        notes.append(f"{more} of --against are of images that are not scored, and left out.")
+        notes.append(f"{more} of --against belong to images that are not scored, and are left out.")
     return aligned, notes
 
 
@@ -429,8 +429,7 @@ def require_captions(store: Store) -> None:
         f"The store {store.path} has no captions in text rows; it has "
         f"{', '.join(rows) or 'no rows'}.",
         remedy="Embed images with their captions (`c3 embed PATH`), or import the texts with a "
-        "table that has a column of captions (`c3 import --text FILE --meta FILE`) into a new "
-        "store.",
+        "table that has a caption column (`c3 import --text FILE --meta FILE`) into a new store.",
     )
 
 
@@ -458,10 +457,10 @@ def store_references(store: Store) -> dict[str, list[str]]:
             if pc.any(is_part).as_py():
                 raise MetricError(
                     f"The store {store.path} has long captions in parts (--long-texts chunk), and "
-                    "parts are no reference captions.",
-                    remedy="Give the whole captions to `c3 evaluate-captions` with --references "
-                    "FILE, for example the captions.jsonl that was embedded, or embed them into a "
-                    "new store without --long-texts chunk.",
+                    f"parts cannot serve as reference captions.",
+                    remedy="Pass the whole captions, for example the captions.jsonl that was "
+                    "embedded, to `c3 evaluate-captions` with --references FILE, or embed them "
+                    "into a new store without --long-texts chunk.",
                 )
         captions = batch.column("caption").to_pylist()
         image_keys = batch.column("image_key").to_pylist()
@@ -507,8 +506,8 @@ def images_with_references(
         raise MetricError(
             f"No {modality} of the store {store.path} in the split {split!r} has a reference "
             f"caption. The splits of {modality} rows are {store.list_splits(modality)}.{first}",
-            remedy="Choose another split with --split, or references that name the images as the "
-            "store does.",
+            remedy="Choose another split with --split, or references that use the store's image "
+            "keys.",
         )
     if limit is not None and len(rows) > limit:
         order = generator(0, "scored images").permutation(len(rows))

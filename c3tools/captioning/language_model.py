@@ -76,10 +76,9 @@ class LanguageModelDecoder(Decoder):
         except (OSError, ValueError, KeyError) as error:
             raise DecoderError(
                 f"The language model {size.model!r} cannot be loaded ({reason_of(error)}).",
-                remedy="Give a folder that save_pretrained wrote, with its tokenizer (--set "
-                "model=PATH), or a model of "
-                "the Hugging Face hub if it can be reached. The sizes tiny, small and base need "
-                "neither.",
+                remedy="Pass a folder written by save_pretrained, with its tokenizer (--set "
+                "model=PATH), or a model on the Hugging Face hub, if it is reachable. The sizes "
+                "tiny, small and base need neither.",
             ) from error
         backend = getattr(tokenizer, "backend_tokenizer", None)
         end_id = (

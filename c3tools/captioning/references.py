@@ -1,4 +1,4 @@
-"""Captions and references as files: this project's, COCO's, and plain lists."""
+"""Files of captions and references, in this project's layout, COCO's, or as plain lists."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
                     raise TypeError(f"a caption of {key} is {type(caption).__name__}")
                 references.setdefault(as_key(str(key)), []).append(caption)
     except (LookupError, TypeError, AttributeError) as error:
-        raise MetricError(
-            f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS
-        ) from error
+        raise MetricError(f"{path} is not a captions file ({error}).", remedy=_LAYOUTS) from error
     if not references:
         raise MetricError(f"{path} contains no captions.", remedy=_LAYOUTS)
     return references
@@ -157,7 +155,7 @@ def _columns(names: tuple[str, ...]) -> tuple[str, str]:
     present = ", ".join(map(repr, names)) or "none"
     if key_column is None:
         raise LookupError(
-            f"no column names the image, such as key, file_name or image_id; the columns are "
+            f"no column identifies the image, such as key, file_name or image_id; the columns are "
             f"{present}"
         )
     if caption_column is None:

@@ -1,4 +1,4 @@
-"""MAGIC and ZeroCap: captions that the encoder steers while a decoder writes them.
+"""MAGIC and ZeroCap: the encoder steers a decoder while it writes a caption.
 
 Both were made for a language model that reads no image (``c3 train-decoder --unconditional``); a
 decoder that reads the image is steered in the same way.
@@ -78,8 +78,7 @@ def load_text_encoder(model: ModelIdentity, asked_by: str, **options: Any) -> En
     if not model:
         raise DecoderError(
             f"{asked_by} needs an encoder, and the model is unknown.",
-            remedy="Use embeddings that say which model they are of and that it can be loaded, or "
-            "pass an encoder.",
+            remedy="Use embeddings that record a model that can be loaded, or pass an encoder.",
         )
     try:
         return resolve_encoder(recorded=model, **options)

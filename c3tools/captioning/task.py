@@ -1,4 +1,4 @@
-"""The base of the trainings that give a captioner."""
+"""The base class of training tasks that produce a captioner."""
 
 from __future__ import annotations
 

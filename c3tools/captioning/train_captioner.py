@@ -123,15 +123,15 @@ def train_captioner(
 ) -> Captioner:
     """Train a decoder on the text embeddings of a store, and write it to the folder ``output``.
 
-    With ``pairs`` it is trained on images instead: after training on texts (``start``) with the
-    same noise, which is the low-data regime of the paper; or from scratch, without noise unless
-    sigma is given. The state of the run is saved in a folder beside ``output``. The same call
+    With ``pairs``, the decoder is trained on images instead: after training on texts (``start``)
+    with the same noise, as in the paper's low-data regime, or from scratch, without noise unless
+    ``sigma`` is given. The state of the run is saved in a folder beside ``output``. The same call
     continues an interrupted run, and returns the decoder of a finished run.
 
-    With ``pseudo_pairs`` it is trained on images with the captions nearest to them (WS-ClipCap).
+    With ``pseudo_pairs``, it is trained on images with the captions nearest to them (WS-ClipCap).
 
-    With ``unconditional`` it is a language model of the captions, which reads no embedding: what
-    MAGIC and ZeroCap steer by the encoder while they write. With ``esper`` a mapper in front of one
+    With ``unconditional``, it is a plain language model of the captions, which reads no embedding;
+    MAGIC and ZeroCap let the encoder steer it. With ``esper``, a mapper in front of such a model
     (``start``) learns from images alone, rewarded by the encoder (`c3tools.captioning.esper`).
 
     Args:
@@ -140,25 +140,25 @@ def train_captioner(
         output: The folder to write the decoder to.
         preset: The preset, or a JSON or YAML file of steps; `c3 export --list` shows the presets.
             By default c3.
-        sigma: Standard deviation of the noise, per dimension. auto (the default): derived from how
-            much captions of the same image differ. pairs: derived from the cosine of at least 10
-            images with their captions (val split, or all splits but test).
-        size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf).
-        set: Change settings that ``size`` gives, such as dropout=0.2, learning_rate=1e-3 or
+        sigma: Standard deviation of the noise, per dimension. auto (the default) estimates it from
+            the differences between captions of the same image, pairs from at least 10 images with
+            their captions.
+        size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra `hf`).
+        set: Override a setting of ``size``, for example dropout=0.2, learning_rate=1e-3 or
             model=PATH.
-        unconditional: Train a language model on the captions, without a prefix, for c3 caption
-            --steer.
-        epochs: Passes over the captions. The default depends on ``size``.
+        unconditional: Train a plain language model on the captions, without embeddings, for c3
+            caption --steer.
+        epochs: Number of passes over the captions. The default depends on ``size``.
         train_split: The split to train on.
         train_fraction: Train on the captions of only this fraction of the images.
         patience: Stop after this many epochs without improvement.
-        monitor: Choose the best epoch by the loss on val captions (text) or on captions of val
-            images (cross-modal).
+        monitor: Choose the best epoch by the loss from the embeddings of val captions (text) or of
+            val images (cross-modal).
         start: Start from this decoder, and use its pipeline unless ``preset`` is given.
-        pairs: Train on the pairs of this fraction of the images.
-        pseudo_pairs: Train on images, each with its five nearest captions, whichever image they
-            describe; without noise unless you give a sigma.
-        esper: Put a mapper in front of the language model of ``start``; train it on images alone.
+        pairs: Train on image–caption pairs, using this fraction of the images.
+        pseudo_pairs: Train on images, each paired with its five nearest captions in the store. No
+            noise is added unless you set ``sigma``.
+        esper: Train a mapper on images alone, in front of the language model given by ``start``.
         seed: Seed for all random numbers.
         device: See `connect_heads`.
         precision: See `connect_heads`.
@@ -323,7 +323,8 @@ def _choose_pipeline(
             reads_pairs = asked.pairs is not None or asked.pseudo_pairs or asked.monitor != "text"
             if names_pipeline or reads_pairs:
                 raise DecoderError(
-                    f"The decoder at {asked.start} is a language model: it reads no embedding.",
+                    f"The decoder at {asked.start} is a plain language model, which reads no "
+                    f"embedding.",
                     remedy="Leave out --preset, --pairs, --pseudo-pairs and --monitor, or continue "
                     "from another decoder.",
                 )
@@ -341,7 +342,9 @@ def _check_settings(asked: CaptionerSettings) -> None:
         raise DecoderError(f"--pairs must be above 0 and at most 1, not {asked.pairs}.")
 
     if asked.esper and asked.start is None:
-        raise DecoderError("ESPER starts from a language model.", remedy=LANGUAGE_MODEL_REMEDY)
+        raise DecoderError(
+            "ESPER starts from a plain language model.", remedy=LANGUAGE_MODEL_REMEDY
+        )
 
 
 def training_rows(store: Store, split: str = "train", modality: str = "text") -> RowsToLearn:
@@ -415,8 +418,8 @@ def _rows_to_learn(store: Store, settings: CaptionerSettings) -> RowsToLearn:
     if settings.pairs is None:
         val = captions_of_images(images, val)
         notes.append(
-            f"The checkpoint is chosen on {counted(len(val), 'caption')} from the embeddings "
-            f"of their images."
+            f"The checkpoint is chosen on {counted(len(val), 'caption')}, from the embeddings of "
+            f"their images."
         )
         return RowsToLearn(train, val, notes)
 

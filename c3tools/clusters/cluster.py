@@ -48,7 +48,7 @@ _SHOWN_CLUSTERS = 20
 
 @dataclass(frozen=True, repr=False)
 class Clusters:
-    """Clusters of the rows of one modality or two, as they are in a folder.
+    """Clusters of the rows of one or two modalities, stored in a folder.
 
     Attributes:
         folder: with clusters.parquet, clusters.html, the centroids and the pipeline.
@@ -67,7 +67,7 @@ class Clusters:
         """Open the clusters in a folder.
 
         Raises:
-            StoreError: if there are none, or a file of them is missing or damaged.
+            StoreError: if there are none, or one of their files is missing or damaged.
         """
         with reading(folder, CLUSTERS) as (path, content):
             centroids = load_file(path / _CENTROIDS_FILE)
@@ -129,8 +129,8 @@ class Clusters:
         first, second = self.record["rows"]
         sentences = [
             f"{verdict['question']} {verdict['answer'].capitalize()}. {verdict['because']}",
-            f"Of one kind: {one_kind['clusters']:,} of {counted(len(self), 'cluster')}, with "
-            f"{one_kind['rows']:,} of {counted(sum(self.record['rows'].values()), 'row')}.",
+            f"With only one modality: {one_kind['clusters']:,} of {counted(len(self), 'cluster')}, "
+            f"with {one_kind['rows']:,} of {counted(sum(self.record['rows'].values()), 'row')}.",
         ]
         by_itself = (
             f"cluster each kind by itself, with --modalities {first} and with --modalities {second}"
@@ -158,29 +158,29 @@ def cluster(
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> Clusters:
-    """Cluster the rows of one modality by spherical k-means, or of two together by cross-centroids.
+    """Cluster one modality by spherical k-means, or two modalities together by cross-centroids.
 
-    Writes a table of the cluster of each row, a page, and the centroids to a folder. The rows of a
-    store are collapsed first; the rows of an export or an index are used unchanged.
+    Writes each row's cluster, a page and the centroids to a folder. The rows of a store are
+    collapsed first; the rows of an export or an index are used unchanged.
 
     Args:
         store: A store, an export or an index: a folder, or a URL (s3://, gs://).
-        output: The folder to write to.
+        output: The folder to write the clusters to.
         k: Number of clusters. By default the square root of the number of rows in the smaller
             modality.
         split: See `gap_report`.
-        modalities: One modality, or two to cluster together. By default image and text, or the
-            first two, or the only one.
+        modalities: One modality, or two to cluster together. By default image and text or, if one
+            is missing, the first two or the only one.
         seed: See `gap_report`.
-        assign: Assign all rows of the store, including new ones, to the clusters in ``output``; the
-            centroids do not change.
-        overwrite: Replace clusters in ``output`` that have other settings or data; they are kept as
-            OUTPUT.previous.
+        assign: Assign all rows of the store, including new ones, to the existing clusters in
+            ``output``.
+        overwrite: Replace clusters in ``output`` that were made with other settings or data; the
+            old ones are kept as OUTPUT.previous.
         reporter: Shows the progress.
 
     Raises:
         StoreError: if there is no store, a modality is missing, there are fewer rows than clusters,
-            or too few to be collapsed; of an export with ``fuse`` also without ``modalities``.
+            or too few to be collapsed, or an export with ``fuse`` is given without ``modalities``.
         OutputError: if ``output`` contains other clusters or other files, or another run is writing
             to it.
         UnusedOptionError: if an option has no effect with another.
@@ -276,8 +276,8 @@ def _choose_modalities(store: Store, modalities: Sequence[str] | None) -> list[s
     """
     if modalities is None and FUSED in store.modalities:
         raise StoreError(
-            f"In {store.path} each item stands once, as a row of one of the kinds "
-            f"{', '.join(store.modalities)}, and clusters are of one kind or two.",
+            f"In {store.path} each item is stored once, as a row of one of the modalities "
+            f"{', '.join(store.modalities)}, but clusters are built from one or two modalities.",
             remedy="Choose them with --modalities, for example --modalities fused, or cluster the "
             "store that was exported.",
         )

@@ -1,4 +1,4 @@
-"""The rows that are clustered: of a store, an export or an index."""
+"""The rows to cluster, from a store, an export or an index."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Source:
                 pipeline.provenance.get("model") or {},
                 own=f"The store {store.path}",
                 theirs="the clusters",
-                remedy="Cluster this store by itself, with another --output.",
+                remedy="Cluster this store separately, with another --output.",
             )
         # The pipeline of an export, and how many of its steps the rows went through
         pipeline_and_applied = Pipeline.of_export(store)
@@ -68,17 +68,18 @@ class Source:
                 calibration = Calibration.fit(store)
                 if len(names) > 1 and not calibration.moments:
                     raise StoreError(
-                        f"{store.path} has too few train rows to know the mean of each modality, "
-                        f"so {' and '.join(names)} rows cannot be clustered together.",
-                        remedy="Embed more, load moments of the same model with `c3 means load "
-                        f"FILE`, or cluster one modality: --modalities {names[0]}",
+                        f"{store.path} has too few train rows to estimate the mean of each "
+                        f"modality, so {' and '.join(names)} rows cannot be clustered together.",
+                        remedy=f"Embed more rows, load moments from the same model with `c3 means "
+                        f"load FILE`, or cluster one modality: --modalities {names[0]}",
                     )
                 pipeline = calibration.pipeline
             return cls(store, pipeline, is_transformed=False, coder=None, split=split)
         exported_pipeline, applied = pipeline_and_applied
         if pipeline and pipeline.record()["tensors"] != exported_pipeline.record()["tensors"]:
             raise StoreError(
-                f"The rows of {store.path} went through another pipeline than the clustered rows.",
+                f"The rows of {store.path} went through a pipeline other than that of the "
+                f"clustered rows.",
                 remedy="Assign the rows of the store that was exported or indexed.",
             )
         # An index: its codes are of rows that went through all steps
@@ -88,7 +89,7 @@ class Source:
             return cls(store, exported_pipeline, is_transformed=True, coder=coder, split=split)
         if applied < len(exported_pipeline.steps):
             raise StoreError(
-                f"The rows of the export {store.path} have not gone through its whole pipeline.",
+                f"The rows of the export {store.path} have not gone through the whole pipeline.",
                 remedy="Cluster the store that was exported.",
             )
         return cls(store, exported_pipeline, is_transformed=True, coder=None, split=split)

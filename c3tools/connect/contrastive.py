@@ -1,4 +1,4 @@
-"""The contrastive training of two towers, the same for heads on features and for whole models.
+"""Contrastive training of two towers, shared by heads on features and whole models.
 
 With unit rows a_i, b_j (n, d), z_ij = s a_i . b_j and s the logit scale (the inverse temperature),
 the loss is the mean over i of -log softmax_j(z_ij)[i], and of the same for columns, averaged
@@ -298,8 +298,8 @@ class PairTask(Task):
     ) -> None:
         if min(train_pairs.distinct_count, val_pairs.distinct_count) < 2:
             raise ConnectError(
-                f"There are {len(train_pairs):,} training and {len(val_pairs):,} validation "
-                f"pairs; at least 2 of different items are needed of each.",
+                f"There are {len(train_pairs):,} training and {len(val_pairs):,} validation pairs; "
+                f"each kind needs at least 2, of different items.",
                 remedy="Add more pairs, and check that the keys of the two modalities match.",
             )
         self.train = train_pairs
@@ -429,8 +429,8 @@ class PairTask(Task):
                 )
             if -kept.val_loss <= 3 / len(self.val.item_rows):
                 reporter.message(
-                    "Retrieval among the validation pairs is near chance. Check that the rows of "
-                    "a pair belong together, and try a lower --learning-rate or --logit-scale."
+                    "Retrieval among the validation pairs is near chance. Check that paired rows "
+                    "belong together, and try a lower --learning-rate or --logit-scale."
                 )
             content = {
                 **record,

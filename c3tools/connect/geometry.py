@@ -1,5 +1,5 @@
-"""The geometry of the shared space during training: its measures at one moment, and a figure over
-all steps.
+"""The geometry of the shared space during training: measures at one step, and a figure over all
+steps.
 """
 
 from __future__ import annotations

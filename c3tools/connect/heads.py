@@ -179,8 +179,8 @@ class ConnectedHeads:
                 f"{len(head.mean)} features of {name}" for name, head in heads.items()
             )
             raise ConnectError(
-                f"The heads take {taken}, not {features.shape[1]} of {modality}.",
-                remedy="Use features of the towers that the heads were trained on.",
+                f"The heads need {taken}, not {features.shape[1]} of {modality}.",
+                remedy="Use features from the towers that the heads were trained on.",
             )
         embedded = []
         for start in range(0, max(1, len(features)), _BLOCK_ROWS):
@@ -238,25 +238,25 @@ def connect_heads(
 ) -> ConnectedHeads:
     """Train two heads on paired features and write them to the folder ``output``.
 
-    The folder contains the weights, the record, the log of the geometry as a table and as a figure.
-    The same call continues an interrupted run, and returns the heads of a finished run.
+    The folder contains the weights, the record, and the log of the geometry as a table and as a
+    figure. The same call continues an interrupted run, and returns the heads of a finished run.
 
     Args:
         features: See `read_features`.
         output: The folder to write the heads to.
         dim: Dimension of the shared space.
-        hidden: Width of the hidden layer; 0: linear heads.
-        dropout: Dropout of the hidden units in training.
-        cone: Start each modality in its own narrow cone, like a large CLIP with random weights;
+        hidden: Width of the hidden layer; 0 for linear heads.
+        dropout: Dropout rate of the hidden units.
+        cone: Start each modality in its own narrow cone, as a large CLIP with random weights does.
             1.33 gives a gap of 1.1.
-        logit_scale: 1 / temperature: a number such as 100 (fixed), learned (starts at 14.3, at most
-            100), or learned:20 (starts at 20).
-        close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, one
-            pushes centroids apart.
+        logit_scale: Logit scale (1 / temperature): a fixed number such as 100, learned (starts at
+            14.3, at most 100), or learned:20 (starts at 20).
+        close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, the
+            other pushes centroids apart.
         batch_size: Number of pairs per step.
         epochs: Maximum number of passes over the pairs.
         learning_rate: Peak learning rate of AdamW.
-        patience: Stop after this many epochs without a better recall@1; 0: never.
+        patience: Stop after this many epochs without a better recall@1; 0 to never stop early.
         train_split: The split to train on.
         seed: Seed for all random numbers.
         device: cpu, cuda, cuda:1 or mps. By default the fastest device.
@@ -345,8 +345,8 @@ def apply_heads(
             own=f"The {rows.modality} head",
             theirs="these features",
             error=ConnectError,
-            remedy="Use features of the tower that the heads were trained on, or train heads on "
-            "these.",
+            remedy="Use features from the tower that the heads were trained on, or train heads on "
+            "these features.",
         )
         embeddings = heads.embed(rows.modality, rows.embeddings)
         modalities.append(Rows(rows.modality, embeddings, rows.table))

@@ -120,14 +120,14 @@ def connect_towers(
         output: The folder to write the trained model to.
         mode: ``lit`` trains the text tower with a frozen image tower (Zhai et al., CVPR 2022),
             ``full`` trains both.
-        captions: A file of captions, instead of those that are detected.
+        captions: A file of captions to use instead of the detected ones.
         model: See `embed`.
         random_init: See `embed`.
         augment: Train on random crops of the photos, half of them mirrored.
         logit_scale: See `connect_heads`.
         close_gap: See `connect_heads`.
         batch_size: Number of pairs per step.
-        chunk: Number of pairs embedded at a time (gradient caching).
+        chunk: Number of pairs to embed at a time (gradient caching).
         epochs: Maximum number of passes over the pairs. By default 20 for lit, 10 for full.
         learning_rate: Peak learning rate of AdamW. By default 0.0005 for lit, 0.0001 for full.
         patience: See `connect_heads`.

@@ -1,5 +1,5 @@
-"""Pairs that towers are trained on: features, photos or texts of two modalities, paired by the keys
-of their items.
+"""Training pairs for towers: features, photos or texts of two modalities, paired by the keys of
+their items.
 
 A batch is drawn from a permutation of all pairs that depends on (seed, epoch) alone, so that a run
 that was killed continues exactly.
@@ -225,8 +225,8 @@ class PairInputs:
         if not len(train):
             splits = ", ".join(sorted(set(self.splits))) or "none"
             raise ConnectError(
-                f"There are no pairs of {' and '.join(names)} in the split {train_split!r}, but "
-                f"in these: {splits}.",
+                f"There are no pairs of {' and '.join(names)} in the split {train_split!r}. Splits "
+                f"with pairs: {splits}.",
                 remedy="Check that the keys of the two modalities match, choose another split with "
                 "--train-split, or divide the store with `c3 split`.",
             )
@@ -234,7 +234,8 @@ class PairInputs:
             held = held_out(train.items.tolist())
             train, val = train.select(~held), train.select(held)
             reporter.message(
-                f"There is no val split, so {len(val):,} pairs of {train_split!r} are held out."
+                f"There is no val split, so {len(val):,} pairs of {train_split!r} are held out for "
+                f"validation."
             )
         return train, val
 
@@ -283,31 +284,31 @@ def read_features(
     modalities: Sequence[str] | None = None,
     reporter: Reporter = SILENT,
 ) -> PairedFeatures:
-    """Read features of two modalities, from files of vectors if any is given, else from one or two
-    stores.
+    """Read features of two modalities, from files of vectors if any are given, otherwise from one
+    or two stores.
 
-    Rows of the same item are pairs; those with NaN or infinity are in none. The sides change places
-    where only the first has several rows of one item.
+    Rows of the same item form pairs; rows with NaN or infinity are left out. The two sides are
+    swapped if only the first has several rows per item.
 
     Args:
-        image: A file of image vectors: npy, npz, pt, safetensors, csv, tsv, json, jsonl, parquet or
-            arrow; or a folder or pattern of such files, joined in the order of their names.
+        image: Image vectors: a file (npy, npz, pt, safetensors, csv, tsv, json, jsonl, parquet or
+            arrow), or a folder or pattern of such files, joined in order of their names.
         text: Text vectors, as for ``image``.
-        other: Vectors of another modality, with its name, for example audio=audio.npy.
+        other: Vectors of another modality, after its name, for example audio=audio.npy.
         meta: A table of ids, captions and splits: jsonl, csv, tsv, parquet or arrow, one row per
-            image (or per text, without images).
+            image (or per text, if there are no images).
         text_meta: A table like ``meta`` with one row per text; the column image_key names its
             image.
-        image_array: The array, tensor or column of the file ``image`` to read.
-        text_array: The array, tensor or column of the file ``text`` to read.
+        image_array: The array, tensor or column to read from the ``image`` file.
+        text_array: The array, tensor or column to read from the ``text`` file.
         store: See `embed`.
-        second_store: Take the second modality from this store: a folder or a URL.
+        second_store: A second store to take the second modality from: a folder or a URL.
         modalities: The two modalities of the store to use, for example image,text.
         reporter: Gets a message if a store is unfinished.
 
     Raises:
         ConnectError: if there are not exactly two modalities, or two stores keep a column with
-            other types.
+            different types.
         StoreError: if a file or store cannot be read, or rows cannot be paired.
         UnusedOptionError: if an option has no effect with another.
     """
@@ -337,7 +338,7 @@ def read_features(
                     raise ConnectError(
                         f"One store keeps the column {column!r} as {columns[column]}, the other as "
                         f"{kind}.",
-                        remedy="Embed or import one of them again, with the same type.",
+                        remedy="Embed or import one of the stores again, with the same type.",
                     )
     if len(names) != 2:
         raise ConnectError(

@@ -1,1 +1,1 @@
-"""From the user's files to image and text items, paired by key."""
+"""Read the user's files as image and text items, paired by key."""

@@ -201,10 +201,10 @@ def _read_json(path: Path, pick_columns: _Pick) -> _Rows:
             images = annotated_images(content)
     except MALFORMED as error:
         raise CorpusError(
-            f"{path} is neither a JSON list nor a COCO captions file: it is not JSON, or something "
+            f"{path} is neither a JSON list nor a COCO captions file: it is not JSON, or a field "
             f"is missing ({error!r}).",
             remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
-            '"caption"}]}. A file with an object on each line is called .jsonl.',
+            '"caption"}]}. A file with one object per line needs the suffix .jsonl.',
         ) from error
     if records:
         names = dict.fromkeys(name for record in records for name in record.values)
@@ -327,7 +327,7 @@ def captions_of(record: Mapping[str, Any], columns: Iterable[str], where: str) -
         if not is_list or not all(isinstance(text, str) for text in texts):
             raise CorpusError(
                 f"{where}: the column {column!r} contains {type(value).__name__} instead of text.",
-                remedy="Choose the column of the texts with --text-column.",
+                remedy="Choose the column with the texts with --text-column.",
             )
         captions += texts
     return captions
@@ -346,6 +346,6 @@ def note_of_ambiguous(keys: Collection[str]) -> str:
     to keep.
     """
     return (
-        f"The rows of {counted(len(keys), 'item')}, for example {min(keys)}, differ in the columns "
-        f"to keep: all rows of an item get the values of its first one."
+        f"The rows of {counted(len(keys), 'item')}, for example {min(keys)}, have different values "
+        f"in the columns to keep: each item keeps those of its first row."
     )

@@ -1,5 +1,5 @@
-"""Images in other files: which reader takes a file, lists of paths or URLs, and how an image is
-found again.
+"""Images inside other files: the choice of a reader, lists of paths or URLs, and how to find an
+image again.
 
 Nothing is unpacked or copied: an item says where in its file the image is. A reader yields rows of
 images with their captions, and skips what cannot be used. `Corpus.merge_rows` makes rows with one
@@ -108,7 +108,8 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Ima
     corpus.note_folders(paths)
     if rows_of_texts:
         corpus.notes.append(
-            f"{counted(rows_of_texts, 'row')} of {path} without an image: their texts are embedded."
+            f"{counted(rows_of_texts, 'row')} of {path} without an image; only their texts are "
+            f"embedded."
         )
 
 
@@ -191,7 +192,7 @@ class PhotoFinder(ImageReader):
                     self._containers[file] = sources
                 return ImageItem(path, path, None, None, self._containers[file][path])
             except KeyError as error:
-                raise FileNotFoundError(0, f"{file}: the image is not in it") from error
+                raise FileNotFoundError(0, f"{file}: the image is missing from it") from error
             except (*UNREADABLE, CorpusError) as error:
                 raise FileNotFoundError(0, f"{file}: {reason_of(error)}") from error
         if is_url(path):

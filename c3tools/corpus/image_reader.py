@@ -74,8 +74,8 @@ class ImageReader:
         if len(content) != source.place:
             raise OSError(
                 0,
-                f"only {len(content):,} of {source.place:,} bytes could be read; the file became "
-                f"shorter",
+                f"only {len(content):,} of {source.place:,} bytes could be read; the file has "
+                f"become shorter",
             )
         return content
 
@@ -97,7 +97,7 @@ class ImageReader:
         except StopIteration:
             # A generator that has raised an error ends there, so damage hides the rows behind it
             raise OSError(
-                0, "the row is no longer in the table, or is behind a damaged one"
+                0, "the row is no longer in the table, or comes after a damaged row"
             ) from None
         if value is None:
             raise ValueError(f"the column {cell.column!r} is null in this row")
@@ -218,8 +218,8 @@ def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
     if not anywhere and not target.is_relative_to(os.path.realpath(folder)):
         raise PermissionError(
             0,
-            f"the path {name[:200]} leads out of {folder}; choose the folder to start from with "
-            f"--images-root, or read it anyway with --follow-symlinks",
+            f"the path {name[:200]} leads out of {folder}; set the base folder with --images-root, "
+            f"or read it anyway with --follow-symlinks",
         )
     return path
 
@@ -327,7 +327,7 @@ def read_frames(
 
     with av.open(str(path)) as container:
         if not container.streams.video:
-            raise ValueError("there are no pictures in it")
+            raise ValueError("it contains no pictures")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         frames_per_second = float(stream.average_rate or 1)

@@ -119,9 +119,9 @@ def read_image_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterat
         yield ImageRow(image, row.captions, place)
     if renamed:
         corpus.notes.append(
-            f"{path}: {counted(len(renamed), 'image has', 'images have')} the file name of "
-            f"another image. Digits of a checksum are added to their keys, for example "
-            f"{renamed[0]}. To use other keys, choose a column with --key-column."
+            f"{path}: {counted(len(renamed), 'image has', 'images have')} the file name of another "
+            f"image. Checksum digits are added to their keys, for example {renamed[0]}. To use "
+            f"other keys, choose a column with --key-column."
         )
 
 
@@ -202,7 +202,7 @@ def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ro
             raise CorpusError(
                 f"{path} is not a readable {path.suffix[1:].capitalize()} file "
                 f"({reason_of(error)}).",
-                remedy="It may be cut short. Copy it again.",
+                remedy="It may be truncated. Copy it again.",
             ) from error
         corpus.skip(path.name, str(path), "DamagedTable", reason_of(error))
 
@@ -247,7 +247,8 @@ def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:
         raise CorpusError(
             f"{path} has no column with images; its columns are: "
             f"{', '.join(schema.names) or 'none'}.",
-            remedy="Choose the column of images, or of their paths or URLs, with --image-column.",
+            remedy="Choose the column with the images, their paths or their URLs with "
+            "--image-column.",
         )
     types = {
         field.name: field.type

@@ -1,5 +1,5 @@
-"""A corpus: its images, videos and texts as Arrow tables, what was left out, and the options it is
-read with.
+"""A corpus: its images, videos and texts as Arrow tables, skipped inputs, and the options for
+reading it.
 """
 
 from __future__ import annotations
@@ -342,8 +342,8 @@ class Corpus:
             f"{location(file).name}#{number}",
             row.place,
             "DuplicateKey",
-            f"{first_path} has the same key {row.image.key}, and only the first one is embedded; "
-            f"embed the files into two stores, or choose another column of keys with --key-column",
+            f"{first_path} has the same key {row.image.key}, and only the first image is embedded; "
+            f"embed the files into two stores, or choose another key column with --key-column",
         )
 
     def media(self) -> list[ItemTable[ImageItem]]:

@@ -76,8 +76,8 @@ class KeptColumns:
             if name in self._of_store:
                 raise StoreError(
                     f"{place}, but the store keeps it as {so_far}.",
-                    remedy="Change the value, or use another --store: a new one finds a type for "
-                    "all values.",
+                    remedy="Change the value, or use another --store: a new store chooses a type "
+                    "that fits all values.",
                 )
             others = "which cannot be kept"
             if so_far and kind:

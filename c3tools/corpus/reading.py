@@ -51,12 +51,16 @@ from .splits import split_in_name
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
-_RAW = "RAW photos are not read: convert them to JPEG, for example with darktable-cli."
+_RAW = "RAW photos are not supported: convert them to JPEG, for example with darktable-cli."
 _PDF = (
-    "PDFs are not read: render their pages, for example with pdftoppm -r 150 -jpeg FILE.pdf page."
+    "PDFs are not supported: render their pages, for example with pdftoppm -r 150 -jpeg FILE.pdf "
+    "page."
 )
-_ARCHIVE = "Archives are not read: unpack them."
-_TAR = "A folder with images is read as these. Give the tars as further paths to read them, too."
+_ARCHIVE = "Archives are not supported: unpack them."
+_TAR = (
+    "In a folder with images, only the images are read. To read the tars too, pass them as "
+    "further paths."
+)
 _SOUND = "Audio files need an audio model, for example --model st:laion/clap-htsat-unfused."
 # files that a user may expect to be embedded, and what makes it possible
 PASSED_OVER = {
@@ -85,13 +89,13 @@ _WHY_UNUSED = {
     "captions": "because no images are read",
     "text_column": "because no table with such a column is read",
     "image_column": "because no table or list of images is read",
-    "key_column": "because the keys come from file names here",
+    "key_column": "because the keys come from file names",
     "images_root": (
-        "because no table or list with paths of images is read; with --image-column, a list of "
-        "texts is a list of images"
+        "because no table or list with image paths is read; to read a list of texts as a list of "
+        "images, use --image-column"
     ),
     "download": (
-        "because no table with URLs of images is read; if a column of another name has them, "
+        "because no table with image URLs is read; if they are in a column with another name, "
         "choose it with --image-column"
     ),
 }
@@ -221,12 +225,12 @@ def _require_there(missing: Sequence[Path], captions: Path | None) -> None:
     """
     if captions is not None and kind_of(captions) != "file":
         raise CorpusError(
-            f"The captions file {captions} does not exist, or is no file.",
-            remedy="Check the path of --captions.",
+            f"The captions file {captions} does not exist, or is not a file.",
+            remedy="Check the path given with --captions.",
         )
     if missing:
         more = f" (nor do {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-        hint = "Check the path. A relative path starts from the current folder."
+        hint = "Check the path. Relative paths start from the current folder."
         if is_url(missing[0]):
             hint = "Check the address and the credentials in the environment."
         raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
@@ -351,9 +355,7 @@ def find_images(
             passed_over.pop(_TAR, None)
         for advice, counts in passed_over.items():
             files = counted(counts.total(), "file")
-            corpus.notes.append(
-                f"{root}: {files} passed over ({', '.join(sorted(counts))}). {advice}"
-            )
+            corpus.notes.append(f"{root}: {files} skipped ({', '.join(sorted(counts))}). {advice}")
     return images
 
 
@@ -383,7 +385,7 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
     def refuse(error: OSError) -> NoReturn:
         raise CorpusError(
             f"The folder {error.filename} cannot be listed ({error.strerror}).",
-            remedy="Make it readable, or give the paths of the other folders.",
+            remedy="Make it readable, or pass the paths of the other folders.",
         ) from error
 
     seen: set[str] = set()
@@ -567,8 +569,8 @@ def _join_rows(rows: Sequence[CaptionRow]) -> tuple[list[str], str | None]:
 def _no_image(file: Path, row: CaptionRow) -> CorpusError:
     return CorpusError(
         f"{file}, line {row.line}: the image is missing.",
-        remedy="Captions of images need a column file_name, image or key. To embed texts only, "
-        "give the file as PATH.",
+        remedy="Image captions need a column file_name, image or key. To embed only the texts, "
+        "pass the file as PATH.",
     )
 
 
@@ -620,7 +622,7 @@ def _detect_captions(
             # A COCO file is often of another part of the data set. Any other file is used even so:
             # its names are listed as captions without image
             if matched == 0 and path.suffix == ".json":
-                why_unused = "it names none of the images."
+                why_unused = "it refers to none of the images."
         except CorpusError as error:
             if path.suffix != ".json" and is_first:
                 raise
@@ -633,7 +635,7 @@ def _detect_captions(
     if not notes and unread_tables:
         tables = counted(len(unread_tables), "table is", "tables are")
         notes = [
-            f"{root}: {tables} not read, such as {unread_tables[0]}. If captions are there, give "
+            f"{root}: {tables} not read, such as {unread_tables[0]}. If it contains captions, pass "
             f"it with --captions."
         ]
     corpus.notes += notes
@@ -650,7 +652,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     """
     if is_url(file) and file.suffix.lower() in _MEDIA_SUFFIXES:
         raise CorpusError(
-            f"{file} is one image or video at a URL. Images at URLs are only read from lists.",
+            f"{file} is the URL of an image or video. Images at URLs are read only from lists.",
             remedy=f"(echo url; echo '{file}') > urls.csv; c3 embed urls.csv --download",
         )
     stem = file.stem
@@ -670,13 +672,13 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         if len(addresses) > len(texts) / 2:
             raise CorpusError(
                 f"{len(addresses):,} {of_lines} URLs, such as {addresses[0]}.",
-                remedy="To embed the images there, make a table of them: (echo url; cat "
+                remedy=f"To embed these images, write the URLs to a table: (echo url; cat "
                 f"{file.name}) > urls.csv; c3 embed urls.csv --download",
             )
         if len(files) > len(texts) / 2:
             raise CorpusError(
                 f"{len(files):,} {of_lines} paths of files, such as {files[0]}.",
-                remedy="To embed the files, give them as arguments: xargs -d '\\n' c3 embed < "
+                remedy="To embed the files, pass them as arguments: xargs -d '\\n' c3 embed < "
                 'LIST. To embed the paths as texts, write them as JSON lines: {"text": "..."}.',
             )
     texts_of_image = Counter[str]()
@@ -699,13 +701,13 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     rename = f" Rename it to {stem}.csv first." if file.suffix.lower() in _PLAIN else ""
     if urls:
         corpus.notes.append(
-            f"{file} has {counted(urls, 'URL')}, but only its texts are used. If images are there, "
-            f"--download embeds them, too.{rename}"
+            f"{file} has {counted(urls, 'URL')}, but only its texts are used. If they point to "
+            f"images, --download embeds these too.{rename}"
         )
     elif texts_of_image:
         corpus.notes.append(
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. "
-            f"With --image-column it is read as a list of images.{rename}"
+            f"To read it as a list of images, use --image-column.{rename}"
         )
 
 
@@ -740,7 +742,7 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
             f"There are no images in {root} or its subfolders, nor tar, parquet or arrow files "
             f"with images."
             f"{_first_reason(corpus)}{_passed_over(corpus)}",
-            remedy="To embed texts, give the files: c3 embed captions.txt",
+            remedy="To embed texts, pass the files: c3 embed captions.txt",
         )
     corpus.note_folders({str(path).removeprefix(f"{root}/"): str(path) for path in containers})
     return containers
@@ -863,8 +865,8 @@ def _check(corpus: Corpus, captions: Path | None) -> None:
         raise CorpusError(
             f"{captions} has no caption for any of the {without_caption:,} "
             f"{' and '.join(items_by_name)}.",
-            remedy="File names in it are looked up in the folder of the captions file, then in "
-            "its subfolder images/.",
+            remedy="File names in the captions file are looked up in its own folder, then in the "
+            "subfolder images/.",
         )
     for name, items in items_by_name.items():
         keys = items.table["key"]
@@ -873,5 +875,5 @@ def _check(corpus: Corpus, captions: Path | None) -> None:
             raise CorpusError(
                 f"Two {name} have the key {repeated_key!r}.",
                 remedy="Rename one of the files, embed the two folders into two stores, or choose "
-                "another column of keys with --key-column.",
+                "another key column with --key-column.",
             )

@@ -149,7 +149,7 @@ def describe_origins(origins: dict[str, set[str]], *, of: str = "Splits") -> str
 def describe_val_alone() -> str:
     """Return a sentence that says how rows are split where val is the only split that is named."""
     return (
-        f"All rows are named val, so no split is written, and a hash of their keys divides them "
+        f"All rows belong to val, so no split is recorded; a hash of the keys assigns splits "
         f"({describe_hash()})."
     )
 

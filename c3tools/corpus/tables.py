@@ -1,4 +1,4 @@
-"""Tables that other programs wrote: how to read them, and which of their columns is what.
+"""Tables written by other programs: how to read them, and the roles of their columns.
 
 `ROLES` has the usual names of columns, and only `pick` and `pick_all` guess by them. What names a
 row depends on what the row is: see `IMAGE_KEY`, `ROW_KEY`, `TEXT_KEY` and `ITEM`.
@@ -205,8 +205,8 @@ def records_in_list(
                     is_turn = isinstance(turn, dict) and isinstance(turn.get("value"), str)
                     if not is_turn or "from" not in turn:
                         raise error(
-                            f"{path}, element {number}: a turn of its conversations is not as "
-                            "LLaVA writes it.",
+                            f"{path}, element {number}: a turn of its conversations is not in "
+                            f"LLaVA's format.",
                             remedy='Use {"from": "human" or "gpt", "value": TEXT}.',
                         )
                     if turn["from"] == "gpt":

@@ -36,8 +36,8 @@ from .items import (
 _TEXT_MEMBERS = ("txt", "caption", "text", "json")
 _BLOCK = 512  # bytes of a header in a tar
 _REMEDY = (
-    "everything before that is used; copy the file again, then run the same command again "
-    "to add the rest"
+    "everything before that point is used; copy the file again, then run the same command again to "
+    "add the rest"
 )
 
 
@@ -85,10 +85,10 @@ def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Image
     samples = _samples(path, corpus)
     fields = {name for sample in samples.values() for name in sample.record}
     if options.text_column is not None and samples and options.text_column not in fields:
-        present = ", ".join(sorted(fields)) or "none, there is no .json member"
+        present = ", ".join(sorted(fields)) or "none, as there is no .json member"
         raise CorpusError(
             f"No .json member of {path} has {options.text_column!r}. Their fields: {present}.",
-            remedy="Choose one of them with --text-column, or leave it out to use the .txt "
+            remedy="Choose one of them with --text-column, or leave the option out to use the .txt "
             "members.",
         )
     for key, sample in samples.items():
@@ -152,8 +152,8 @@ def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
     if passed_over:
         members = counted(passed_over.total(), "member")
         corpus.notes.append(
-            f"{path}: {members} passed over ({', '.join(sorted(passed_over))}). Videos and audio "
-            f"files in tars are not read: unpack them."
+            f"{path}: {members} skipped ({', '.join(sorted(passed_over))}). Videos and audio files "
+            f"in tars are not supported: unpack them."
         )
     return samples
 
@@ -216,20 +216,20 @@ def _members(path: Path, corpus: Corpus) -> Iterator[_Member]:
                 if archive.offset <= position or header.size < 0:  # a header that leads back
                     problem = f"damaged after {last}"
                 elif header.offset_data + header.size > size:
-                    problem = f"cut short in the middle of {as_storable(header.name)}"
+                    problem = f"truncated in the middle of {as_storable(header.name)}"
                 else:
                     position = archive.offset
                     last = as_storable(header.name)
                     yield from _usable_member(path, file, header, corpus)
         except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
-            problem = f"damaged or cut short after {last} ({error})"
+            problem = f"damaged or truncated after {last} ({error})"
         if problem is None:
             file.seek(position)
             end = file.read(_BLOCK)
             if not end:
-                problem = f"without its end mark, so it may be cut short after {last}"
+                problem = f"without its end mark, so it may be truncated after {last}"
             elif end.strip(b"\0"):
-                problem = f"damaged or cut short after {last}, at byte {position:,} of {size:,}"
+                problem = f"damaged or truncated after {last}, at byte {position:,} of {size:,}"
     if problem is not None:
         corpus.skip(path.name, str(path), "DamagedTar", f"the tar is {problem}; {_REMEDY}")
 
@@ -248,7 +248,7 @@ def _usable_member(
     if not parts[0] or ".." in parts or parts[0].endswith(":"):
         refusal = Refusal(
             "UnsafePath",
-            "the member's path is absolute or leads to a parent folder; such members are not read",
+            "the member's path is absolute or leads to a parent folder, and is therefore not read",
         )
     elif header.issym() or header.islnk() or header.isdev():
         refusal = Refusal("NotAFile", "a link, device or pipe in a tar, which is not read")

@@ -1,1 +1,1 @@
-"""Wrong pairs and copies: what to look at before training."""
+"""Wrong pairs and copies: checks before training."""

@@ -1,4 +1,4 @@
-"""The agreement of two photos in what they show, whatever was done to one of them.
+"""The agreement of two photos in content, even if one of them was edited.
 
 A copy may be smaller, compressed, cropped, mirrored, grey, or have a border or a bar of text. So
 small grey versions are aligned: one of the photos, scaled down by up to 30%, is moved over the

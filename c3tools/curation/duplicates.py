@@ -1,4 +1,4 @@
-"""Find rows that a store has twice: copies, and copies across splits.
+"""Find copies of rows in a store, within and across splits.
 
 Equal files, equal rows and equal texts are found first. Of the other rows the embeddings propose
 the nearest ten, and again ten of those that are left, and the content of the photos decides
@@ -37,15 +37,15 @@ _SHOWN_GROUPS = 60  # of each kind
 _SHOWN_ROWS = 6  # of a group
 _TEMPLATE = Path(__file__).parent / "templates" / "duplicates.html"
 _TIERS = (
-    ("exact", "Equal files, rows or texts", "Equal texts are listed, and never left out."),
-    ("copy", "Copies", "The photos agree in what they show."),
+    ("exact", "Identical files, rows or texts", "Identical texts are listed, but never left out."),
+    ("copy", "Copies", "The photos show the same content."),
     (
         "same scene",
         "The same scene",
-        "Other photos of the same scene, heavily edited copies, or pictures on plain ground with "
-        "the same outline, such as a product in two colours.",
+        "Different photos of the same scene, heavily edited copies, or pictures with the same "
+        "outline on a plain background, such as a product in two colours.",
     ),
-    ("alike", "Alike by their embeddings", "Above the cosine that was asked for."),
+    ("alike", "Similar embeddings", "Their cosine is above --cosine."),
 )
 
 
@@ -66,13 +66,13 @@ _TABLE = pa.schema(_COLUMNS)
 
 @dataclass(frozen=True, repr=False)
 class Duplicates:
-    """The groups of rows that a store has twice, leaks first.
+    """Groups of copies in a store, leaks first.
 
     Attributes:
         store: the path of the store.
         groups: leaks first, then by tier.
         compared: pairs of photos whose content was compared.
-        notes: what the user should know, such as photos that are not there any more.
+        notes: what the user should know, such as photos that no longer exist.
         captions: of texts by key.
         paths: of photos by key.
         shards: metadata of the table: which shards it was made from.
@@ -197,17 +197,17 @@ def find_duplicates(
 ) -> Duplicates:
     """Find copies of rows within and across the splits of a store, and mark copies in train.
 
-    Of equal files and of copies by content, the rows of train are marked to be left out, except one
-    where all rows are of train. Rows of val and test stay as they are. Groups of one scene, of
-    equal texts and of embeddings that are alike are listed, and nothing of them is marked. So are
-    pictures on plain ground (emoji, logos, products) that differ in colour alone.
+    In groups of identical files and of copies by content, train rows are marked to be left out; if
+    all rows are in train, one of them is kept. Rows of val and test are never marked. Groups of the
+    same scene, of identical texts and of similar embeddings are listed without marks, and so are
+    pictures on a plain background (emoji, logos, products) that differ only in colour.
 
-    Photos that were turned, stretched or cropped by more than 30% are not found, nor those that
-    are part of a screenshot or collage.
+    Photos that were rotated, stretched or cropped by more than 30% are not found, nor are photos
+    that became part of a screenshot or collage.
 
     Args:
         store: See `embed`.
-        modality: Look only at these modalities.
+        modality: Search only these modalities.
         cosine: Also list rows whose embeddings have at least this cosine.
         image_timeout: See `embed`.
         workers: Number of processes that decode photos.
@@ -230,8 +230,8 @@ def find_duplicates(
     modality = as_list(modality)
     if cosine == 0:
         raise StoreError(
-            "A cosine of 0 does not tell rows that are alike from others.",
-            remedy="Give a number between 0 and 1, for example --cosine 0.98.",
+            "A cosine of 0 does not distinguish similar rows from others.",
+            remedy="Pass a number between 0 and 1, for example --cosine 0.98.",
         )
     store = Store.open(store, reporter=reporter)
     require_no_export(store)

@@ -1,4 +1,4 @@
-"""Refuse exports where the embeddings of the encoder are needed."""
+"""Reject exports where the encoder's own embeddings are needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def require_no_export(store: Store) -> None:
     """
     if store.info.exported:
         raise StoreError(
-            f"{store.path} is an export: its rows went through a pipeline, so they are not "
-            "comparable as the encoder gave them.",
-            remedy="Give the store that was exported with --store.",
+            f"{store.path} is an export. Its rows went through a pipeline, so they are no longer "
+            f"the encoder's embeddings.",
+            remedy="Pass the store that was exported with --store.",
         )

@@ -1,4 +1,4 @@
-"""Groups of rows that a store has twice."""
+"""Groups of copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for rows of one modality that a store has twice."""
+"""The search for copies of rows within one modality."""
 
 from __future__ import annotations
 
@@ -388,8 +388,8 @@ class _PhotoComparison:
         if problems:
             self.notes.append(
                 f"{counted(len(problems), 'photo')} of {len(numbers):,} cannot be read, so their "
-                f"content was not compared. The first: {problems[0]}. --cosine lists rows whose "
-                "embeddings are alike."
+                f"content was not compared. The first: {problems[0]}. --cosine lists rows with "
+                f"similar embeddings."
             )
 
     def compare(self, pairs: _NearPairs) -> list[_Link]:

@@ -1,4 +1,4 @@
-"""The photos of a page, as small as it shows them."""
+"""Photos for a page, scaled down to the size at which it shows them."""
 
 from __future__ import annotations
 

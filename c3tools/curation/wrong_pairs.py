@@ -197,7 +197,7 @@ class PairCheck:
         return Table(("split", "pairs", "unrelated", "95% interval"), rows, str(self.store))
 
     def worst(self, count: int = 10) -> Table:
-        """Return the pairs that fit least."""
+        """Return the worst-fitting pairs."""
         rows = [
             (
                 pair.key,
@@ -210,10 +210,10 @@ class PairCheck:
             for pair in self._worst_pairs(count)
         ]
         columns = ("key", "z", "cosine", "rank", "split", "caption")
-        return Table(columns, rows, "The pairs that fit least", left=("split", "caption"))
+        return Table(columns, rows, "The worst-fitting pairs", left=("split", "caption"))
 
     def save(self, path: str | Path) -> Path:
-        """Write the page of the pairs that fit least to a path or URL, and return it."""
+        """Write the page of the worst-fitting pairs to a path or URL, and return it."""
         shown = self._worst_pairs(_SHOWN_PAIRS)
         pictures = pictures_of((pair.path for pair in shown), self.store)
         pairs: list[dict[str, Any]] = []
@@ -274,14 +274,16 @@ def check_pairs(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> PairCheck:
-    """Order the pairs of two modalities by how likely they do not belong together.
+    """Rank the pairs of two modalities by how likely they are wrong.
 
     Args:
         store: See `embed`.
-        modalities: The two modalities. By default image and text, or the first two.
+        modalities: The two modalities to pair. By default image and text or, if one is missing, the
+            first two.
         split: See `gap_report`.
-        mark_worst: Mark this fraction of the train pairs, the worst-fitting ones, for c3 leave-out.
-        mark_below: Mark train pairs with a z below this number for c3 leave-out.
+        mark_worst: Mark this fraction of the train pairs for c3 leave-out, beginning with the
+            worst-fitting.
+        mark_below: Mark train pairs with z below this value for c3 leave-out.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
 
@@ -304,9 +306,9 @@ def check_pairs(
     pairs = Pairs.match(*(_rows_on_disk(store, name, split) for name in (first, second)))
     if len(pairs) < _LEAST_PAIRS:
         raise StoreError(
-            f"{store.path} has {counted(len(pairs), 'pair')} of {first} and {second} rows"
-            f"{'' if split is None else f' in the split {split!r}'}; {_LEAST_PAIRS} are needed to "
-            "say which of them are unusual.",
+            f"{store.path} has {counted(len(pairs), 'pair')} of {first} and {second} "
+            f"rows{'' if split is None else f' in the split {split!r}'}; {_LEAST_PAIRS} are needed "
+            f"to tell which of them are unusual.",
             remedy="Embed images together with their captions, or name two modalities whose rows "
             "have the same keys with --modalities.",
         )
@@ -323,9 +325,10 @@ def check_pairs(
     calibration = Calibration.fit(store)
     if not calibration.moments:
         raise StoreError(
-            f"{store.path} has too few train rows to know the mean of each modality, so pairs "
-            "cannot be compared with unrelated rows.",
-            remedy="Embed more, or load moments of the same model with `c3 means load FILE`.",
+            f"{store.path} has too few train rows to estimate the mean of each modality, so pairs "
+            f"cannot be compared with unrelated rows.",
+            remedy="Embed more rows, or load moments from the same model with `c3 means load "
+            "FILE`.",
         )
     scored = score_pairs(pairs, calibration, seed, reporter)
     splits = np.array(row_splits(pairs.second.table), dtype=object)[pairs.rows]
@@ -336,7 +339,7 @@ def check_pairs(
     if mark_worst is not None:
         if mark_worst == 1:
             raise StoreError(
-                f"--mark-worst is a fraction of the train pairs, so it cannot be {mark_worst:g}.",
+                f"--mark-worst is a fraction of the train pairs and cannot be {mark_worst:g}.",
                 remedy="For example: --mark-worst 0.02",
             )
         train = np.flatnonzero(is_train)

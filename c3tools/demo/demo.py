@@ -230,12 +230,12 @@ def run_demo(
     Args:
         output: The folder for stores and pages.
         seeds: Number of training runs per method.
-        sigma: Standard deviation of the noise, per dimension. By default derived from the training
-            captions.
+        sigma: Standard deviation of the noise, per dimension. By default estimated from the
+            training captions.
         size: Size of the decoder: tiny, small or base.
-        captions: Train on this many captions only.
-        images: Also generate images from captions. Needs the extra images and about ten more
-            minutes.
+        captions: Train on only this many captions.
+        images: Also generate images from captions. Needs the extra `images`, and takes about ten
+            more minutes.
         reporter: Shows messages, one per step, and progress.
 
     Raises:
@@ -335,10 +335,10 @@ def run_demo(
         if not images:
             return result
         reporter.message(
-            "5  The other direction: generators trained on photos alone, given captions"
+            "5  The other direction: images from captions, by generators trained on photos alone"
         )
         reporter.message(
-            f"   {_IMAGE_STEPS} steps on so few photos show how it is done, not which method is "
+            f"   {_IMAGE_STEPS} steps on so few photos show how it works, not which method is "
             f"better"
         )
         generated = ablate_images(

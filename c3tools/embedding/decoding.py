@@ -230,11 +230,11 @@ def _decoded_one_by_one(
             start = time.perf_counter()
             decoded = pool.wait(job)
             if decoded is None:
-                error: Exception = ValueError("the process that decodes it ends each time")
+                error: Exception = ValueError("the decoding process crashes on it every time")
                 if time_limit and time.perf_counter() - start >= time_limit:
                     error = TimeoutError(
                         f"took longer than {time_limit:g} s to decode; c3 embed and c3 duplicates "
-                        "allow more with --image-timeout"
+                        f"allow more time with --image-timeout"
                     )
                 all_decoded.failures.append(failure_of(item, "decode", error))
                 continue
@@ -314,7 +314,7 @@ class _Pool:
                     self._executor = None
         except OSError as error:
             raise C3Error(
-                f"The {self._workers:,} processes for decoding images could not be started "
+                f"The {self._workers:,} image-decoding processes could not be started "
                 f"({error.strerror or error}).",
                 remedy="Use fewer --workers.",
             ) from error

@@ -95,53 +95,54 @@ def embed(
     Inputs that are already in the store are kept, so the same call continues an interrupted run.
 
     Args:
-        paths: Images, videos or folders of them, WebDataset tars, Parquet or Arrow tables, text
-            files. {000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://.
+        paths: Images, videos, folders, WebDataset tars, Parquet or Arrow tables, or text files.
+            URLs work too (s3://, gs://, hf://, http(s)://); {000..012} and * are expanded.
         store: The store of embeddings: a folder or a URL (s3://, gs://).
         captions: A file of captions: .jsonl, .csv, .tsv, .parquet or COCO .json.
-        text_column: Column of the texts.
-        image_column: Column of the images, or of their paths or URLs.
-        key_column: Column of the keys.
-        images_root: The folder that relative paths in lists start from. By default the list's own
-            folder.
+        text_column: Column with the texts.
+        image_column: Column with the images, or with their paths or URLs.
+        key_column: Column with the keys.
+        images_root: Folder against which relative paths in lists are resolved. By default the
+            folder of the list.
         keep_columns: Table columns to keep with the rows (strings, numbers, booleans), for example
-            url,label. Later runs keep the same ones.
+            url,label. Later runs keep the same columns.
         download: Download images given by URL, in a column such as url or image_url.
-        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip,
-            local-dir:PATH, hf-hub:ORG/NAME, st:NAME or st:FOLDER (sentence-transformers; needs the
-            extra st), or NAME:... for a model of an installed package.
+        model: The model: c3-mini (bundled, the default), an open_clip model ARCH/PRETRAINED,
+            local-dir:PATH, hf-hub:ORG/NAME, or st:NAME_OR_FOLDER (sentence-transformers). `c3
+            models` lists more.
         random_init: Use random weights, drawn with this seed, instead of the trained ones.
-        device: cpu, cuda, cuda:1 or mps, or several separated by commas, with one process each
-            (cuda:0,cuda:1). By default all GPUs; without one, the fastest device.
+        device: cpu, cuda, cuda:1 or mps, or several separated by commas, each with its own process
+            (cuda:0,cuda:1). By default all GPUs or, if there are none, the fastest device.
         backend: Library that runs the encoder: one listed by c3 info, or auto for the fastest one
             installed that can run the model.
         precision: Number format of computations. auto: bf16 if the hardware supports it, otherwise
-            fp32. int8 is for encoders on a CPU, and needs the extra int8.
-        truncate_dim: Keep only this many dimensions of an st: model's embeddings, if it was trained
-            for that.
-        query_prompt: Prompt that an st: model gets before each query of c3 search. By default the
-            model's own query prompt. Texts are embedded with its document prompt.
-        long_texts: How to embed texts longer than the model's context. cut (the default): only the
-            beginning. chunk: in parts, one row each. mean: the normalised mean of the parts.
+            fp32. int8 runs encoders on a CPU, and needs the extra `int8`.
+        truncate_dim: Truncate the embeddings of an st: model to this many dimensions; the model
+            must be trained for that.
+        query_prompt: Prompt to put before each query of c3 search, for st: models. By default the
+            model's own query prompt.
+        long_texts: How to embed texts longer than the model's context. cut (the default) embeds
+            only the beginning, chunk embeds parts (one row each), and mean stores the normalised
+            mean of the parts.
         dtype: Number format of the embeddings on disk: float16 or float32.
-        shard_size: Inputs per shard. A killed run loses at most one shard.
-        workers: Processes that decode images. The default depends on the number of cores.
-        batch_size: Images or texts encoded at a time. The default depends on the device.
-        image_timeout: Time limit for decoding one image, in seconds; 0: no limit.
-        exact_decoding: Decode large JPEGs at full size, to match open_clip exactly. Slower.
-            Recorded in the store.
-        fps: Video frames to read per second; their mean is the embedding. By default the store's,
-            which is 1 unless its first run set another.
+        shard_size: Number of inputs per shard. A killed run loses at most one shard.
+        workers: Number of processes that decode images. The default depends on the number of cores.
+        batch_size: Number of images or texts to encode at once. The default depends on the device.
+        image_timeout: Time limit for decoding one image, in seconds; 0 for no limit.
+        exact_decoding: Decode large JPEGs at full size, to match open_clip exactly. Slower. The
+            store records this setting.
+        fps: Number of video frames to read per second; their embeddings are averaged. By default 1,
+            or the value that the store records.
         retry_failed: Try again to embed the inputs that failed before.
         update: Embed changed inputs again (edited captions, replaced images), and record the new
             paths of moved files.
         prune: Remove the rows of images and captions that are no longer in ``paths``.
         dry_run: Show what would be embedded, updated and removed, and write nothing.
         follow_symlinks: Also read symbolic links, and paths in lists, that lead outside ``paths``.
-        executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
-        address: Ray cluster to use. By default the one at RAY_ADDRESS, or one on this machine; if
-            there is none, a new one is started.
-        processes: Worker processes on the cluster. By default as many as fit.
+        executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra `ray`).
+        address: Address of the Ray cluster. By default RAY_ADDRESS, or a cluster on this machine;
+            if there is none, one is started.
+        processes: Number of worker processes on the cluster. By default as many as fit.
         encoder: A loaded encoder, which replaces ``model`` and its options.
         reporter: Shows messages and progress.
 
@@ -150,7 +151,7 @@ def embed(
 
     Raises:
         CorpusError: if a path is missing, or there is nothing to embed.
-        UnusedOptionError: if an option on tables or captions is given, and no path needs it.
+        UnusedOptionError: if an option on tables or captions is given, but no path needs it.
         EncoderError: if the model cannot be loaded.
         StoreError: if the store has embeddings of another model, or is damaged.
         OutputError: if another run is writing to it, or its folder contains other files.
@@ -261,8 +262,8 @@ def embed(
         # to embed
         if recorded is not None and model not in (None, recorded.model.name):
             reporter.message(
-                f"The store {folder} has embeddings of {recorded.model.name}. {model} is loaded "
-                f"to see whether it is the same model."
+                f"The store {folder} has embeddings of {recorded.model.name}. {model} is loaded to "
+                f"check whether it is the same model."
             )
         encoder = load()
 
@@ -560,7 +561,7 @@ def _chunked(
                 divided.append(text._replace(key=key, caption=part, image_key=item))
     if len(divided) > len(texts):
         reporter.message(
-            f"Texts that are longer than the model reads are embedded in parts: "
+            f"Texts longer than the model's context are embedded in parts: "
             f"{counted(len(texts), 'text')} in {counted(len(divided), 'row')}."
         )
     return divided

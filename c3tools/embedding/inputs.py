@@ -1,5 +1,5 @@
-"""The inputs of a store: what its shards say of the files that they were made from, and
-inputs.parquet, which adds what depends on the machine.
+"""The inputs of a store: the source files recorded in its shards, and inputs.parquet, which adds
+facts that depend on the machine.
 
 Shards have the path, size and SHA-256 of each file. `inputs.parquet` has them by key, with the time
 of modification and the folder that a relative path starts from, so that a path means the same file

@@ -110,7 +110,7 @@ def with_stored_keys(corpus: Corpus, stored: StoredInputs, reporter: Reporter = 
             image.path,
             "DuplicateKey",
             f"the store has the key {image.key} from another file; embed into another store, or "
-            f"choose another column of keys with --key-column",
+            f"choose another key column with --key-column",
         )
     return settled
 
@@ -186,10 +186,10 @@ class _Join:
             for image in new_images:
                 if self._state(image, name + image.key) == "taken":
                     raise CorpusError(
-                        f"The store has the keys {image.key} and {name}{image.key} from other "
-                        f"files than {image.path}.",
-                        remedy="Give the folder above, so that its name is added: "
-                        f"c3 embed {start.parent}",
+                        f"The store has the keys {image.key} and {name}{image.key} from files "
+                        f"other than {image.path}.",
+                        remedy=f"Pass the parent folder, so that its name is added to the keys: c3 "
+                        f"embed {start.parent}",
                     )
                 self._take(image, name + image.key)
             if name and new_images:

@@ -126,7 +126,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         Raises:
             StoreError: if a shard cannot be written.
         """
-        assert self._encoder is not None, "load comes first"
+        assert self._encoder is not None, "load must be called first"
         encode = self._singly
         if self.modality == "image":
             encode = self._images

@@ -104,10 +104,12 @@ class ModalitySummary:
         if self.updated or self.not_updated:
             again = f"{self.updated:,} embedded again"
         removed = "rows removed" if self.removed else "--prune removes their rows"
-        relocated = "new paths written" if self.relocated else "--update writes the new paths"
+        relocated = "new paths recorded" if self.relocated else "--update records the new paths"
         table = captions or "TABLE"
         what = "" if captions else ", a table of keys and splits,"
-        kept = f"the store keeps its own; `c3 split --file {table} -o NEW_STORE`{what} changes it"
+        kept = (
+            f"the store keeps its split; `c3 split --file {table} -o NEW_STORE`{what} changes that"
+        )
         notes = [
             *_listed(f"{name} input", f"changed after embedding ({again})", self.changed),
             *_listed(f"{name} input", f"no longer in the source ({removed})", self.gone),
@@ -121,8 +123,7 @@ class ModalitySummary:
             notes.append(f"{inputs} cannot be read; the rows in the store were not changed.")
         if self.truncated:
             notes.append(
-                f"{counted(self.truncated, name)} longer than the context of the model, and cut "
-                f"short."
+                f"{counted(self.truncated, name)} longer than the model's context, and cut short."
             )
         return notes
 
@@ -200,19 +201,19 @@ class EmbedSummary:
                 for stage, seconds in modality.seconds.items():
                     stages[name, stage] = seconds
         for name, reason in self.all_failed.items():
-            notes.append(f"No {name} input could be embedded. The first: {reason}.")
+            notes.append(f"No {name} input could be embedded. The first failed because: {reason}.")
         if self.failures_in_store:
             inputs = counted(self.failures_in_store, "input was", "inputs were")
             notes.append(
                 f"{inputs} not embedded; {self.store}/failures.parquet lists the reasons. "
-                f"--retry-failed tries again."
+                f"--retry-failed tries them again."
             )
         if self.lost:
             notes += _listed("shard", "missing and not made from these inputs", self.lost)
             notes.append(
-                "Embed the inputs that they were made from too. If no inputs are missing, delete "
-                "manifest.json and run "
-                f"`c3 verify --store {self.store} --repair`: it records the shards that exist."
+                f"Embed the inputs of these shards too. If no inputs are missing, delete "
+                f"manifest.json and run `c3 verify --store {self.store} --repair`: it records the "
+                f"shards that exist."
             )
         if sum(modality.embedded for modality in self.modalities.values()) >= _ENOUGH_TO_ADVISE:
             name, stage = max(stages, key=lambda key: stages[key])

@@ -106,7 +106,7 @@ class ClipTokenizer:
         if not files:
             raise EncoderError(
                 f"The file {_VOCABULARY} of open_clip is missing.",
-                remedy="Install open_clip_torch again.",
+                remedy="Reinstall open_clip_torch.",
             )
         lines = gzip.decompress(files[0].read_bytes()).decode("utf-8").split("\n")
         merges = []

@@ -130,8 +130,8 @@ class Encoder:
                 raise EncoderError(
                     f"The model {self.identity.name} takes {' and '.join(self.modalities)}, but "
                     f"not {modality}.",
-                    remedy="Choose another --model, or give it inputs that it takes, such as a "
-                    "file of captions.",
+                    remedy="Choose another --model, or pass inputs that it takes, such as a "
+                    "captions file.",
                 )
 
     def batch_size(self, modality: Modality) -> int:
@@ -166,7 +166,7 @@ class Encoder:
 
         Raises:
             EncoderError: if the model takes no images, a file cannot be decoded (the message names
-                it), or an array is no RGB image.
+                it), or an array is not an RGB image.
         """
         images = as_list(images)
         self.require("image")
@@ -320,7 +320,7 @@ class Encoder:
                 3), of any size.
 
         Raises:
-            EncoderError: if it cannot be decoded, or is no RGB image.
+            EncoderError: if it cannot be decoded, or is not an RGB image.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.shape[2:] != (3,):

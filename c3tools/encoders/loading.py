@@ -53,8 +53,8 @@ def load_encoder(
 ) -> Encoder:
     """Load a contrastive model for inference.
 
-    A pickle of it has its name and settings alone: the model is loaded again, and its weights have
-    to be the same.
+    A pickle of the encoder contains only its name and settings. Unpickling loads the model again,
+    and its weights must be the same.
 
     Args:
         model: ``c3-mini`` (bundled), ``ARCH/PRETRAINED`` as open_clip lists them (PRETRAINED may be
@@ -124,9 +124,9 @@ def load_encoder(
 
 def _unknown_option(model: str) -> EncoderError:
     return EncoderError(
-        f"The model {model} does not take such an option.",
-        remedy="Use --random-init and --backend with open_clip, --truncate-dim and "
-        "--query-prompt with st:.",
+        f"The model {model} does not support this option.",
+        remedy="--random-init and --backend are for open_clip models, --truncate-dim and "
+        "--query-prompt for st: models.",
     )
 
 
@@ -207,7 +207,7 @@ def resolve_encoder(
     elif model is None:
         reporter.message(
             f"Using the bundled model {DEFAULT_MODEL}, which is small and meant for trying things "
-            f"out. For real work choose another, for example --model ViT-B-32/openai."
+            f"out. For real work, choose a larger model, for example --model ViT-B-32/openai."
         )
     encoder = load_encoder(
         model or DEFAULT_MODEL, random_init=random_init, reporter=reporter, **options
@@ -217,7 +217,7 @@ def resolve_encoder(
         raise EncoderError(
             f"The weights of the model {model} have changed: they are {weights[:12]}, but "
             f"{recorded_weights[:12]} was recorded.",
-            remedy="Use the old weights, or embed again into another --store.",
+            remedy="Use the old weights, or embed everything again into another --store.",
         )
     return encoder
 

@@ -38,7 +38,7 @@ OFFLINE_REMEDY = (
 )
 _NAMES = (
     "A model is c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH, "
-    "hf-hub:ORG/NAME, st:NAME, or of another kind that `c3 models` lists."
+    "hf-hub:ORG/NAME, st:NAME, or another kind that `c3 models` lists."
 )
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # open_clip ends its preprocessing with the conversion to a tensor and the scaling
@@ -279,9 +279,10 @@ def _require_known(model: str, *, weights: bool) -> None:
             shown = list(dict.fromkeys([*close_tags, *tags]))[:_TAGS_SHOWN]
             lines = ["Add pretrained weights, or use random weights with --random-init SEED:"]
             lines += [f"  {architecture}/{tag}" for tag in shown]
-            lines.append(f"All are listed by: c3 models {architecture}/")
+            lines.append(f"To list them all: c3 models {architecture}/")
             raise EncoderError(
-                f"{model!r} names no pretrained weights of {architecture}, and no such file.",
+                f"{model!r} does not specify pretrained weights of {architecture} or an existing "
+                f"file.",
                 remedy="\n".join(lines),
             )
         source = open_clip.get_pretrained_cfg(architecture, pretrained)
@@ -304,7 +305,7 @@ def list_models(containing: str = "", *, here: bool = False) -> list[dict[str, A
         here: List only models whose weights are on this machine.
 
     Returns:
-        Of each model ``name``, ``dim`` (of its embeddings), ``image_size`` (pixels),
+        For each model ``name``, ``dim`` (of its embeddings), ``image_size`` (pixels),
         ``context_length`` (tokens), ``source`` (``bundled``, or where the weights come from) and
         ``here`` (whether they are on this machine).
 
@@ -331,8 +332,8 @@ def list_models(containing: str = "", *, here: bool = False) -> list[dict[str, A
         where = " with weights on this machine" if here else ""
         raise EncoderError(
             f"No model{where} has {containing!r} in its name.",
-            remedy="`c3 models` lists all names. A folder is local-dir:PATH, and a repository of "
-            "the hub is hf-hub:ORG/NAME.",
+            remedy="`c3 models` lists all names. Use local-dir:PATH for a folder, and "
+            "hf-hub:ORG/NAME for a repository on the hub.",
         )
     return selected
 

@@ -122,7 +122,7 @@ class OpenVINOBackend(EncoderBackend):
             cosine = float(np.concatenate(cosines).min())
             if agrees(cosine):
                 return backend
-        raise ValueError(f"the cosine with the embeddings of torch falls to {cosine:.4f}")
+        raise ValueError(f"the cosine with torch's embeddings falls to {cosine:.4f}")
 
     def _in_int8(self, facts: ModelFacts) -> Self:
         """Return this model, which is in fp32, in 8-bit integers.

@@ -33,7 +33,7 @@ from .preprocessing import ImagePreprocessor
 _LARGEST_SIDE = 2048  # of images: larger ones would take gigabytes in the batches ahead
 _CHARACTERS = 16_384  # of the texts in a batch, padded
 _GROUP = "c3tools.encoders"
-_REPORT = "Report this to the maker of the encoder."
+_REPORT = "Report this to the maintainer of the encoder."
 _SENTENCE_TRANSFORMERS = EntryPoint("st", "c3tools.encoders.st:SentenceTransformersModel", _GROUP)
 
 
@@ -150,7 +150,8 @@ class PluginBackend:
             encode_audio = getattr(model, "encode_audio", None)
             if encode_audio is None:
                 raise EncoderError(
-                    f"The encoder {kind} says that it takes audio, but has no method encode_audio.",
+                    f"The encoder {kind} lists audio among its modalities, but has no method "
+                    f"encode_audio.",
                     remedy=_REPORT,
                 )
             self._encode["audio"] = encode_audio

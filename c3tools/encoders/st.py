@@ -91,8 +91,8 @@ class SentenceTransformersModel:
         dim = model.get_embedding_dimension()
         if truncate_dim is not None and not 1 <= truncate_dim <= dim:
             raise EncoderError(
-                f"The model st:{name} has embeddings of {dim:,} dimensions, so {truncate_dim:,} "
-                f"cannot be kept.",
+                f"The model st:{name} has embeddings of {dim:,} dimensions, so they cannot be "
+                f"truncated to {truncate_dim:,}.",
                 remedy=f"Use --truncate-dim with 1 to {dim:,}, or leave it out.",
             )
         self.dim = truncate_dim or dim

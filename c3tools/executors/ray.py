@@ -79,10 +79,10 @@ class RayExecutor(Executor):
                 )
             except (OSError, RuntimeError, ValueError) as error:
                 raise UnreachableError(
-                    f"There is no Ray cluster at {address or 'this machine'}, or it asks for a "
+                    f"There is no Ray cluster at {address or 'this machine'}, or it requires a "
                     f"token ({reason_of(error)}).",
                     remedy="Start one with `ray start --head`, add this machine with `ray start "
-                    "--address=HEAD:6379`, and use --address HEAD:6379. If it asks for a token, "
+                    "--address=HEAD:6379`, and use --address HEAD:6379. If it requires a token, "
                     "copy its ~/.ray/auth_token to this machine and set RAY_AUTH_MODE=token.",
                 ) from error
             self._joined = True
@@ -150,11 +150,11 @@ class RayExecutor(Executor):
                         outcome: _Outcome | C3Error = ray.get(call)
                     except ray.exceptions.RayError as error:
                         raise C3Error(
-                            f"{name} failed {_ATTEMPTS} times, the last time since its worker was "
-                            f"lost or crashed ({error}).",
+                            f"{name} failed {_ATTEMPTS} times, most recently because its worker "
+                            f"was lost or crashed ({error}).",
                             remedy="Finished work is kept; run the same command again to continue. "
-                            "The worker may have run out of memory: see `ray status` and the logs "
-                            "of Ray.",
+                            "The worker may have run out of memory: see `ray status` and Ray's "
+                            "logs.",
                         ) from None
                     if isinstance(outcome, C3Error):
                         raise C3Error(f"{name}: {outcome.message}", remedy=outcome.remedy)
@@ -220,7 +220,7 @@ def _allocate(
     for fraction in (*range(most_cpus, 0, -1), *fractions):
         if sum(cpus // fraction for cpus, _ in machines) >= processes:
             return processes, fraction
-    raise AssertionError("with a core shared by all processes, they fit")
+    raise AssertionError("they fit if all processes share a core")
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,8 @@ def _do_task(
         if not os.path.isdir(folder):  # noqa: PTH112 - as text, of another machine
             raise C3Error(
                 f"{machine} no folder {folder}.",
-                remedy="Run c3 in a folder that all machines of the cluster share, because they "
-                "share inputs and outputs; or run it in / and use URLs.",
+                remedy="Run c3 in a folder that all machines of the cluster share, because inputs "
+                "and outputs are shared; or run it in / and use URLs.",
             )
         os.chdir(folder)
         work.load(_assigned_device(), threads)

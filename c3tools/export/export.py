@@ -101,7 +101,7 @@ class ExportReport:
         for modality, counts in self.rows.items():
             line = f"{modality}: {counted(sum(counts.values()), 'row')}"
             if self.pipeline.noisy and FUSED not in self.rows:
-                line += f", {counts['training']:,} of them as training inputs"
+                line += f", {counts['training']:,} of them training inputs"
             lines.append(line)
         written = f"Wrote {self.bytes / 1e6:,.1f} MB to {self.output}"
         if self.kept:
@@ -137,9 +137,9 @@ def export_store(
 ) -> ExportReport:
     """Write the transformed embeddings of a store to a folder or a URL.
 
-    If ``output`` has the same export of this store, what has changed in the store since is brought
-    up to date: new and changed shards are transformed with the pipeline that is there, and parts
-    whose shard is gone are removed.
+    If ``output`` already contains the same export of this store, it is updated: new and changed
+    shards are transformed with the existing pipeline, and parts whose shard no longer exists are
+    removed.
 
     Args:
         store: See `embed`.
@@ -147,31 +147,30 @@ def export_store(
         preset: The preset, or a JSON or YAML file of steps; `c3 export --list` shows the presets.
         pipeline: Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or
             hf-hub:ORG/NAME) of a fitted one.
-        format: parquet, npy, safetensors, hf (a folder for datasets) or clip-retrieval (images and,
-            if all have one, the first text of each).
+        format: parquet, npy, safetensors, hf (for the datasets library) or clip-retrieval (images
+            and, if every image has a text, the first text of each).
         modality: Export only these modalities.
-        sigma: Standard deviation of the noise, per dimension, if the preset has noise. By default
-            √0.016, the paper's value, so that an export does not depend on an estimate. auto:
-            derived from how much captions of the same image differ, as in c3 train-decoder. pairs:
-            derived from the cosine of at least 10 images with their captions (val split, or all
-            splits but test).
-        role: Rows that get noise. auto: the train split of ``train_on``; training: all; inference:
-            none.
-        train_on: The modality that training reads.
-        before_noise: Write float32 rows from before the pipeline's first noise, not normalised. `c3
-            train-decoder --store` then applies the rest, with new noise in every epoch.
-        metric: How the rows will be searched. ip: by inner product, which equals the cosine unless
-            the preset is fair. l2: rows get one more dimension, so that L2 and cosine find the same
-            rows in the same order; `Pipeline.transform` adds it to queries.
+        sigma: Standard deviation of the noise, per dimension: a number, or auto or pairs as in c3
+            train-decoder. By default √0.016, the paper's value, so that an export does not depend
+            on an estimate.
+        role: Rows that get noise: the train split of ``train_on`` (auto), all rows (training) or
+            none (inference).
+        train_on: The modality of the training inputs.
+        before_noise: Stop before the pipeline's first noise step, and write float32 rows that are
+            not normalised. `c3 train-decoder --store` applies the other steps, with new noise in
+            every epoch.
+        metric: How the rows will be searched: by inner product (ip), or by L2 distance or cosine
+            (l2). For l2, rows and queries get an extra dimension that preserves the ranking.
         one_table: Write all modalities to one Parquet table, rows/, with a column modality and keys
             such as image/KEY.
-        fuse: Write one row per item, for searches: the unit sum of its image and its first text
-            (modality fused), or the one that it has. No noise is added.
+        fuse: Write one row per item, for search: the normalised sum of its image and first text
+            (modality fused), or its only row. No noise is added.
         dtype: See `embed`.
         seed: Seed for all random numbers.
-        workers: Files written at the same time.
+        workers: Number of files to write at the same time.
         refit: Fit the pipeline again on the current store, and transform all rows with it.
-        overwrite: Replace an existing export in ``output``, even one of another format or store.
+        overwrite: Replace an existing export in ``output``, even one in another format or of
+            another store.
         executor: See `embed`.
         address: See `embed`.
         processes: See `embed`.
@@ -296,7 +295,7 @@ def _choose_layout(
         return FORMATS[name]
     if "image" not in modalities:
         raise TransformError(
-            "The layout of clip-retrieval has a row for each image, and no images are exported.",
+            "The clip-retrieval layout has a row for each image, but no images are exported.",
             remedy="Choose another --format, for example npy.",
         )
     if "text" not in modalities:
@@ -307,7 +306,7 @@ def _choose_layout(
     if missing:
         reporter.message(
             f"The texts are left out: {missing:,} of {counted(len(images), 'image')} have none, "
-            f"and in the layout of clip-retrieval row i of text_emb/ belongs to image i."
+            f"but in the clip-retrieval layout row i of text_emb/ belongs to image i."
         )
         return ClipRetrievalFormat()
     reporter.message(
@@ -366,8 +365,8 @@ def _check_rows(recipe: Recipe) -> None:
         return
     if not recipe.info.normalised:
         raise TransformError(
-            f"The rows of {recipe.pipeline.name} do not have length 1, so an image and a text do "
-            "not count alike in their sum.",
+            f"The rows of {recipe.pipeline.name} do not have norm 1, so images and texts would not "
+            f"count equally in the sum.",
             remedy="Choose another --preset, for example gr-clip, or leave out --fuse.",
         )
     count = recipe.rows_of_modality(FUSED)
@@ -375,7 +374,7 @@ def _check_rows(recipe: Recipe) -> None:
         raise TransformError(
             f"{counted(count, 'item has', 'items have')} an image and a text, and --fuse needs "
             f"{MIN_ROWS_OF_A_MEAN}.",
-            remedy="Leave out --fuse: a search then finds items by their image or their text.",
+            remedy="Leave out --fuse. Searches then find items by their image or their text.",
         )
 
 
@@ -396,10 +395,10 @@ def open_export(
     info = StoreInfo.load(output)
     new_folder = "Choose a new or empty folder."
     if not info.exported:
-        raise OutputError(f"{output} is a store, not a former {name}.", remedy=new_folder)
+        raise OutputError(f"{output} is a store, not an earlier {name}.", remedy=new_folder)
     if (info.export_format == CODE_FORMAT) != is_index:
         other = "an export" if is_index else "an index"
-        raise OutputError(f"{output} is {other}, not a former {name}.", remedy=new_folder)
+        raise OutputError(f"{output} is {other}, not an earlier {name}.", remedy=new_folder)
     if replaces:
         # Without its manifest, an export is one that did not finish
         try:
@@ -430,7 +429,7 @@ def _refuse_other_export(
         OutputError: with what differs, and the option that replaces it.
     """
     if former is None:
-        refuse(output, "its store.json does not say what it was made from", REPLACE)
+        refuse(output, "its store.json does not record what it was made from", REPLACE)
         return
     changed = []
     for name, value in asdict(former.settings).items():
@@ -480,7 +479,7 @@ def load_fit(writer: StoreWriter) -> Pipeline | None:
         tensors = writer.info.exported["transform"]["tensors"]
         if is_other_metric or pipeline.record()["tensors"] != tensors:
             raise TransformError(
-                f"{writer.path / JSON_NAME} is not the pipeline that {INFO_FILE} names.",
+                f"{writer.path / JSON_NAME} is not the pipeline that {INFO_FILE} records.",
                 remedy="Fit it again with --refit.",
             )
     except TransformError:
@@ -541,7 +540,7 @@ def _write_calibration(writer: StoreWriter, recipe: Recipe, *, is_new_fit: bool)
     if recipe.settings.applied < len(recipe.pipeline.steps):
         refused = "They have not gone through the whole pipeline."
     elif recipe.pipeline.noisy and any(recipe.training_rows(name) for name in modalities):
-        refused = "The training inputs among them have noise."
+        refused = "The training inputs among them contain noise."
     else:
         if not is_new_fit and not is_exchanged:
             with suppress(C3Error):  # it is missing or damaged, or was refused before

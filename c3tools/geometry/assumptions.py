@@ -94,8 +94,8 @@ def answer_questions(
             ``constant`` only where parts of the store have gaps of their own.
         seed: of random groups and directions.
     """
-    no_pairs = "This needs pairs, but the store has none."
-    no_gap = "This is asked only where there is a gap."
+    no_pairs = "This check needs pairs, but the store has none."
+    no_gap = "This check applies only if there is a gap."
     answers = {
         "constant": Answer(CONSTANT, "unknown", no_gap if noise else no_pairs),
         "orthogonal": Answer(ORTHOGONAL, "unknown", no_gap),

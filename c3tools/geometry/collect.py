@@ -469,7 +469,7 @@ def _moments_to_fit(
         fitted_on = "all rows" if split in (None, ALL) else f"the {split} split"
         notes.append(
             f"In this report, Collapse subtracts the means of the rows that it measures "
-            f"({fitted_on}), which flatters it."
+            f"({fitted_on}), so the results look better than they would on other rows."
         )
     else:
         fit_moments = {name: of_store.moments[name] for name in moments}
@@ -571,7 +571,7 @@ def _read_rows(
     # Refuse rows that have no direction, or another norm than the store says
     if store.info.normalised:
         is_wrong = np.abs(norms - 1) > NORM_TOLERANCE
-        or_not_unit = " or another norm than 1, though store.json says that all are normalised"
+        or_not_unit = " or a norm other than 1, although store.json says that all are normalised"
     else:
         is_wrong = norms == 0
         or_not_unit = ""

@@ -64,8 +64,8 @@ TEMPLATE = Path(__file__).parent / "templates" / "gap_report.html"
 
 
 class GapReport(Measured):
-    """The geometry of two modalities of a store, or of one, which terminal, JSON, page and figures
-    read.
+    """The geometry of one or two modalities of a store, shown in the terminal, as JSON, as a page
+    and in figures.
 
     docs/reference/gap-report.md defines the measures.
     """
@@ -153,7 +153,7 @@ class GapReport(Measured):
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON to a path or URL that ends in ``.json``, else the HTML page; return the
+        """Write JSON to a path or URL that ends in ``.json``, otherwise the HTML page; return the
         written file.
         """
         target = location(path)
@@ -192,17 +192,17 @@ def gap_report(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> GapReport:
-    """Measure the geometry of two modalities of a store, or of one.
+    """Measure the geometry of one or two modalities of a store.
 
     Args:
         store: See `embed`.
-        modalities: The two modalities to compare, or one to measure alone. By default image and
-            text, or the first two.
+        modalities: One or two modalities to measure. By default image and text or, if one is
+            missing, the first two.
         split: Use only the rows of this split: train, val, test or a name of your own. By default
             all.
-        presets: Measure recall for raw, c2-collapse and these presets, for example
-            gap-shift,whiten, or files of steps.
-        by: A store column, such as width, that can also colour the map on the page.
+        presets: Presets or files of steps for which to measure recall, besides raw and c2-collapse;
+            for example gap-shift,whiten.
+        by: A store column, such as width, by which the map on the page can be coloured.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
 
@@ -253,8 +253,8 @@ def gap_report(
         moments, items = collect_single(store, names[0], split=split)
         measures = {names[0]: measure_modality(moments, items)}
         notes = [
-            f"This report is on one modality, {names[0]}, so there are no gap and no pairs to "
-            f"measure. A full report needs another modality in the same store.",
+            f"This report covers one modality, {names[0]}, so there is no gap and there are no "
+            f"pairs to measure. A full report needs a second modality in the same store.",
             *_row_limits(measures),
             *notes_on_leaks(store, names, split),
         ]
@@ -278,7 +278,7 @@ def gap_report(
     unread = [name for name in store.modalities if name not in names]
     if unread and modalities is None:
         notes.append(
-            f"The store also has {', '.join(unread)}; this report is about {names[0]} and "
+            f"The store also has {', '.join(unread)}; this report covers {names[0]} and "
             f"{names[1]}. Choose two modalities with --modalities A,B."
         )
 
@@ -298,7 +298,7 @@ def gap_report(
     residual = sigma_rules.SigmaRule(
         "residual_rms",
         pairs.residual_rms.value if pairs else None,
-        "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean",
+        "pairs, preferably not used to train the encoder: rms of (x - y) minus its mean",
         "" if pairs else "there are no pairs",
     )
     means = [data.fit_moments[name].mean for name in (data.first, data.second)]
@@ -428,7 +428,7 @@ def _limits(data: Collected) -> list[str]:
     if not sample.complete:
         notes.append(
             f"Distances and cosines of pairs are measured on a seeded sample of "
-            f"{len(sample.second):,} pairs; their intervals say how exact they are."
+            f"{len(sample.second):,} pairs; their intervals show how precise they are."
         )
     return notes
 
@@ -487,11 +487,11 @@ def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Sec
     if report.hubs:
         sections.append(
             Section(
-                "Rows that are found most",
+                "Rows that are found most often",
                 [
-                    "Lists: in how many lists of the ten nearest rows a row is, for train rows of "
-                    "the other modality as queries, after Collapse. A query does not count for "
-                    "its own item."
+                    "Lists: the number of ten-nearest lists that contain the row, with train rows "
+                    "of the other modality as queries, after Collapse. A query's own item is not "
+                    "counted."
                 ],
                 [_hubs_table(name, hubs) for name, hubs in report.hubs.items()],
                 _present(figures, "hubs"),
@@ -578,8 +578,7 @@ def _modality_tables(report: GapReport) -> list[Table]:
         )
     note = (
         "Collapse subtracts the mean, which is accurate enough if its direction is known to about "
-        "one degree. The errors count independent rows only: all captions of an image count as "
-        "one."
+        "one degree. For the errors, all captions of an image count as one row."
     )
     return [
         Table(
@@ -606,7 +605,7 @@ def _measures_table(report: GapReport) -> Table:
         [
             "gap length, debiased",
             *_cells(gap.length_debiased, 4),
-            "without what so few items show by chance",
+            "corrected for small-sample bias",
         ],
     ]
     if pairs:
@@ -671,10 +670,10 @@ def _one_list_table(report: GapReport) -> Table:
     ]
     chance = next(iter(report.one_list.values())).chance
     note = (
-        "The corpus has one row per item, half of them in each modality; the answer is in the "
-        "other modality than the query. Without bias, half of the first ten are. Moments come from "
-        f"other items. By chance, {100 * chance:.1f}% of the answers are in the first ten. "
-        "Calibrated: by the score of c3 search."
+        f"The corpus has one row per item, half of them in each modality; the answer is not in the "
+        f"query's modality. Without bias, half of the first ten hits are not either. Moments come "
+        f"from other items. By chance, {100 * chance:.1f}% of the answers are in the first ten. "
+        f"Calibrated: by the score of c3 search."
     )
     return Table(columns, rows, "One list", note=note)
 
@@ -686,8 +685,9 @@ def _clusters_table(mixed: MixedClusters) -> Table:
     for title, (name, kappa) in zip(titles, mixed.kappa.items(), strict=True):
         rows.append([title, *_cells(kappa, 1, 100), number(100 * mixed.one_kind[name], 1)])
     note = (
-        "κ: share of pairs in one cluster, beyond chance. U: what a cluster says of the modality "
-        "of its rows, 0% where clusters mix both as shuffling does, 100% where each has one."
+        "κ: share of pairs in one cluster, beyond chance. U: how much a cluster reveals about the "
+        "modality of its rows: 0% if clusters mix both as shuffling would, 100% if each has only "
+        "one."
     )
     return Table(["clusters", "κ, %", "95%", "U, %"], rows, note=note)
 

@@ -272,7 +272,8 @@ def modality_bias(
     """
     if not len(first) or not len(second):
         raise MetricError(
-            f"The modality bias needs rows of both modalities, not {len(first)} and {len(second)}."
+            f"The modality bias needs rows of both modalities, but got {len(first)} and "
+            f"{len(second)}."
         )
     rng = generator(seed, "bias")
     first_numbers, second_numbers = _one_row_per_item(len(first), len(second), items, rng)

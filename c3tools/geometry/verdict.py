@@ -177,8 +177,8 @@ def judge_gap(
     because = f"The means are {length:.2f} apart, which is {size}: {shown}."
     if size == "small":
         because += (
-            " Items count as independent: without any gap, near copies such as frames of a few "
-            "videos look like this too."
+            " This assumes independent items: near copies, such as frames of a few videos, look "
+            "like this even without a gap."
         )
     return Answer(question, "yes", because, share, measures)
 
@@ -255,7 +255,7 @@ def _judge_corrupt(report: Measured) -> Answer:
     ratio = dim * pairs.residual_rms.value**2 / of_unrelated
     if ratio <= ALIKE:
         distance = f"they have {100 * ratio:.0f}% of the squared distance of unrelated rows"
-        return answer("no", f"Without the gap, pairs are almost equal: {distance}.")
+        return answer("no", f"Without the gap, pairs are almost identical: {distance}.")
     if ratio >= STRANGERS:
         distance = f"as unrelated rows ({100 * ratio:.0f}% of their squared distance)"
         because = (
@@ -293,11 +293,11 @@ def _judge_one_list(report: Measured) -> Answer:
     other = next(name for name in report.modalities if name != asked)
     raw, centred, calibrated = (10 * share.value for share in worst.other_modality.values())
     because = (
-        f"When {other}s have the answers, the first ten of {asked} queries hold {raw:.1f} {other}s "
-        f"by cosine, {centred:.1f} after Collapse, and {calibrated:.1f} by the calibrated scores "
-        f"of `c3 search` (5 without bias), which find "
-        f"{100 * worst.recall['calibrated'].value:.0f}% of the answers "
-        f"(chance: {100 * worst.chance:.0f}%)."
+        f"When the answers are {other}s, the first ten hits of {asked} queries contain {raw:.1f} "
+        f"{other}s by cosine, {centred:.1f} after Collapse, and {calibrated:.1f} by the calibrated "
+        f"scores of `c3 search` (5 is unbiased), which find "
+        f"{100 * worst.recall['calibrated'].value:.0f}% of the answers (chance: "
+        f"{100 * worst.chance:.0f}%)."
     )
     names = " and ".join(f"{name}s" for name in report.modalities)
     answer = partial(Answer, f"Can {names} be searched in one list?")
@@ -327,7 +327,7 @@ def judge_clusters(mixed: MixedClusters | None, modalities: Sequence[str]) -> An
     names = " and ".join(f"{name}s" for name in modalities)
     answer = partial(Answer, f"Can {names} be clustered together?")
     if mixed is None:
-        return answer("unknown", f"It takes {LEAST_ITEMS} different items with pairs.")
+        return answer("unknown", f"At least {LEAST_ITEMS} different items with pairs are needed.")
     kappa = mixed.kappa["cross"]
     low, high = kappa.interval or (0.0, 1.0)
     one_kind = mixed.one_kind["cross"]
@@ -378,7 +378,7 @@ def _judge_unusual(report: Measured) -> Answer:
         if 1 - measures.mean_norm**2 <= CROWDED:
             remarks.append(
                 f"The {name} rows are all similar: their mean has length {measures.mean_norm:.3f} "
-                f"of at most 1."
+                f"(at most 1)."
             )
         error = measures.mean_direction_error_degrees
         if error is not None and error > UNSURE_DEGREES:
@@ -398,7 +398,7 @@ def _judge_unusual(report: Measured) -> Answer:
         return Answer("Is anything unusual?", "yes", " ".join(remarks))
     because = "The spread, the dimensions and the means of the rows were checked"
     if pairs:
-        because += ", and the gap and the pairs as a whole, not one by one: `c3 pairs` does that"
+        because += ", and the gap and the pairs as a whole; `c3 pairs` checks individual pairs"
     return Answer("Is anything unusual?", "no", f"{because}.")
 
 

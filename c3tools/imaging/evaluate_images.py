@@ -132,7 +132,7 @@ def evaluate_images(
     photo. Real photos are scored too, because a perfect generator would have their scores.
 
     Args:
-        images: The folder of images to score, made by ``c3 generate``.
+        images: The folder of images to score, written by ``c3 generate``.
         store: See `embed`.
         split: The split of the photos to compare with, such as val, or all.
         encoder: Also score with the features of these models.
@@ -186,7 +186,7 @@ def evaluate_images(
             notes.append(training.unread)
         except GeneratorError as error:
             near = None
-            notes.append(f"Copies of training photos were not looked for. {error.message}")
+            notes.append(f"Copies of training photos were not searched for. {error.message}")
         if near is not None:
             photos, cosines, is_copy = near
             copied = float(is_copy.mean())
@@ -327,7 +327,7 @@ class ImageScorer:
             raise MetricError(
                 f"The store {store.path} has no images in the split {split!r}. Its splits are "
                 f"{store.list_splits('image')}.",
-                remedy="Choose another with --split.",
+                remedy="Choose another split with --split.",
             )
         reference = read_photos(store, rows, pixels, download=download, reporter=reporter)
 
@@ -439,9 +439,8 @@ class ImageScorer:
         """Return what a reader of the scores should know."""
         return [
             *(
-                f"{encoder.identity.name} also encoded the texts that the images were generated "
-                f"from; scores with "
-                "another encoder are more reliable (--encoder)."
+                f"{encoder.identity.name} also encoded the texts from which the images were "
+                f"generated; scores with another encoder are more reliable (--encoder)."
                 for encoder in self.encoders
                 if encoder.identity.same_as(self.conditioning)
             ),

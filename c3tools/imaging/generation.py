@@ -148,7 +148,7 @@ class GeneratedImages:
         if not images:
             raise GeneratorError(
                 f"There are no generated images in {folder}.",
-                remedy="Make some with `c3 generate`.",
+                remedy="Generate some with `c3 generate`.",
             )
         return cls(folder, images, modality, content)
 
@@ -182,8 +182,8 @@ def generate(
 
     Args:
         texts: Descriptions of the images to generate.
-        captions: A file of captions. One caption per image is drawn with the seed; every line of a
-            .txt file is used.
+        captions: A file of captions. One caption per image is drawn with the seed; from a .txt
+            file, all lines are used.
         split: Use only this split of ``captions``.
         embeddings: See `caption_images`.
         modality: Modality of ``embeddings``: image or text.
@@ -193,9 +193,10 @@ def generate(
         output: The folder to write the images to.
         n: Number of images per text.
         seed: Seed for all random numbers.
-        sampling_steps: Sampling steps. More are slower and give slightly sharper images.
-        guidance: Weight of the text; 1 is the weight in training. The default depends on the
-            generator.
+        sampling_steps: Number of sampling steps. More steps are slower and give slightly sharper
+            images.
+        guidance: Guidance scale, the weight of the text; 1 means no guidance. The default depends
+            on the generator.
         device: See `connect_heads`.
         backend: See `embed`.
         precision: See `connect_heads`.
@@ -214,7 +215,7 @@ def generate(
     sources = [bool(texts), captions is not None, embeddings is not None, bool(images)]
     if sum(sources) != 1:
         raise GeneratorError(
-            "Give either texts, or one of --captions, --embeddings and --image.",
+            "Pass either texts, or one of --captions, --embeddings and --image.",
             remedy='For example: c3 generate "a dog on the beach"',
         )
     folder = Path(output)
@@ -269,7 +270,9 @@ def generate(
             listed.append(GeneratedImage(file, asked, key, number))
             wanted[file] = row, (asked, number)
     made = GeneratedImages(folder, listed, modality, settings)
-    kept = f"Finished images are kept in {folder}; run the same command again to make the others."
+    kept = (
+        f"Finished images are kept in {folder}; run the same command again to generate the others."
+    )
     with locked(folder), note_on_interrupt(lambda: kept):
         require_result_or_empty(folder, "folder of generated images", (LIST_FILE,))
         write_json_atomically(folder / LIST_FILE, made.to_dict())
@@ -307,7 +310,7 @@ def _read_embeddings(
         vectors = rows.embeddings
     if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
         raise GeneratorError(
-            f"Embeddings must be finite and of shape (n, d); these have shape {vectors.shape} "
+            f"Embeddings must be finite numbers of shape (n, d); these have shape {vectors.shape} "
             f"or contain NaN or infinity."
         )
     return vectors, model

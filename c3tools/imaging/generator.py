@@ -130,7 +130,7 @@ class ImageGenerator(ABC):
         texts = as_list(texts)
         images = as_list(images)
         if sum(given is not None for given in (texts, images, embeddings)) != 1:
-            raise GeneratorError("Give exactly one of texts, photos and embeddings.")
+            raise GeneratorError("Pass exactly one of texts, photos and embeddings.")
         if embeddings is None:
             embeddings = self.encode(texts=texts, images=images, encoder=encoder, reporter=reporter)
             modality = "text" if texts is not None else "image"
@@ -212,7 +212,8 @@ class ImageGenerator(ABC):
             GeneratorError: with both models or dimensions named.
         """
         remedy = (
-            "Use embeddings of the same model, or train a generator on these: `c3 train-generator`."
+            "Use embeddings from the same model, or train a generator on these: `c3 "
+            "train-generator`."
         )
         self.model.require_same(
             model,
@@ -319,8 +320,8 @@ class Generator(ImageGenerator, HubRepository):
             compute: device and precision of sampling; None for the fastest available.
 
         Raises:
-            GeneratorError: if there is no generator, or a file of it is missing, damaged or cut
-                short.
+            GeneratorError: if there is no generator, or one of its files is missing, damaged or
+                truncated.
             MissingExtraError: if diffusers is not installed.
         """
         with reading(folder, GENERATOR) as (found, content):
@@ -372,8 +373,8 @@ class PretrainedGenerator(ImageGenerator):
             raise GeneratorError(
                 f"The generator {name} could not be loaded as {_PIPELINE}: "
                 f"{type(error).__name__}: {reason_of(error)}",
-                remedy="Give a folder that save_pretrained wrote, or a repository of the hub if "
-                "it can be reached.",
+                remedy="Pass a folder written by save_pretrained, or a repository on the hub, if "
+                "it is reachable.",
             ) from error
         normalizer = self.pipe.image_normalizer
         dim = int(normalizer.config.embedding_dim)
@@ -411,8 +412,7 @@ class PretrainedGenerator(ImageGenerator):
                 f"The generator {self.name} needs embeddings of {wanted}, {dim} dimensions, but "
                 f"the store {store.path} has embeddings of {store_model}, "
                 f"{store.info.dim} dimensions.",
-                remedy=f"Embed with the model that it was trained with: c3 embed PATH --model "
-                f"{wanted}",
+                remedy=f"Embed with the generator's model: c3 embed PATH --model {wanted}",
             )
 
     def __repr__(self) -> str:

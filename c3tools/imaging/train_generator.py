@@ -296,8 +296,8 @@ def train_generator(
     """Train an image generator on the photos of a store and their image embeddings, and write it to
     ``output``.
 
-    No text is read. The generator is trained to make each photo from the embedding of this photo;
-    later it gets the embedding of a text instead. Both are collapsed by the mean of their own
+    Training reads no text: the generator learns to produce each photo from its own embedding, and
+    later gets the embedding of a text instead. Each embedding is collapsed with the mean of its own
     modality (C3, Zhang et al., ICLR 2024, trained image to image). The state of the run is saved in
     a folder beside ``output``. The same call continues an interrupted run, and returns the
     generator of a finished run.
@@ -308,12 +308,12 @@ def train_generator(
         output: The folder to write the generator to.
         preset: The preset, or a JSON or YAML file of steps; `c3 export --list` shows the presets.
             By default c3.
-        sigma: Standard deviation of the noise, per dimension. auto (the default): derived from the
-            distance of photos to their nearest neighbour. pairs: derived from the cosine of at
-            least 10 photos with their captions (val split, or all splits but test).
+        sigma: Standard deviation of the noise, per dimension. auto (the default) estimates it from
+            the distances between photos and their nearest neighbours, pairs from at least 10 photos
+            with their captions.
         size: Size of the images: tiny (32 pixels, for a CPU), small (64 pixels) or base (128
             pixels, for a GPU).
-        set: Change settings that ``size`` gives, such as learning_rate=5e-4 or batch_size=32.
+        set: Override a setting of ``size``, for example learning_rate=5e-4 or batch_size=32.
         steps: Number of training steps. The default depends on ``size``.
         train_split: The split to train on.
         download: Download photos given by URL.
@@ -364,8 +364,8 @@ def train_generator(
         usual_steps = load_size(size).training.steps
         if steps < usual_steps / 10:
             notes.append(
-                f"{counted(steps, 'step is', 'steps are')} too few for images that show anything: "
-                f"the size {size} has {usual_steps:,}."
+                f"{counted(steps, 'step is', 'steps are')} too few for recognisable images; the "
+                f"default of the size {size} is {usual_steps:,}."
             )
         for note in notes:
             reporter.message(note)

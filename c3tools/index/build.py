@@ -83,25 +83,26 @@ def build_index(
     Args:
         store: See `embed`.
         output: The folder, or the URL, to write to.
-        factory: auto (Flat for few rows, IVF,SQfp16 for more, OPQ,IVF,PQ for many), or a FAISS
-            index string.
-        modality: Index only these modalities. By default all, in one index.
+        factory: A FAISS index string, or auto to choose by the number of rows: Flat, then
+            IVF,SQfp16, then OPQ,IVF,PQ.
+        modality: Index only these modalities. By default all modalities, in one index.
         split: See `gap_report`.
         preset: The preset, or a JSON or YAML file of steps, for rows and queries. By default
-            gr-clip, which subtracts each modality's mean; c1, like gr-clip with only images or only
-            texts, changes nothing. Not for an export, which has its own pipeline.
+            gr-clip, which subtracts each modality's mean; c1 changes nothing. Exports keep their
+            own pipeline.
         pipeline: Your own pipeline instead of a preset.
-        recall: The recall@10 to tune the search for.
+        recall: The recall@10 that the search is tuned to reach.
         seed: Seed for all random numbers.
-        rebuild: Rebuild the index, with new means from all rows, instead of adding to it.
+        rebuild: Rebuild the index, with new means from all rows, instead of updating it.
         executor: See `embed`.
         address: See `embed`.
         processes: See `embed`.
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is nothing to index, an export has rows before the noise, FAISS refuses
-            the factory, or it is of a kind of index that cannot add rows by their codes.
+        StoreError: if there is nothing to index, an export has rows before the noise, FAISS rejects
+            the factory, or it describes a kind of index to which rows cannot be added by their
+            codes.
         UnusedOptionError: if a preset or a pipeline is given for an export.
         OutputError: if ``output`` contains other files, or another run is writing to it.
         TransformError: if the pipeline does not fit the store.
@@ -127,7 +128,7 @@ def build_index(
         "seed": seed,
     }
     request = Request.of(store, unfitted_pipeline, options)
-    kept = "What is finished was kept; run the same command again to make the rest."
+    kept = "Finished parts are kept; run the same command again to build the rest."
     with locked(output), note_on_interrupt(lambda: kept):
         # Use the fit that is there, or make a new one
         existing = open_export(
@@ -186,11 +187,13 @@ def build_index(
     for name, value in index.record.items():
         if name.startswith("recall@") and value < recall:
             reporter.message(
-                f"{name} is {value:.3f}, below the {recall:g} that was asked for. A --factory with "
-                "larger codes finds more; Flat is exact."
+                f"{name} is {value:.3f}, below the {recall:g} that you asked for. A --factory with "
+                f"larger codes finds more; Flat is exact."
             )
     if len(modalities) > 1 and not fit.moments:
-        reporter.message("Searches of this index rank by the cosine, which is not calibrated.")
+        reporter.message(
+            "Searches of this index rank by the cosine, because scores cannot be calibrated."
+        )
     if len(modalities) == 2 and not store.info.exported:
         index.bias = measure_bias(store, recipe.applied, modalities, seed)
     return index
@@ -232,7 +235,7 @@ def _choose_pipeline(
         exported_pipeline, applied = pipeline_and_applied
         if applied < len(exported_pipeline.steps):
             raise StoreError(
-                f"The rows of the export {store.path} have not gone through its whole pipeline.",
+                f"The rows of the export {store.path} have not gone through the whole pipeline.",
                 remedy="Index the store that was exported, or export it without --before-noise.",
             )
         return exported_pipeline, None
@@ -246,8 +249,8 @@ def _choose_pipeline(
         return open_pipeline(pipeline, preset or "gr-clip"), None
     others = "images" if "text" in modalities else "texts"
     note = (
-        f"Nothing is centred: the store has only {' and '.join(sorted(modalities))} rows. That "
-        f"is fine unless you search with {others}; then load their moments: "
+        f"Nothing is centred: the store has only {' and '.join(sorted(modalities))} rows. That is "
+        f"fine unless you search with {others}. In that case, load their moments: "
         f"{load_command(store)}."
     )
     return open_pipeline(None, "c1"), note
@@ -297,7 +300,7 @@ def _reason_to_rebuild(
 ) -> str | None:
     """Return why the fit of an index that is there cannot be used; None if it can."""
     if former is None:
-        return f"its {INFO_FILE} does not say what it was made from"
+        return f"its {INFO_FILE} does not record what it was made from"
     differences = former.asked.differences(request)
     if differences:
         return "; ".join(differences)

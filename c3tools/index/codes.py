@@ -74,7 +74,7 @@ class CodeFormat(ParquetFormat):
         except RuntimeError as error:
             raise StoreError(
                 f"FAISS cannot read {TRAINED_FILE} of the index ({last_line(error)}). It is "
-                f"damaged, or another version of FAISS wrote it.",
+                f"damaged, or was written by another version of FAISS.",
                 remedy="Rebuild the index: c3 index --rebuild",
             ) from error
 

@@ -81,14 +81,14 @@ _PROVENANCE = ("model", "store")
 
 @dataclass(frozen=True)
 class Hit:
-    """An item that was found, as its best row; in a list by row, a row.
+    """A search result: an item, represented by its best row, or a row if rows are listed.
 
     Attributes:
         score: how unusual the cosine is among rows of the same modality, in standard deviations
             (`Calibration.z`); the cosine itself if the store had too few rows to tell, and for a
             text and an image that count the same (see `Index.search`).
-        cosine: of the row with the query after the transform (with the preset fair, times a number
-            of the modality).
+        cosine: of the row with the query after the transform (with the preset fair, multiplied by a
+            factor of the modality).
         row: its number in the index.
         key: of the row.
         modality: of the row.
@@ -233,7 +233,7 @@ class Index:
 
     @cached_property
     def items(self) -> Items:
-        """The items of ``rows``: which of them are one hit."""
+        """The items of ``rows``; rows of the same item form one hit."""
         return Items.of(self.rows)
 
     @cached_property
@@ -268,18 +268,18 @@ class Index:
         if kind_of(folder / INFO_FILE) != "file":
             raise StoreError(
                 f"There is no index at {folder} ({INFO_FILE} is missing).",
-                remedy="Make one with `c3 index`, or choose another with --index.",
+                remedy="Build one with `c3 index`, or choose another with --index.",
             )
         source = Store.open(folder, codes=True)
         if not source.info.code_size:
             raise StoreError(
                 f"{folder} is {'an export' if source.info.exported else 'a store'}, not an index.",
-                remedy=f"Make an index of it: c3 index --store {folder}",
+                remedy=f"Build an index of it: c3 index --store {folder}",
             )
         record = ExportRecord.of(source.info)
         if source.manifest is None or record is None or "nprobe" not in record.index:
             raise StoreError(
-                f"The index {folder} is unfinished, or was restored in part.",
+                f"The index {folder} is unfinished, or was only partly restored.",
                 remedy="Run the same `c3 index` command again.",
             )
         for name in source.manifest.files:
@@ -362,7 +362,7 @@ class Index:
                 f"sample; 0.50 means no bias)."
             )
         if self.bias["before"]:
-            lines.append("c3 search ranks by calibrated scores, which have less of this bias.")
+            lines.append("c3 search ranks by calibrated scores, which are less biased.")
         return lines
 
     @property
@@ -414,11 +414,11 @@ class Index:
         the query's own modality first. An image and its texts are one hit, ranked by its best row;
         so are exact copies of it.
 
-        Queries of different kinds, such as a text and an image, are the parts of one query: the
-        sum of their vectors, each at unit length after its mean is subtracted. With ``weights``,
-        several texts (or images) are one query too. A text and an image that count the same are
-        ranked by the cosine, which is better for them than how unusual it is, unless the index has
-        fused rows.
+        Queries of different kinds, such as a text and an image, are the parts of one query: the sum
+        of their vectors, each at unit length after its mean is subtracted. With ``weights``,
+        several texts (or images) are one query too. A text and an image with equal weights are
+        ranked by the plain cosine, which ranks such queries better, unless the index has fused
+        rows.
 
         Args:
             text: Texts to search for.
@@ -431,19 +431,19 @@ class Index:
             split: Return only rows of this split: train, val, test or a name of your own. By
                 default all.
             separate: Return the best hits of each modality separately, instead of one list.
-            by: A hit is an item (an image with its texts and exact copies, or a text without an
-                image), or a row (each image and each text).
+            by: The kind of hit: item (an image with its texts and exact copies) or row (each image
+                and each text).
             k: Number of hits; with ``separate``, per modality.
-            weights: Weights of the parts of one query: first of the texts, then of images, audio,
-                vectors and the key. A negative one asks for what is unlike that part. By default 1
-                each, if there are queries of several kinds.
-            nprobe: Inverted lists to search. More are slower and find more. By default the index's
-                tuned value, or more if these hold fewer than ``k`` hits.
-            store: The store to read the row of ``key`` from. By default the store of the index.
+            weights: Combine the queries into one with these weights, in the order texts, images,
+                audio, vectors, key. A negative weight finds rows unlike that part. Queries of
+                different kinds have weight 1 by default.
+            nprobe: Number of inverted lists to search. More lists are slower and find more. By
+                default the index's tuned value, or more if that gives fewer than ``k`` hits.
+            store: The store that has the row of ``key``. By default the store of the index.
             pairs: Learn the ranking from this store's image-caption pairs (test rows excluded).
                 Ranks image queries better; adds a few seconds.
-            query_prompt: Prompt that the model gets before each text. By default the one recorded
-                in the store.
+            query_prompt: Prompt to put before each text. By default the prompt that the store
+                records.
             device: cpu, cuda, cuda:1 or mps. By default the fastest device.
             backend: See `embed`.
             encoder: Embeds the queries. By default the model of the index, which is loaded once
@@ -525,8 +525,8 @@ class Index:
             if known.info.exported:
                 raise StoreError(
                     f"The rows of the export {known.path} have gone through a pipeline, but pairs "
-                    f"are embeddings as the model makes them.",
-                    remedy="Give the store that was exported.",
+                    f"must be unchanged embeddings of the model.",
+                    remedy="Pass the store that was exported.",
                 )
             assert query.modality is not None  # of one kind
             calibration = fit_on_pairs(self.calibration, known, query.modality, load)
@@ -570,9 +570,9 @@ class Index:
         is_finished = applied == len(exported_pipeline.steps)
         if not is_finished or exported_pipeline.record() != self.pipeline.record():
             raise StoreError(
-                f"The rows of the export {opened.path} have gone through another pipeline than "
-                f"those of the index {self.path}.",
-                remedy="Give the store that was exported with --store.",
+                f"The rows of the export {opened.path} have not gone through the pipeline of the "
+                f"index {self.path}.",
+                remedy="Pass the store that was exported with --store.",
             )
         return Query([key], embeddings, modality, is_transformed=True)
 
@@ -583,7 +583,7 @@ class Index:
             own=f"The index {self.path}",
             theirs=theirs,
             error=StoreError,
-            remedy="Use embeddings of the model that the index was built from.",
+            remedy="Use embeddings from the model that the index was built with.",
         )
 
     @checked
@@ -603,10 +603,10 @@ class Index:
         """Return the hits of embeddings (q, d), a list for each. See `search` for the arguments and
         errors.
 
-        They are transformed first, unless ``transformed`` says that they have gone through the
-        pipeline, as the rows of an export have. A ``modality`` of None stands for transformed
-        queries that are combined of several alike (`combined`): their score is the cosine, unless
-        the index has fused rows.
+        They are transformed first, unless ``transformed`` is true because they have already gone
+        through the pipeline, like the rows of an export. A ``modality`` of None stands for
+        transformed queries that were combined with equal weights (`combined`): their score is the
+        cosine, unless the index has fused rows.
         """
         if k < 1:
             raise StoreError(f"k must be at least 1, not {k}.")
@@ -792,13 +792,14 @@ def _check_queries(**queries: Any) -> None:
     texts = as_list(queries["text"]) or []
     if not all(isinstance(text, str) for text in texts):
         raise StoreError(
-            f"The text to search for is of type {type(queries['text']).__name__}.",
+            f"The text to search for has type {type(queries['text']).__name__}.",
             remedy="Pass vectors as vector=..., and images as image=....",
         )
     example = 'For example: c3 search "a dog on a beach"'
     if not kinds or is_empty:
         raise StoreError(
-            f"A query is needed, with content, but these were given: {', '.join(kinds) or 'none'}.",
+            f"A search needs a query that is not empty, but these were given: "
+            f"{', '.join(kinds) or 'none'}.",
             remedy=example,
         )
     if not all(text.strip() for text in texts):

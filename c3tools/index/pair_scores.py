@@ -73,6 +73,7 @@ def fit_on_pairs(
             raise StoreError(
                 f"{_LEAST_PAIRS} pairs are needed to learn how {kind} rows score for {asked} "
                 f"queries, but the store {store.path} has {len(rows)}.",
-                remedy="Give a store of images with two captions each, whose files still exist.",
+                remedy="Use a store with two captions for each image, whose image files still "
+                "exist.",
             )
     return calibration.fit_pairs({(asked, kind): both for kind, both in pairs.items()})

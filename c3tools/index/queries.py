@@ -72,7 +72,8 @@ def combined(
         )
     if not any(weights):
         raise StoreError(
-            "All weights of the query are 0.", remedy="Give at least one part another weight."
+            "All weights of the query are 0.",
+            remedy="Give at least one part a weight other than 0.",
         )
     # Without its mean subtracted, every vector of a modality has the modality gap in it
     for query in queries:
@@ -80,8 +81,8 @@ def combined(
         modality = "image" if query.modality == FUSED else query.modality
         if modality is not None and not pipeline.centres(modality):
             raise StoreError(
-                f"Parts of a query cannot be added up here: the index does not subtract the mean "
-                f"of {modality} vectors.",
+                f"Parts of a query cannot be combined, because the index does not subtract the "
+                f"mean of {modality} vectors.",
                 remedy="Build it with `c3 index` and the default preset, after `c3 means load` if "
                 f"the store has too few {modality} rows for a mean.",
             )
@@ -92,7 +93,7 @@ def combined(
     if norm < _LEAST_NORM * np.abs(weights).sum():
         raise StoreError(
             f"The parts of the query ({', '.join(labels)}) cancel each other out.",
-            remedy="Give them other weights.",
+            remedy="Use other weights.",
         )
 
     parts = labels

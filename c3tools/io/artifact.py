@@ -105,12 +105,12 @@ def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict
     """
     folder = local_folder(folder)
     previous = _previous(folder)
-    if_missing = f"Make one with `{kind.command}`."
+    if_missing = f"Create one with `{kind.command}`."
     if kind.option:
-        if_missing = f"Make one with `{kind.command}`, or choose another with {kind.option}."
-    if_damaged = f"Make it again: `{kind.command} {kind.again}`."
+        if_missing = f"Create one with `{kind.command}`, or choose another with {kind.option}."
+    if_damaged = f"Recreate it: `{kind.command} {kind.again}`."
     if (previous / kind.record).is_file():
-        if_missing = f"The previous {kind.name} is kept at {previous}: use it, or make another."
+        if_missing = f"The previous {kind.name} is kept at {previous}: use it, or create a new one."
         if_damaged = if_missing
 
     def damaged(error: BaseException) -> C3Error:
@@ -134,7 +134,7 @@ def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict
         for name, digest in content["files"].items():
             path = recorded_file(folder, name)
             if not path.is_file() or sha256_of(path) != digest:
-                raise kind.error(f"{path} is missing, damaged or cut short.", remedy=if_damaged)
+                raise kind.error(f"{path} is missing, damaged or truncated.", remedy=if_damaged)
         yield folder, content
     except (FileNotFoundError, *MALFORMED, RuntimeError, SafetensorError) as error:
         raise damaged(error) from error
@@ -265,7 +265,7 @@ def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
     visible = [name for name in (*file_names, *folder_names) if not name.startswith(".")]
     if visible and not set(files) & set(visible):
         raise OutputError(
-            f"{folder} contains other files, such as {visible[0]}, not a former {name}.",
+            f"{folder} contains other files, such as {visible[0]}, not an earlier {name}.",
             remedy="Choose a new or empty folder.",
         )
     return bool(visible)
@@ -319,7 +319,7 @@ class Target:
         if self.former is None:
             return None
         if self.former.get("made_from", {}).get("digest") != digest:
-            self._refuse("it was made with the same settings, but from other data")
+            self._refuse("it was made with the same settings but different data")
             return None
         try:
             result = load(self.folder)
@@ -339,7 +339,7 @@ class Target:
             save(self.folder)
         if self.there:
             self.reporter.message(
-                f"The former {self.kind.name} was kept as {_previous(self.folder)}."
+                f"The earlier {self.kind.name} is kept as {_previous(self.folder)}."
             )
 
     def compare(self, defaults: Mapping[str, Any]) -> None:
@@ -374,8 +374,8 @@ class Target:
         if not self.overwrite:
             raise OutputError(
                 f"{self.folder} already contains a finished {self.kind.name}: {why}.",
-                remedy="Choose another folder with --output, or replace it with --overwrite; it "
-                f"is then kept as {_previous(self.folder)}.",
+                remedy=f"Choose another folder with --output, or replace it with --overwrite; the "
+                f"earlier one is then kept as {_previous(self.folder)}.",
             )
 
 

@@ -182,7 +182,7 @@ def require_lines(path: Path, error: type[C3Error]) -> None:
     if path.suffix.lower() == ".jsonl" and start.lstrip().startswith(b"["):
         raise error(
             f"{path} is one JSON list, but a .jsonl file has one object per line.",
-            remedy=f"Call it {path.stem}.json.",
+            remedy=f"Rename it to {path.stem}.json.",
         )
 
 
@@ -208,7 +208,7 @@ def reading(path: Path, error: type[C3Error]) -> Iterator[None]:
     except Exception as cause:  # of a damaged file, nearly any
         first_line = next(iter(str(cause).splitlines()), type(cause).__name__)
         reason = first_line[:300].rstrip(".")
-        remedy = "It may be cut short; make it again."
+        remedy = "It may be truncated; create it again."
         if re.search(r"pickle|Python objects|weights_only", str(cause), re.IGNORECASE):
             # torch goes on with advice that unpickles the file
             reason = reason.partition(". ")[0]

@@ -75,7 +75,7 @@ def _card_text(card: Card, name: str, license: str | None) -> str:
     lines += ["```python", card.code.format(name=name), "```", "", "| | |", "|---|---|"]
     facts = {**card.facts, "licence": license or "not stated"}
     lines += [f"| {fact} | {_cell(value)} |" for fact, value in facts.items() if value is not None]
-    fetch = f" `c3 pull {name}` fetches it." if "/" in name else ""
+    fetch = f" Download it with `c3 pull {name}`." if "/" in name else ""
     lines += ["", f"Made with c3tools (Connect, Collapse, Corrupt).{fetch}", ""]
     return "\n".join(lines)
 
@@ -270,9 +270,10 @@ def download_repository(
             )
             if class_of(Path(fetched)) is None:
                 raise C3Error(
-                    f"{repo_id} was not made by c3tools: its {CONFIG_FILE} names no class.",
-                    remedy="`c3 push` and push_to_hub make such repositories; encoders are named "
-                    "with --model.",
+                    f"{repo_id} was not made by c3tools: its {CONFIG_FILE} does not specify a "
+                    f"class.",
+                    remedy="`c3 push` and push_to_hub create such repositories. To use an encoder, "
+                    "pass --model.",
                 )
     return Path(fetched)
 
@@ -323,13 +324,13 @@ def _explained(repo_id: str) -> Iterator[bool]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = " ".join(str(error).split())[:300]
         text = f"{repo_id} on {constants.ENDPOINT}: {reason}"
-        remedy = "Try again when the server can be reached."
+        remedy = "Try again when the server is reachable."
         if not is_online:  # what the client says then is for its own callers
             text = f"{repo_id} cannot be reached: {constants.ENDPOINT} does not answer."
         if status in (401, 403, 404):
             text = (
-                f"{constants.ENDPOINT} has no {repo_id} of this kind and revision that you may "
-                f"use ({status})."
+                f"{constants.ENDPOINT} has no {repo_id} of this kind and revision that you can "
+                f"access ({status})."
             )
             remedy = "Check the name; log in with `hf auth login`, or set HF_TOKEN."
         raise UnreachableError(text, remedy=remedy) from error

@@ -62,7 +62,7 @@ def location(text: str | Path) -> Path:
     """
     if not str(text):
         raise CorpusError(
-            "An empty path was given.", remedy="Is a variable of the shell not set? Give a path."
+            "An empty path was given.", remedy="Is a shell variable not set? Give a path."
         )
     if not isinstance(text, str):
         return text
@@ -107,7 +107,7 @@ def expand(text: str | Path) -> list[Path]:
     try:
         names = bracex.expand(text.replace("\\", "\\\\"), limit=_MOST_NAMES)
     except bracex.ExpansionLimitException:
-        raise CorpusError(f"{text[:200]} stands for more than {_MOST_NAMES:,} names.") from None
+        raise CorpusError(f"{text[:200]} expands to more than {_MOST_NAMES:,} names.") from None
     locations: list[Path] = []
     for name in names:
         # Web servers list no files: * and ? are part of the address
@@ -333,8 +333,8 @@ def unread_is_not_damaged(path: Path) -> Iterator[None]:
             raise
         raise UnreachableError(
             f"{path} cannot be read ({error.strerror or error}). The file itself may be intact.",
-            remedy="Look at its permissions, the disk, and the number of open files (ulimit -n), "
-            "then try again.",
+            remedy="Check its permissions, the disk, and the limit on open files (ulimit -n), then "
+            "try again.",
         ) from error
 
 

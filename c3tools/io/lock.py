@@ -50,8 +50,8 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be made ({error.strerror or error}).",
-            remedy="Choose a folder that can be written.",
+            f"{folder} cannot be created ({error.strerror or error}).",
+            remedy="Choose a writable folder.",
         ) from error
     with locked_file(folder):
         try:
@@ -72,7 +72,7 @@ def require_outside_stores(folder: Path) -> None:
     for parent in folder.resolve().parents:
         if (parent / _STORE).is_file():
             raise OutputError(
-                f"{folder} is inside the store {parent}, which holds no other files.",
+                f"{folder} is inside the store {parent}, which cannot contain other files.",
                 remedy="Choose a folder outside the store. A relative path starts from the current "
                 "folder.",
             )
@@ -100,8 +100,7 @@ def locked_file(result: Path) -> Iterator[None]:
         raise OutputError(
             f"The lock file {path} cannot be used ({error.strerror or error}).",
             remedy="Make its folder writable, or write to a folder on another file system. If the "
-            "lock file is a link, "
-            "remove it.",
+            "lock file is a symbolic link, remove it.",
         ) from error
     process = os.getpid()
     try:

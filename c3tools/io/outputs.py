@@ -24,7 +24,7 @@ _KINDS = {
     ".html": ("HTML page", rb"\s*<(!doctype\s+)?html"),
     ".json": ("JSON file", rb"\s*[\[{]"),
     ".parquet": ("Parquet file", rb"PAR1"),
-    ".safetensors": ("file of moments", rb".{6}\0\0\{"),
+    ".safetensors": ("moments file", rb".{6}\0\0\{"),
     ".svg": ("figure", rb"<\?xml|<svg|\x89PNG|%PDF"),
 }
 
@@ -60,7 +60,7 @@ def require_replaceable(path: Path, suffix: str) -> None:
     start = read_all(path, _START)
     if start and not re.match(pattern, start, re.IGNORECASE | re.DOTALL):
         raise OutputError(
-            f"{path} exists and is no {kind}, so it is not replaced.",
+            f"{path} exists and is not a {kind}, so it is not replaced.",
             remedy="Choose another file, or remove this one.",
         )
 

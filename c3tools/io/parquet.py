@@ -289,11 +289,10 @@ def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
                 yield batch
                 count += 1
     except KeyError as error:  # kinds of intervals that pyarrow has no name for
-        raise OSError(0, f"a column of a kind that is not read ({error})") from error
+        raise OSError(0, f"a column of an unsupported type ({error})") from error
     except UNREADABLE as error:
         raise OSError(
             0,
-            f"cut short or damaged after {count:,} record batches ({error}); copy it again, then "
-            f"run the same command "
-            "again",
+            f"truncated or damaged after {count:,} record batches ({error}); copy it again, then "
+            f"run the same command again",
         ) from error

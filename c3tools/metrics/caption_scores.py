@@ -78,7 +78,7 @@ def require_metrics(names: Sequence[str]) -> list[CaptionMetric]:
             f"There is no metric {unknown[0]!r}.", remedy=f"Choose from {', '.join(metrics)}."
         )
     if not names:
-        raise MetricError("No metric is named.", remedy=f"Choose from {', '.join(metrics)}.")
+        raise MetricError("No metric was given.", remedy=f"Choose from {', '.join(metrics)}.")
     return list(dict.fromkeys(by_name[name.lower()] for name in names))
 
 

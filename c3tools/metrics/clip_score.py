@@ -34,7 +34,7 @@ class ClipScore(CaptionMetric):
         images = captions.images
         if images is None:
             raise MetricError(
-                f"{self.name} needs the embeddings of the images, which are not given.",
+                f"{self.name} needs the embeddings of the images, which were not given.",
                 remedy="Use `c3 evaluate-captions` with the store of the images, or leave this "
                 "score out.",
             )

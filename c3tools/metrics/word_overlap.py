@@ -60,7 +60,8 @@ class Cider(CaptionMetric):
         if len(captions.keys) > 1:
             return []
         return [
-            "CIDEr weights words by how few images have them, so with one image it is always 0."
+            "CIDEr gives more weight to words that occur for few images, so with a single image it "
+            "is always 0."
         ]
 
 

@@ -1,4 +1,4 @@
-"""Serve an index: a page to search with a text or a photo, and the same in JSON.
+"""Serve an index: a page to search with a text or a photo, and the same search as JSON.
 
     GET  /?q=TEXT           the page; with q it shows what was found, also without JavaScript
     GET  /search?q=TEXT     {"query": ..., "hits": [...]}, those of `c3 search --json`, some with
@@ -202,7 +202,7 @@ class _Server:
         with _not_found(f"audio of row {row}"):
             path = self._path(row)
             if not is_sound(path):
-                raise ValueError("it is no audio file")
+                raise ValueError("it is not an audio file")
             media_type = AUDIO_TYPES[Path(path).suffix.lower()]
             with self.reading:
                 return _file(self.photos.read_again(path), media_type)
@@ -305,7 +305,7 @@ async def _read(request: Request) -> bytes:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > LARGEST_UPLOAD:
-                    raise HTTPException(413, f"At most {LARGEST_UPLOAD:,} bytes can be sent.")
+                    raise HTTPException(413, f"Uploads may have at most {LARGEST_UPLOAD:,} bytes.")
     except TimeoutError:
         raise HTTPException(408, f"The upload took more than {_UPLOAD_SECONDS} seconds.") from None
     except ClientDisconnect:

@@ -1,4 +1,4 @@
-"""HTTP connections that end if their client sends no request, or does not read the answer."""
+"""HTTP connections that are closed if the client sends no request or does not read the response."""
 
 from __future__ import annotations
 

@@ -24,16 +24,16 @@ def serve_index(
 
     Args:
         index: The folder of the index. By default c3-index or, if it is missing, the index that c3
-            embed --faiss made next to the store.
+            embed --faiss built next to the store.
         host: IPv4 or IPv6 address to listen on. With 0.0.0.0, anyone who can reach this machine can
-            search, and see the photos in the index.
+            search the index and see its photos.
         port: Port to listen on.
         device: cpu, cuda, cuda:1 or mps. By default the fastest device.
         backend: See `embed`.
         reporter: Gets the address, and the messages of the encoder.
 
     Raises:
-        StoreError: if there is no index, or the address cannot be listened on.
+        StoreError: if there is no index, or the server cannot listen on the address.
         EncoderError: if the recorded model cannot be loaded.
         MissingExtraError: if starlette, uvicorn or faiss is not installed.
     """
@@ -59,10 +59,10 @@ def serve_index(
         )
     except (OSError, OverflowError) as error:
         raise StoreError(
-            f"{host}:{port} cannot be listened on: {reason_of(error)}.",
+            f"Cannot listen on {host}:{port}: {reason_of(error)}.",
             remedy="Choose another --port.",
         ) from error
-    reporter.message(f"Serving {opened.path} at http://{name}:{port}/ (Ctrl-C ends it)")
+    reporter.message(f"Serving {opened.path} at http://{name}:{port}/ (stop with Ctrl-C)")
     config = uvicorn.Config(
         app, http=TimedProtocol, ws="none", log_level="warning", access_log=False
     )

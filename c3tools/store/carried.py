@@ -1,4 +1,4 @@
-"""Columns that rows carry from a table of the user, such as url and label.
+"""Columns copied from the user's tables, such as url and label.
 
 They are chosen with the first run. `StoreInfo.columns` lists them with their types, and all rows of
 the store, its exports and its indexes have them.
@@ -23,7 +23,7 @@ def columns_to_keep(asked: Collection[str] | None, recorded: StoreInfo | None) -
     taken = OWN_COLUMNS.intersection(names)
     if taken:
         raise StoreError(
-            f"Stores have columns of their own with the name {', '.join(sorted(taken))}.",
+            f"Stores already use the column names {', '.join(sorted(taken))}.",
             remedy=REMEDY,
         )
     if recorded is None:

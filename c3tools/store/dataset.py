@@ -65,10 +65,10 @@ def save_data_set(store: Any, folder: Path) -> None:
         )
     if store.info.exported:
         raise StoreError(
-            f"{store.path} is an export: its rows went through a pipeline, which the data set "
-            "would not have.",
+            f"{store.path} is an export. Its rows went through a pipeline, which the data set "
+            f"would lack.",
             remedy="Push the store that was exported, and the pipeline by itself "
-            "(Pipeline.push_to_hub); or upload the folder of the export as it is.",
+            "(Pipeline.push_to_hub); or upload the export's folder unchanged.",
         )
 
     def change(_: Any, modality: str, table: pa.Table) -> pa.Table:
@@ -91,7 +91,7 @@ def load_data_set(source: Any, output: str | Path = "c3-store") -> Path:
             read_parquet(path)  # declared sizes may be of a stranger
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise StoreError(
-                f"{path} cannot be read ({error}).", remedy="Fetch the data set again."
+                f"{path} cannot be read ({error}).", remedy="Download the data set again."
             ) from error
     copy_store(output, source.info, [source])
     return Path(output)

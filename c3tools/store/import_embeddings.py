@@ -112,9 +112,9 @@ def import_embeddings(
     ``import_embeddings(text=vectors, meta={"key": keys, "caption": captions})``.
 
     Args:
-        source: A folder in clip-retrieval's layout (img_emb, text_emb, metadata), or a .pkl file
-            from the C3, ClipCap or CapDec scripts, whose code is not run. It replaces all other
-            files.
+        source: Instead of files of vectors: a folder in clip-retrieval's layout (img_emb, text_emb,
+            metadata), or a .pkl file from the C3, ClipCap or CapDec scripts. Code in a .pkl file is
+            never run.
         store: See `embed`.
         image: See `read_features`.
         text: See `read_features`.
@@ -123,10 +123,10 @@ def import_embeddings(
         text_meta: See `read_features`.
         image_array: See `read_features`.
         text_array: See `read_features`.
-        key_column: Column of the ids.
-        image_key_column: Column that names the image of a text.
-        caption_column: Column of the captions.
-        split_column: Column of the splits.
+        key_column: Column with the ids.
+        image_key_column: Column with the id of each text's image.
+        caption_column: Column with the captions.
+        split_column: Column with the splits.
         keep_columns: See `embed`.
         model: Name of the model that made the embeddings.
         dtype: See `embed`.
@@ -153,15 +153,15 @@ def import_embeddings(
             listed = [f"{folder} {', '.join(numbers)}" for folder, numbers in part_numbers.items()]
             raise StoreError(
                 f"The folders have different parts: {'; '.join(listed)}.",
-                remedy="Copy the missing parts, or give the files by name: c3 import --image FILE "
-                "--text FILE --meta FILE",
+                remedy="Copy the missing parts, or list the files: c3 import --image FILE --text "
+                "FILE --meta FILE",
             )
         source = None
     vectors = {"image": image, "text": text, **(other or {})}
     has_vectors = any(vectors_of is not None for vectors_of in vectors.values())
     if (source is not None) == has_vectors:
         raise StoreError(
-            "Give either files of vectors, or one .pkl file or folder of clip-retrieval.",
+            "Pass either files of vectors, or one .pkl file or clip-retrieval folder.",
             remedy="For example: c3 import --image FILE --text FILE",
         )
     wanted_columns = {
@@ -198,7 +198,7 @@ def import_embeddings(
         raise StoreError(
             "All embeddings in a store need the same dimension, but "
             f"{' and '.join(f'{name} has {dim}' for name, dim in dims.items())}.",
-            remedy="Import vectors of the same model.",
+            remedy="Import vectors from the same model.",
         )
     for rows in modalities:
         if not len(rows):
@@ -258,9 +258,9 @@ def _as_table(
         return pa.table(dict(table))
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise StoreError(
-            f"The columns are no table ({error}).",
-            remedy="Give a dictionary of lists of the same length, each of texts or of numbers; of "
-            "an Arrow table its to_pydict().",
+            f"The columns do not form a table ({error}).",
+            remedy="Pass a dictionary of lists of equal length, each with texts or numbers. For an "
+            "Arrow table, pass table.to_pydict().",
         ) from error
 
 
@@ -405,11 +405,10 @@ def read_rows(
         return store.load(name or modality), store.info.model
     if not isinstance(path, Path):
         raise StoreError(
-            f"There is no store at {path}, and files of vectors can only be read from this "
-            f"machine.",
-            remedy="Copy the file to this machine, or give the URL of a store.",
+            f"There is no store at {path}, and files of vectors are read only from this machine.",
+            remedy="Copy the file to this machine, or pass the URL of a store.",
         )
     vectors, keys = read_vectors(path, modality, name)
     if not keys:
-        raise StoreError(f"{path} has no rows.", remedy="Give a file that contains vectors.")
+        raise StoreError(f"{path} has no rows.", remedy="Pass a file that contains vectors.")
     return Rows.of(modality, keys, np.array(vectors[:], np.float32)), ModelIdentity()

@@ -1,4 +1,4 @@
-"""Rows of val or test that were made from a file that train has too."""
+"""Rows of val or test made from a file that is also in train."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def notes_on_leaks(store: Store, modalities: Iterable[str], split: str | None) -
         if leaked:
             were = f"{modality} row of {split} was", f"{modality} rows of {split} were"
             notes.append(
-                f"{counted(len(leaked), *were)} made from a file that train has too, for example "
-                f"{leaked[0]!r}. Scores count them; `c3 duplicates` lists these and other copies."
+                f"{counted(len(leaked), *were)} made from a file that is also in train, for "
+                f"example {leaked[0]!r}. They are included in the scores; `c3 duplicates` lists "
+                f"these and other copies."
             )
     return notes

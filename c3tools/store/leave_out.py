@@ -1,4 +1,4 @@
-"""`c3 leave-out`: leave rows out of a store where they are, list them, or take them back."""
+"""`c3 leave-out`: leave rows out of a store, list them, or take them back."""
 
 from __future__ import annotations
 
@@ -95,22 +95,21 @@ def leave_out(
 
     Without tables and ``keys``, the rows that are left out are listed. They stay in their shards,
     but no command uses them. An image, video or audio file is left out with its captions, including
-    captions embedded later; a caption is left out without its image. Exports and indexes follow
-    when they are made again.
+    captions embedded later; a caption is left out without its image. Exports and indexes are
+    updated when they are made again.
 
     Args:
         store: See `embed`.
-        tables: Tables of rows to leave out: pairs.parquet and duplicates.parquet, whose marked rows
-            are left out, or any table with a column of keys and, optionally, the columns modality
-            and reason.
-        keys: Rows to leave out by their keys.
+        tables: Tables with the rows to leave out: pairs.parquet or duplicates.parquet (only marked
+            rows), or any table with a column key and, optionally, modality and reason.
+        keys: Leave out the rows with these keys.
         modality: The modality of ``keys``, if several modalities have that key.
         reason: The reason to record for ``keys``.
-        undo: Take all rows back.
+        undo: Take back all rows that were left out.
 
     Raises:
         StoreError: if there is no store, or it is an export; a table cannot be read or belongs to
-            other embeddings; a key is of no row, or of several.
+            other embeddings; a key belongs to no row, or to several.
 
     Example:
         >>> c3tools.leave_out("c3-store", keys=["000000121647#3"], reason="other photo")
@@ -122,7 +121,7 @@ def leave_out(
         return _list_rows(Store.open(store))
     if undo and (tables or keys):
         raise StoreError(
-            "--undo takes all rows back; it cannot be used with rows to leave out.",
+            "--undo takes all rows back; it cannot be combined with rows to leave out.",
             remedy="Take all rows back first, then leave rows out in a second command.",
         )
     path = store.path if isinstance(store, Store) else location(store)
@@ -130,7 +129,7 @@ def leave_out(
     info.require_embeddings(path)
     if info.exported:
         raise StoreError(
-            f"{path} is an export, which follows its store.",
+            f"{path} is an export. Rows are left out of the store it was made from.",
             remedy="Leave the rows out of the store, then run `c3 export` again.",
         )
     with locked(path):
@@ -161,15 +160,15 @@ def leave_out(
                 continue
             if len(names) > 1:
                 raise StoreError(
-                    f"{mark.key!r} is the key of rows of several modalities: {', '.join(names)}.",
-                    remedy="Give --modality, or a column modality in the table.",
+                    f"{mark.key!r} is the key of rows in several modalities: {', '.join(names)}.",
+                    remedy="Pass --modality, or add a column modality to the table.",
                 )
             reasons.setdefault(RowName(names[0], mark.key), mark.reason)
         if unknown and (keys or len(unknown) == len(marks)):
             raise StoreError(
                 f"{path} has no row with the key {unknown[0]!r}.",
-                remedy="`c3 pairs`, `c3 duplicates` and `c3 search` print keys. Those of captions "
-                "end in a number, for example 'photo#0'.",
+                remedy="`c3 pairs`, `c3 duplicates` and `c3 search` print keys. The keys of "
+                "captions end in a number, for example 'photo#0'.",
             )
 
         rows_before = sum(opened.left_out_counts.values())
@@ -205,16 +204,16 @@ def _marks_in(path: Path, store: Store) -> list[_Mark]:
         present = {record.sha256 for record in store.shards.values()}
         if present.isdisjoint(json.loads(digests)):
             raise StoreError(
-                f"{path} was made from another store than {store.path}, or all of its rows have "
-                "changed since.",
+                f"{path} was made from a store other than {store.path}, or all of its rows have "
+                f"changed since.",
                 remedy="Make the table again from this store, with `c3 pairs` or `c3 duplicates`.",
             )
     columns = text_columns(table)
     key_column = pick(columns, *IMAGE_KEY)
     if key_column is None:
         raise StoreError(
-            f"{path} has no column of keys; its columns are {', '.join(columns) or '(none)'}.",
-            remedy="Name the column of keys `key`.",
+            f"{path} has no key column; its columns are {', '.join(columns) or '(none)'}.",
+            remedy="Name the column with the keys `key`.",
         )
     table_keys = ids_in(columns, key_column)
     nothing: list[str | None] = [None] * len(table_keys)

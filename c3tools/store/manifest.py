@@ -126,7 +126,7 @@ class Manifest:
             for name, record in value["shards"].items():
                 shard = shard_named(name)
                 if shard is None:
-                    raise ValueError(f"{name!r} is no name of a shard")
+                    raise ValueError(f"{name!r} is not the name of a shard")
                 shards[shard] = ShardRecord(**record)
             manifest = cls(shards, value["files"])
             if content != manifest.text().encode():
@@ -193,7 +193,7 @@ def create_store(path: Path, info: StoreInfo) -> None:
     present.require_same(info, own=f"The store {path}", theirs="the new embeddings")
     if present.extra.get("exported") != info.extra.get("exported"):
         raise StoreError(
-            f"The rows of {path} went through a pipeline: it was written by `c3 export`.",
+            f"{path} was written by `c3 export`: its rows went through a pipeline.",
             remedy="Write to the store that was exported, then export it again.",
         )
 
@@ -256,8 +256,7 @@ class StoreWriter:
         if missing:
             reporter.message(
                 f"Of {path}, {counted(len(missing), 'file is', 'files are')} missing, for example "
-                f"{missing[0]}. This "
-                "run makes again what it can."
+                f"{missing[0]}. This run recreates what it can."
             )
 
     def place(self, name: str) -> Path:
@@ -308,9 +307,8 @@ class StoreWriter:
             if header.made_from != made_from:
                 raise StoreError(
                     f"{name} was made by a run with other settings that did not finish.",
-                    remedy="Finish it with its own command, choose another store, or keep its "
-                    "rows as they are with "
-                    "`c3 verify --repair`.",
+                    remedy="Finish that run with its own command, choose another store, or keep "
+                    "the rows written so far with `c3 verify --repair`.",
                 )
 
     def replace_shard(
@@ -549,8 +547,7 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
     if is_url(destination):
         raise StoreError(
             f"A new store cannot be written to {destination}: it is built in a folder on this "
-            f"machine, so that a run "
-            "that fails leaves nothing behind.",
+            f"machine, so that a failed run leaves nothing behind.",
             remedy="Write to a local folder, then copy it, for example: aws s3 cp --recursive "
             "FOLDER s3://…",
         )

@@ -110,13 +110,13 @@ def _row(modality: str, split: str, moments: Moments, source: str) -> dict[str, 
 def save_means(
     store: Store | str | Path, file: str | Path, *, split: str = "train"
 ) -> dict[str, Moments]:
-    """Write the moments of every modality, of rows of norm 1, to a file or URL, with the model they
-    belong to.
+    """Write the moments of every modality, computed from rows of norm 1, and their model to a file
+    or URL.
 
     Args:
         store: See `embed`.
         file: The file or URL to write.
-        split: The split that the moments come from, or all.
+        split: The split whose moments are saved, or all.
 
     Returns:
         The moments by modality.
@@ -146,7 +146,7 @@ def load_means(store: Store | str | Path, file: str | Path) -> dict[str, Moments
 
     Args:
         store: See `embed`.
-        file: The file or URL with the moments, or c3-mini for its training data.
+        file: The file or URL with the moments, or c3-mini for the moments of its training data.
 
     Returns:
         The moments by modality.
@@ -168,12 +168,11 @@ def load_means(store: Store | str | Path, file: str | Path) -> dict[str, Moments
     for name, moments in groups.items():
         if moments.dim != store.info.dim or not moments.of_unit_rows:
             raise StoreError(
-                f"The {name} moments in {file} are of rows of {moments.dim} dimensions with a "
-                f"mean squared norm of "
-                f"{moments.mean_squared_norm:.4g}; {store.path} needs {store.info.dim} dimensions "
-                f"and norm 1.",
-                remedy="Write them with `c3 means save`, which normalises the rows, for a store "
-                "of the same model.",
+                f"The {name} moments in {file} describe rows with {moments.dim} dimensions and a "
+                f"mean squared norm of {moments.mean_squared_norm:.4g}; {store.path} needs "
+                f"{store.info.dim} dimensions and norm 1.",
+                remedy="Save moments from a store of the same model with `c3 means save`, which "
+                "normalises the rows.",
             )
     with locked(store.path):
         write_atomically(
@@ -215,9 +214,9 @@ def merge_means(files: str | Path | Sequence[str | Path], output: str | Path) ->
     target = location(output)
     if len({*paths, target}) <= len(paths):
         raise StoreError(
-            f"A moments file is given twice, or {target} is to be read and written: its rows "
-            f"would be counted twice.",
-            remedy="Give each file once, and write to another one.",
+            f"A moments file is given twice, or {target} is both read and written. Its rows would "
+            f"be counted twice.",
+            remedy="Give each file once, and write to a different file.",
         )
     total: dict[str, Moments] = {}
     headers: list[dict[str, Any]] = []
@@ -230,7 +229,7 @@ def merge_means(files: str | Path | Sequence[str | Path], output: str | Path) ->
             own=f"The moments file {paths[0]}",
             theirs=str(path),
             error=StoreError,
-            remedy="Merge files of one model.",
+            remedy="Merge only files from the same model.",
         )
         Moments.merge_groups(total, groups)
     splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)

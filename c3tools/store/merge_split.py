@@ -1,4 +1,4 @@
-"""`c3 merge` and `c3 split`: new stores that are made of others, shard by shard.
+"""`c3 merge` and `c3 split`: new stores built from others, shard by shard.
 
 copied.json   in the new store: a digest of what it was made from, and what was counted. With it,
               the same command does nothing if the store is there, and an export or index of
@@ -88,10 +88,10 @@ class CopyReport:
             notes.append(f"The table has {new} that the store did not have: {names}.")
         if self.unnamed:
             rows = counted(self.unnamed, "row")
-            notes.append(f"The table does not name {rows}; these stay in the split they were in.")
+            notes.append(f"The table does not list {rows}; these stay in their split.")
         if self.unknown:
             keys = counted(self.unknown, "key")
-            notes.append(f"The store has no rows of {keys} in the table: {self.first_unknown}, …")
+            notes.append(f"The store has no rows for {keys} in the table: {self.first_unknown}, …")
         return notes
 
     def line(self) -> str:
@@ -112,15 +112,15 @@ def merge_stores(
 ) -> CopyReport:
     """Join stores of the same model into a new store.
 
-    Keys that several stores share are an error unless ``keep_first`` or ``prefix`` is given. An
-    item that several stores have rows of is in its split of the first of them. Moments that
-    `c3 means load` loaded are not copied.
+    Keys that several stores share are an error unless ``keep_first`` or ``prefix`` is given. If
+    several stores have rows of the same item, the item keeps its split in the first of them.
+    Moments that `c3 means load` loaded are not copied.
 
     Args:
         stores: Two or more stores of the same model: folders or URLs (s3://, gs://).
         output: The folder of the new store.
-        keep_first: If stores share a key, keep the row of the first store.
-        prefix: Begin each key with the name of its store, for example dogs/ for the store dogs.
+        keep_first: If several stores have the same key, keep the row of the first one.
+        prefix: Prefix each key with the name of its store, for example dogs/ for the store dogs.
         reporter: Shows the progress.
 
     Raises:
@@ -131,13 +131,14 @@ def merge_stores(
     stores = as_list(stores)
     if keep_first and prefix:
         raise StoreError(
-            "--keep-first cannot be used here.", remedy="Use either --keep-first or --prefix."
+            "--keep-first cannot be combined with --prefix.",
+            remedy="Use either --keep-first or --prefix.",
         )
     sources = [Store.open(store, reporter=reporter) for store in stores]
     if len({store.path.resolve() for store in sources}) < max(2, len(sources)):
         raise StoreError(
-            "A merge needs at least two stores, each given once.",
-            remedy="c3 merge STORE STORE -o OUT",
+            "A merge needs at least two different stores.",
+            remedy="For example: c3 merge STORE STORE -o OUT",
         )
     for store in sources:
         _require_no_export(store, "Merge the stores that were exported, then export the result.")
@@ -148,13 +149,13 @@ def merge_stores(
             "preprocessing",
             own=f"The store {first.path}",
             theirs=f"the store {store.path}",
-            remedy="Embed the inputs of one of them again, with the model and the options of the "
+            remedy="Embed the inputs of one of them again, with the model and options of the "
             "other.",
         )
     prefixes = {store: f"{store.path.resolve().name}/" if prefix else "" for store in sources}
     if prefix and len(set(prefixes.values())) < len(prefixes):
         raise StoreError(
-            f"Several of the stores are folders of one name "
+            f"Several stores are in folders with the same name "
             f"({', '.join(str(store.path) for store in sources)}), so --prefix would give their "
             f"keys the same prefix.",
             remedy=f"Rename the folders as the keys should begin, for example: "
@@ -183,8 +184,8 @@ def _require_no_export(store: Store, remedy: str) -> None:
     """
     if store.info.exported:
         raise StoreError(
-            f"{store.path} is an export: its rows went through a pipeline, which the new store "
-            "would not have.",
+            f"{store.path} is an export. Its rows went through a pipeline, which the new store "
+            f"would lack.",
             remedy=remedy,
         )
 
@@ -234,8 +235,8 @@ class _Merge:
             raise StoreError(
                 f"{counted(dropped, 'key is', 'keys are')} in several stores, for example "
                 f"{key!r} in {self._owner_of[modality][key].path} and {store.path}.",
-                remedy="Use --keep-first to keep the row of the first store, or --prefix to begin "
-                "keys with the name of their store.",
+                remedy="Use --keep-first to keep the row of the first store, or --prefix to put "
+                "the name of its store before each key.",
             )
         self._report.dropped += dropped
         return table.filter(pa.array(is_new, pa.bool_()))
@@ -274,11 +275,12 @@ def split_store(
     Args:
         store: See `embed`.
         output: The folder of the new store.
-        fractions: Fractions of the three splits, when splitting by hash. By default 0.8,0.1,0.1.
-        seed: Seed of the hash. 0 gives the same splits as a store without splits.
+        fractions: Fractions of rows for train, val and test. By default 0.8,0.1,0.1.
+        seed: Seed of the hash. With 0, the splits are those that commands use for a store without
+            splits.
         file: A table of keys and splits: jsonl, csv, tsv, parquet, arrow, or Karpathy's JSON.
-        key_column: Column of the keys in ``file``.
-        split_column: Column of the splits in ``file``.
+        key_column: Column with the keys in ``file``.
+        split_column: Column with the splits in ``file``.
         reporter: Shows the progress.
 
     Raises:
@@ -360,8 +362,8 @@ def _read_splits(
     key_columns = [key_column] if key_column else pick_all(columns, *IMAGE_KEY, "path", "url")
     if split_column not in columns or not key_columns or key_columns[0] not in columns:
         raise StoreError(
-            f"{path} needs a column of keys ({', '.join(key_columns) or 'none found'}) and one of "
-            f"splits ({split_column or 'none found'}); its columns are {present}.",
+            f"{path} needs a column with keys ({', '.join(key_columns) or 'none found'}) and one "
+            f"with splits ({split_column or 'none found'}); its columns are {present}.",
             remedy="Give the names of the columns with --key-column and --split-column.",
         )
     row_items = store.row_items()
@@ -377,8 +379,7 @@ def _read_splits(
     raise StoreError(
         f"{path} contains none of the keys of {store.path} in {', '.join(map(repr, key_columns))}; "
         f"its columns are {present}.",
-        remedy="Keys are file names without their suffix. Choose the column of keys with "
-        "--key-column.",
+        remedy="Keys are file names without their suffix. Choose the key column with --key-column.",
     )
 
 

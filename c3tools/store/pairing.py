@@ -103,7 +103,7 @@ def read_files(
             )
     notes: list[str] = []
     if source is not None and "text" not in vector_files:
-        notes.append("The captions in the file have no vectors, so only the images were imported.")
+        notes.append("The captions in the file have no vectors, so only images were imported.")
 
     # Give each row a key and an item, one modality after the other. Each step adds to the notes how
     # they were found
@@ -247,15 +247,15 @@ class _Modality:
     def _join_by_order(self, first: _Modality, notes: list[str]) -> None:
         if self.item_columns or len(first) != len(self):
             reason = (
-                f"they name their items in the column {self.item_columns[0]!r}"
+                f"they identify their items by the column {self.item_columns[0]!r}"
                 if self.item_columns
                 else "the numbers differ"
             )
             raise StoreError(
-                f"{len(self):,} {self.name} rows cannot be paired with {len(first):,} "
-                f"{first.name} rows without ids by their order, because {reason}.",
-                remedy="Give ids: --meta FILE with the ids of the images, --text-meta FILE with "
-                "a column image_key.",
+                f"Without ids, {len(self):,} {self.name} rows cannot be paired with "
+                f"{len(first):,} {first.name} rows by their order, because {reason}.",
+                remedy="Provide ids: --meta FILE with image ids, and --text-meta FILE with a "
+                "column image_key.",
             )
         without_ids = [f"{side.name} rows" for side in (self, first) if not side.has_ids]
         notes.append(
@@ -302,8 +302,8 @@ class _Modality:
         notes.append(
             f"No rows are paired: the ids of the {self.name} rows ({tried!r}) and of the "
             f"{first.name} rows ({first.key_column!r}) have nothing in common. Use "
-            f"--image-key-column to name the column of the {self.name} rows that contains ids of "
-            f"the others; their columns are {', '.join(map(repr, self.columns))}."
+            f"--image-key-column to choose the column of the {self.name} rows that contains the "
+            f"ids of the others; their columns are {', '.join(map(repr, self.columns))}."
         )
 
     def rows(self, wanted_columns: _Names, keep: Collection[str]) -> Rows:
@@ -382,9 +382,10 @@ def _listed_texts(
         for place, row in enumerate(rows or ()):
             if image_key is None or not 0 <= row < n or image_keys[row]:
                 raise StoreError(
-                    f"The column text_rows names one of the {n:,} texts twice, or one that is not "
-                    f"there.",
-                    remedy="Each image needs an id and the rows of its own texts, from 0.",
+                    f"The column text_rows refers to one of the {n:,} texts twice, or to a text "
+                    f"that does not exist.",
+                    remedy="Each image needs an id and the row numbers of its own texts, counted "
+                    "from 0.",
                 )
             image_keys[row] = image_key
             if isinstance(texts, list) and place < len(texts):
@@ -413,13 +414,13 @@ def _describe(
             raise StoreError(
                 f"The {modality} vectors and their table both have ids ({table_key_column!r}), "
                 f"but the ids differ.",
-                remedy="Use the table of these vectors, with each id once, or remove the ids from "
-                "one of the two.",
+                remedy="Use the table that belongs to these vectors, with each id once, or remove "
+                "the ids from one of the two.",
             )
         if missing:
             notes.append(
                 f"The table describes {n - missing:,} of {n:,} {modality} rows; "
-                f"{row_ids[rows.index(None)]!r}, for example, is missing."
+                f"{row_ids[rows.index(None)]!r} is missing, for example."
             )
         # The ids of the vectors stay, unless the user asked for those of the table
         described = {
@@ -431,7 +432,7 @@ def _describe(
     table_rows = len(next(iter(table.values()), []))
     if table and table_rows != n:
         raise StoreError(
-            f"There are {n:,} {modality} rows, but {counted(table_rows, 'row')} in their table.",
+            f"There are {n:,} {modality} rows, but their table has {counted(table_rows, 'row')}.",
             remedy="A table needs one row per vector, in the same order. Texts have their own "
             "table: --text-meta FILE.",
         )

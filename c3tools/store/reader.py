@@ -155,8 +155,7 @@ class Store(HubRepository):
             if "rows_of" not in info.extra:
                 reporter.message(
                     f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are "
-                    f"used; "
-                    f"`c3 verify --store {folder}` says more."
+                    f"used; `c3 verify --store {folder}` explains what is missing."
                 )
             return opened
         if kind_of(folder / REWRITING_LIST):
@@ -181,9 +180,8 @@ class Store(HubRepository):
             )
         if differences.unlisted_shards:
             reporter.message(
-                f"`{info.command}` is writing to {folder} or was interrupted; what was finished "
-                f"before is used. Run "
-                "the same command again to continue."
+                f"`{info.command}` is still writing to {folder} or was interrupted. Only finished "
+                f"rows are used. Run the same command again to continue."
             )
         opened.require_listed(INFO_FILE)
         opened.require_listed(PIPELINE_FILE)  # of an export
@@ -205,8 +203,8 @@ class Store(HubRepository):
         raise StoreError(
             f"{self.path / name} is not the file that {MANIFEST_FILE} lists: it is damaged, or a "
             f"run did not finish.",
-            remedy=f"Run the same command again if a run was interrupted; else see `c3 verify "
-            f"{self.path}`.",
+            remedy=f"If a run was interrupted, run the same command again; otherwise see `c3 "
+            f"verify {self.path}`.",
         )
 
     @classmethod
@@ -388,7 +386,7 @@ class Store(HubRepository):
             raise StoreError(
                 f"The store {self.path} has no {modality} rows in the split {split!r}.",
                 remedy=f"Its splits of {modality} rows: {self.list_splits(modality)}. `c3 split` "
-                "gives them others.",
+                f"assigns new ones.",
             )
         return found
 
@@ -654,4 +652,4 @@ def training_split(
     train, val = train.hold_out()
     captions = f"{counted(len(val), 'caption')} of " if modality == "text" else ""
     held = counted(val.item_count, "image is", "images are")
-    return train, val, [f"{why}, so {captions}{held} held out."]
+    return train, val, [f"{why}, so {captions}{held} held out for validation."]

@@ -1,4 +1,4 @@
-"""Files that are to take the place of others in a store: all of them, or none.
+"""Files that replace others in a store, either all of them or none.
 
     .rewriting/image/part-00000.parquet   what the file of this name will be
     .rewriting/list.json                  [name, is_removed] of each; once it is there, the files

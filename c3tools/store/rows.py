@@ -51,7 +51,7 @@ class Rows:
                 f"The numbers of keys and embeddings differ: "
                 f"{counted(self.table.num_rows, 'key')}, "
                 f"{counted(len(self.embeddings), 'embedding')}.",
-                remedy="Give one key, and one value per column, for each embedding.",
+                remedy="Pass one key and one value per column for each embedding.",
             )
 
     @classmethod

@@ -67,11 +67,14 @@ METADATA_KEY, FAILURES_KEY, MADE_FROM_KEY = b"c3", b"c3.failures", b"c3.made_fro
 MODALITY_KEY = b"c3.modality"
 ROW_GROUP_ROWS = 8192
 _MAKE_AGAIN = (
-    "Run `c3 verify --repair`, then the command that made the store again: it makes "
-    "only this shard."
+    "Run `c3 verify --repair`, then run the command that made the store again; it recreates only "
+    "this shard."
 )
 _NO_STORE = "Make one with `c3 embed PATH`, or choose another with --store."
-_LAYOUT = "A store has store.json; rows of another program have the columns key and embedding."
+_LAYOUT = (
+    "A store contains store.json; in files of other programs, rows need the columns key and "
+    "embedding."
+)
 _EXPORT_AGAIN = "Export again with -f parquet."
 _SHARD = re.compile(r"([^._/][^/]*)/part-(\d{5,9})\.parquet")
 # files of exports that are no stores: of a modality, perhaps in a folder of it
@@ -250,7 +253,7 @@ class StoreInfo:
             )
         if self.export_format == "table":
             raise StoreError(
-                f"{path} is an export to one table, which is no store.",
+                f"{path} is an export to one table, which is not a store.",
                 remedy="Export again without --one-table.",
             )
         if self.export_format is not None:

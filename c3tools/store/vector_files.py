@@ -97,9 +97,9 @@ def read_vector_file(
         for path, part in zip(paths, parts, strict=True):
             if part.vectors.shape[1:] != file.vectors.shape[1:]:
                 raise StoreError(
-                    f"{path} has vectors of the shape {part.vectors.shape[1:]}, {paths[0]} of "
+                    f"{path} has vectors of shape {part.vectors.shape[1:]}, {paths[0]} of "
                     f"{file.vectors.shape[1:]}.",
-                    remedy="Import the vectors of each model into a store of its own.",
+                    remedy="Import each model's vectors into a separate store.",
                 )
         if len(parts) > 1:
             # The rows of all as those of one; None where a file lacks a column
@@ -114,8 +114,9 @@ def read_vector_file(
             file = VectorFile(np.asarray(source), {})
         except (TypeError, RuntimeError, ValueError) as error:  # of torch and others
             raise StoreError(
-                f"The vectors are no array of NumPy, and cannot become one ({reason_of(error)}).",
-                remedy="Of a tensor of torch, give tensor.detach().float().cpu().numpy().",
+                f"The vectors are not a NumPy array, and cannot be converted to one "
+                f"({reason_of(error)}).",
+                remedy="For a torch tensor, pass tensor.detach().float().cpu().numpy().",
             ) from error
         source = "The array"
     _require_matrix(source, file.vectors)
@@ -136,8 +137,8 @@ def part_files(source: str | Path) -> list[Path]:
             continue
         if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
             raise StoreError(
-                f"{path} is a folder that save_to_disk of Hugging Face datasets wrote.",
-                remedy="Write it, or one of its splits, as Parquet with datasets: "
+                f"{path} was written by save_to_disk from Hugging Face datasets.",
+                remedy="Convert it, or one of its splits, to Parquet with datasets: "
                 "load_from_disk(FOLDER).to_parquet(FILE).",
             )
         files += sorted(part for part in path.iterdir() if part.suffix.lower() in FORMATS)
@@ -305,7 +306,7 @@ def _choose(path: Path, name: str | None, candidates: list[str], present: Iterab
     if name:
         if name in candidates:
             return name
-        problem = f"no vectors called {name!r}"
+        problem = f"no vectors named {name!r}"
     else:
         usual = pick(candidates, "embedding")
         if usual is not None:
@@ -314,8 +315,8 @@ def _choose(path: Path, name: str | None, candidates: list[str], present: Iterab
             return candidates[0]
         problem = f"{len(candidates)} arrays of vectors"
     raise StoreError(
-        f"{path} has {problem}. Those with vectors: "
-        f"{', '.join(map(repr, candidates)) or 'none'}. All: {', '.join(map(repr, present))}.",
+        f"{path} has {problem}. Arrays with vectors: {', '.join(map(repr, candidates)) or 'none'}. "
+        f"All arrays: {', '.join(map(repr, present))}.",
         remedy="Choose one with --image-array or --text-array in c3 import, and with --array in "
         "other commands.",
     )
@@ -333,8 +334,8 @@ def _vectors_of_column(path: Path, name: str, column: Any) -> npt.NDArray[Any]:
             cells = lists.to_pylist()
             if any(_PRINTED_BY_NUMPY.match(cell) for cell in cells):
                 raise StoreError(
-                    f"The column {name!r} of {path} has vectors as numpy prints them, rounded and "
-                    "perhaps shortened.",
+                    f"The column {name!r} of {path} contains vectors in the form in which numpy "
+                    f"prints them, rounded and perhaps truncated.",
                     remedy=f"In pandas, write lists of numbers: df[{name!r}] = "
                     f"df[{name!r}].map(lambda vector: numpy.asarray(vector).tolist())",
                 )
@@ -346,7 +347,7 @@ def _vectors_of_column(path: Path, name: str, column: Any) -> npt.NDArray[Any]:
     except (ValueError, TypeError, RecursionError, OverflowError, pa.ArrowException) as error:
         reason = str(error)
     raise StoreError(
-        f"The column {name!r} of {path} does not hold vectors of one length ({reason}).",
+        f"The column {name!r} of {path} does not contain vectors of equal length ({reason}).",
         remedy="Use a list of numbers in each row (in CSV a JSON list: [0.1, 0.2]), or one column "
         "per dimension.",
     )

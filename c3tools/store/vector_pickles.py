@@ -105,8 +105,8 @@ def read_pickle(path: Path) -> dict[str, VectorFile]:
             modalities[modality] = VectorFile(array, columns)
     if not modalities:
         raise StoreError(
-            f"{path} is not a pickle (.pkl) that the scripts of C3, ClipCap or CapDec write.",
-            remedy="Import files of arrays by name: c3 import --image FILE.npy --text FILE.npy",
+            f"{path} is not a pickle (.pkl) written by the C3, ClipCap or CapDec scripts.",
+            remedy="Import array files instead: c3 import --image FILE.npy --text FILE.npy",
         )
     return modalities
 
@@ -126,5 +126,5 @@ def _with_vectors(captions: list[dict[str, Any]], vectors: Any) -> list[dict[str
 def _text(value: Any) -> str | None:
     # others could be nested without end
     if not isinstance(value, str | int | float | None):
-        raise TypeError(f"{type(value).__name__} in place of a text or number")
+        raise TypeError(f"{type(value).__name__} instead of a text or number")
     return None if value is None else str(value)

@@ -172,9 +172,9 @@ def verify_store(
 
     Args:
         store: A store, an export or an index: a folder, or a URL (s3://, gs://).
-        repair: Repair what can be repaired, and remove damaged shards, so that they can be made
-            again.
-        forget: Give up the rows of missing shards; the manifest no longer lists them.
+        repair: Repair what can be repaired, and remove damaged shards so that they can be
+            recreated.
+        forget: Remove missing shards from the manifest, and so give up their rows.
         reporter: Shows the progress.
 
     Raises:
@@ -208,7 +208,7 @@ def _check(path: Path, reporter: Reporter) -> Verification:
     # every shard by itself
     redo = (
         f"Remove this shard with `c3 verify --repair`, then run the `{info.command}` command that "
-        f"made it again: it makes only the removed shards."
+        f"made the store again; it recreates only the removed shards."
     )
     contents: dict[ShardName, _ShardContent] = {}
     columns_of: dict[str, list[str]] = {}  # of the first shard with rows, by modality
@@ -284,7 +284,7 @@ def _check_shard(
             if header.info is not None:
                 header.info.require_same(info, own="The shard", theirs="the store")
                 if header.info.exported.get("transform") != info.exported.get("transform"):
-                    problem = f"its rows went through another pipeline than {INFO_FILE} says"
+                    problem = f"its rows went through a pipeline other than the one in {INFO_FILE}"
                     return Finding("defect", "schema", name, problem, redo)
             for batch in read_batches(file, modality, info):
                 columns = batch.schema.names
@@ -309,8 +309,8 @@ def _check_shard(
         return Finding("defect", "values", name, problem, redo)
     if info.normalised and largest_error > _NORM_TOLERANCE[info.dtype]:
         problem = (
-            f"it has rows whose norm is off by up to {largest_error:.2g}, though the store says "
-            f"they are normalised"
+            f"it has rows whose norm is off by up to {largest_error:.2g}, although the store "
+            f"should be normalised"
         )
         return Finding("defect", "norms", name, problem, redo)
     failed = {failure.key for failure in header.failures}
@@ -375,13 +375,16 @@ def _check_pairing(
         if absent:
             shard, item = absent[0]
             belong = counted(len(absent), "row belongs", "rows belong")
-            problem = f"{belong} to items that are neither there nor failed, first {item!r}"
+            problem = (
+                f"{belong} to items that are neither in the store nor among the failures; "
+                f"the first is {item!r}"
+            )
             finding = Finding(
                 "defect",
                 "pairing",
                 part_name(*shard),
                 problem,
-                f"Run the `{info.command}` command again: it makes the missing rows.",
+                f"Run the `{info.command}` command again; it adds the missing rows.",
             )
             if "imported" in info.extra:
                 remedy = "Import the images too if you need them."
@@ -406,11 +409,11 @@ def _check_description(result: Verification) -> tuple[StoreInfo, Manifest | None
         result.add_defect("description", INFO_FILE, error.message, remedy)
     if "rows_of" in info.extra:
         raise StoreError(
-            f"{path} has rows of another program, and no checksums to compare them with."
+            f"{path} has rows from another program, without checksums to compare them with."
         )
     again = f"Run the `{info.command}` command that made the store again"
     if kind_of(path / REWRITING_LIST):
-        problem = "shards are being put in place of others, and the run was interrupted"
+        problem = "the run was interrupted while it replaced shards"
         result.add_defect("unfinished", REWRITING, problem, f"{again} to finish it.")
     try:
         manifest = Manifest.load(path)
@@ -448,9 +451,9 @@ def _check_files(
         rows = counted(sum(manifest.shards[shard].rows for shard in differences.lost), "row")
         problem = (
             f"{len(differences.lost):,} of {len(manifest.shards):,} listed shards are missing "
-            f"({rows}), first this one"
+            f"({rows}); this is the first"
         )
-        remedy = f"{copy_again} `c3 verify --forget` gives their rows up."
+        remedy = f"{copy_again} `c3 verify --forget` gives up their rows."
         result.add_defect("files", part_name(*differences.lost[0]), problem, remedy)
     for modality in differences.unlisted_modalities:
         problem = "shards are not listed, so a run did not finish"
@@ -459,7 +462,7 @@ def _check_files(
     for name, digest in manifest.files.items():
         remedy = _remedy(name, info, copy_again)
         if kind_of(path / name) is None:
-            result.add_defect("files", name, "it is listed, but missing", remedy)
+            result.add_defect("files", name, "the manifest lists it, but it is missing", remedy)
         elif sha256_of(path / name) != digest:
             result.add_defect("checksum", name, _OTHER, remedy)
         elif name == MOMENTS_FILE and moments is not None:
@@ -488,11 +491,13 @@ def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:
     if name == EXTERNAL_FILE:
         return "Load it again with `c3 means load FILE`, or remove it with `c3 means unload`."
     if part_named(name) is not None:
-        return f"Remove it with `c3 verify --repair`, then run `{info.command}` again to make it."
+        return (
+            f"Remove it with `c3 verify --repair`, then run `{info.command}` again to recreate it."
+        )
     if name in _REWRITABLE:
         return f"{copy_again} `c3 verify --repair` writes it again."
     fit_anew = "--rebuild" if info.code_size else "--refit"
-    return f"{copy_again} `{info.command} {fit_anew}` makes everything again."
+    return f"{copy_again} `{info.command} {fit_anew}` recreates everything."
 
 
 def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
@@ -516,7 +521,7 @@ def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
         for name in (*removed, *rewritten):
             if name != INFO_FILE:  # until a copy of it is found
                 remove(path / name)
-        result.repaired += [f"{name} was removed and must be made again" for name in removed]
+        result.repaired += [f"{name} was removed and must be recreated" for name in removed]
 
         # Write store.json from its copy in a shard: the one that the manifest lists, else the first
         copies = []
@@ -534,7 +539,7 @@ def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
     writer = StoreWriter(path)
     if writer.before is None and removed:
         result.repaired.append(
-            f"{MANIFEST_FILE} was not written, because the removed shards must be made again first"
+            f"{MANIFEST_FILE} was not written, because the removed shards must be recreated first"
         )
         return
     lost = dict(writer.lost) if forget else {}

@@ -1,1 +1,1 @@
-"""Code that all trainings share: checkpoints, the optimiser and its schedule, named sizes."""
+"""Code shared by all training runs: checkpoints, the optimiser and its schedule, named sizes."""

@@ -1,5 +1,4 @@
-"""The one training loop: captioners, generators, heads, towers and ESPER's mapper are trained by
-it.
+"""The training loop of captioners, generators, heads, towers and ESPER's mapper.
 
 A `Task` knows what one step and one validation are; `train` does the rest: the learning rate, the
 averaged weights, the best weights, patience, progress and scalars, and the states from which a run
@@ -36,7 +35,7 @@ from ..io.files import MALFORMED, remove_leftovers, write_atomically
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 
-NOTHING_KEPT = "No part of this training was kept; run the same command again to restart it."
+NOTHING_KEPT = "Nothing of this training run was kept; run the same command again to restart it."
 _KEPT = 2
 _OPTIMIZER = "optimizer/"
 SAVE_SECONDS = 30.0
@@ -204,7 +203,7 @@ class CheckpointDir:
                 is_same_run = header["identity"] == identity
             except (SafetensorError, OSError, *MALFORMED) as error:
                 reporter.message(
-                    f"The saved state {path} is cut short or damaged ({error}); the previous one "
+                    f"The saved state {path} is truncated or damaged ({error}); the previous one "
                     f"is used."
                 )
                 continue
@@ -217,10 +216,10 @@ class CheckpointDir:
                 return position, groups
             if not self._overwrite:
                 raise OutputError(
-                    f"{self.path} contains a training that was interrupted at step "
+                    f"{self.path} contains a training run that was interrupted at step "
                     f"{position['step']:,} and has other settings or data.",
-                    remedy="Run its command again to continue it, choose another folder with "
-                    "--output, or discard it with --overwrite.",
+                    remedy="To continue that run, repeat its command. Otherwise choose another "
+                    "folder with --output, or discard it with --overwrite.",
                 )
             reporter.message(
                 f"The run saved in {self.path} has other settings or data; it is discarded."

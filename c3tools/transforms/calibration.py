@@ -42,8 +42,8 @@ _LEAST_VARIANCE = 1e-3
 
 
 class Calibration:
-    """Tell how unusual a score is among rows of its own modality: one number for rows of all
-    modalities.
+    """Measure how unusual a score is among rows of its own modality, so that scores of all
+    modalities can be compared.
 
     The cosines of a query q with unrelated rows of a modality m, of mean mu_m and covariance S_m,
     have mean q.mu_m and variance q' S_m q, so
@@ -51,7 +51,7 @@ class Calibration:
         z = (q.x - q.mu_m) / sqrt(q' S_m q)
 
     orders the rows of one modality as the cosine does, and can be compared between modalities.
-    docs/results/mixed-search.md has what it is worth.
+    docs/results/mixed-search.md measures its effect.
 
     Args:
         moments: by modality, of the rows that are searched, as they are in the index. Without any,
@@ -107,7 +107,7 @@ class Calibration:
             store = Store.open(source)
             if store.info.exported and (pipeline is None or pipeline.steps):
                 raise TransformError(
-                    "The rows of an export have gone through its pipeline already.",
+                    "The rows of an export have already gone through its pipeline.",
                     remedy=f'Use Calibration.load("{store.path}").',
                 )
             if not any(store.count(name, split) for name in store.modalities):
@@ -171,7 +171,7 @@ class Calibration:
         if kind_of(path) is None:
             raise TransformError(
                 f"There is no calibration at {folder} ({CALIBRATION_FILE} is missing).",
-                remedy="Run `c3 export` or `c3 index` again; of a store, use Calibration.fit.",
+                remedy="Run `c3 export` or `c3 index` again; for a store, use Calibration.fit.",
             )
         moments, header = load_moments(path)
         pipeline = Pipeline.load(folder)
@@ -189,7 +189,7 @@ class Calibration:
         if header.get("moments") != _digest(moments):
             raise StoreError(
                 f"{path} is damaged: its checksum does not match its content.",
-                remedy="Copy it again, or run the command again that made it.",
+                remedy="Copy it again, or rerun the command that made it.",
             )
         return cls(moments, pipeline)
 
@@ -265,7 +265,7 @@ class Calibration:
             raise TransformError(
                 f"Scores of shape {scores.shape} with {modality} rows, for queries of shape "
                 f"{queries.shape}, cannot be calibrated with the moments of {fitted}.",
-                remedy="Fit the calibration on this modality too, and give one query for each row "
+                remedy="Fit the calibration on this modality too, and pass one query for each row "
                 "of scores.",
             )
         if asked is not None and (asked, modality) in self.curves:
@@ -349,7 +349,7 @@ def _moments_after(pipeline: Pipeline, moments: Moments, modality: str) -> Momen
                     moments = Moments(moments.n, mean, moments.scatter / size)
             else:
                 raise TransformError(
-                    f"The step {step.kind} leaves moments that only rows could tell."
+                    f"The step {step.kind} changes moments in a way that only the rows could show."
                 )
     if pipeline.metric == "l2":  # queries have 0 in the last dimension
         mean = np.pad(moments.mean, (0, 1))

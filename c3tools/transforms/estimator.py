@@ -34,16 +34,16 @@ class EmbeddingTransformer(*_BASES):  # type: ignore[misc]
     inputs: without noise.
 
     It is a scikit-learn transformer: it works in pipelines and searches, with ``set_output`` and
-    ``get_feature_names_out``. Of scikit-learn's checks (1.9, ``check_estimator``) all hold but one:
-    ``check_estimators_dtypes`` fits on rows of zeros, which have no direction and are refused.
+    ``get_feature_names_out``. It passes all of scikit-learn's checks (1.9, ``check_estimator``) but
+    one: ``check_estimators_dtypes`` fits on zero rows, which have no direction and are rejected.
 
     Args:
         preset: name of a preset; or a `Pipeline`, the folder (or hf-hub:ORG/NAME) of a saved one,
             or a file that describes one. A fitted one is not changed.
-        modality: what the rows are. Or several names: then the last column of X is the number of
-            each row's modality among them (0, 1, …), so that a model can be trained on texts and
-            used on images.
-        target: the other modality, which presets that map into it need; its rows are the ``y`` of
+        modality: the modality of the rows, or several names; in that case, the last column of X is
+            the number of each row's modality among them (0, 1, …), so that a model can be trained
+            on texts and used on images.
+        target: the other modality, needed by presets that map into it; its rows are the ``y`` of
             ``fit``. By default text, or image where the rows are texts.
         sigma: standard deviation of Gaussian noise; kept for the pipeline that is saved.
 
@@ -113,9 +113,9 @@ class EmbeddingTransformer(*_BASES):  # type: ignore[misc]
                 pipeline.check_dim(modality_rows.shape[1])
         elif any(step.needs_pairs for step in pipeline.steps) and target not in inputs:
             raise TransformError(
-                f"{pipeline.name} is fitted on pairs, and there are only {source} rows.",
-                remedy=f"Pass the {target} row of each row as y, (n, d), or give a pipeline that "
-                "was fitted on a store.",
+                f"{pipeline.name} is fitted on pairs, but there are only {source} rows.",
+                remedy=f"Pass the {target} row of each row as y, (n, d), or use a pipeline that "
+                f"was fitted on a store.",
             )
         else:
             pipeline.fit(rows=inputs)

@@ -1,5 +1,4 @@
-"""Data that pipelines are fitted on: given moments and rows, or those of the train split of a
-store.
+"""Data that pipelines are fitted on: given moments and rows, or those in a store's train split.
 
 Only numpy is imported here; using a store imports pyarrow.
 """
@@ -115,13 +114,13 @@ def fitting_moments(store: Store, split: str = "train") -> FittingMoments:
         if source == split and count < RECOMMENDED_ROWS_OF_A_MEAN:
             sentences.append(
                 f"The {name} mean of {count} rows is uncertain: {RECOMMENDED_ROWS_OF_A_MEAN} are "
-                f"recommended, or moments of another corpus ({load_command(store)})."
+                f"recommended, or moments from another corpus ({load_command(store)})."
             )
     if too_few:
         counts = " and ".join(counted(count, f"{name} row") for name, count in too_few.items())
         sentences = [
             f"Nothing is centred: a mean needs {MIN_ROWS_OF_A_MEAN} rows of a modality in the "
-            f"{split} split, which has {counts}. Embed more, or load moments of the same model: "
+            f"{split} split, which has {counts}. Embed more, or load moments from the same model: "
             f"{load_command(store)}."
         ]
     return FittingMoments(moments, sources, too_few, " ".join(sentences))
@@ -210,7 +209,7 @@ class FitData:
         if len(set(dims.values())) > 1:
             raise TransformError(
                 f"A pipeline needs embeddings of the same dimension, but these differ ({dims}).",
-                remedy="Fit on embeddings of the same model.",
+                remedy="Fit on embeddings from the same model.",
             )
         for name, value in self.moments.items():
             is_finite = bool(np.isfinite(value.mean.sum() + value.scatter.sum()))
@@ -252,13 +251,13 @@ class FitData:
             counts = [counted(n, f"{name} row") for name, n in self.too_few.items()]
             self.note = (
                 f"Nothing is centred: a mean needs {MIN_ROWS_OF_A_MEAN} rows of a modality, and "
-                f"there are {' and '.join(counts)}. Fit on more rows, or on moments of the same "
+                f"there are {' and '.join(counts)}. Fit on more rows, or on moments from the same "
                 f"model."
             )
         elif few:
             self.note = (
                 f"The means of {' and '.join(few)} rows are unreliable: {MIN_ROWS_OF_A_MEAN} rows "
-                f"of a modality are needed, below which rows of a store are not centred."
+                f"of a modality are needed. With fewer, rows of a store are not centred."
             )
 
     @classmethod
@@ -313,7 +312,7 @@ class FitData:
             if moments.n < MIN_ROWS_OF_MOMENTS:
                 raise TransformError(
                     f"A pipeline cannot be fitted on 1 {name} row: the row is its own mean.",
-                    remedy=f"Fit on more; {RECOMMENDED_ROWS_OF_A_MEAN} rows are recommended.",
+                    remedy=f"Fit on more rows; {RECOMMENDED_ROWS_OF_A_MEAN} rows are recommended.",
                 )
 
     def pairs_of(self, first: str, second: str) -> tuple[Matrix, Matrix]:
@@ -337,7 +336,8 @@ class FitData:
         length = float(np.linalg.norm(gap))
         if length < 1e-9:
             raise TransformError(
-                f"There is no modality gap to use: the means of {first} and {second} are the same.",
+                f"There is no modality gap to work with: the means of {first} and {second} are the "
+                f"same.",
                 remedy="Fit on embeddings that are not yet centred.",
             )
         return gap / length, length

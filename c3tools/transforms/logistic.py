@@ -1,4 +1,4 @@
-"""Logistic regression, the one of the package."""
+"""Logistic regression, for the whole package."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def _unit(x: Matrix) -> Matrix:
     if not norms.all():
         raise TransformError(
             f"Row {norms.argmin()} has norm 0 and cannot be normalised.",
-            remedy="Leave out zero vectors, or fit the means on more rows.",
+            remedy="Remove zero vectors, or fit the means on more rows.",
         )
     x /= norms[:, None]
     return x
@@ -240,6 +240,6 @@ def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
         raise TransformError(
             f"{len(bad_rows)} of {len(rows)} rows contain NaN or infinity; the first is row "
             f"{bad_rows[0]}.",
-            remedy="Leave these rows out, or embed them again.",
+            remedy="Remove these rows, or embed them again.",
         )
     return rows

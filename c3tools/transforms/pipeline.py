@@ -82,7 +82,7 @@ class Pipeline(HubRepository):
         findings = _order_findings(self.steps)
         if findings:
             raise TransformError(
-                f"The pipeline {name!r} has its steps in a wrong order: {' '.join(findings)}"
+                f"The pipeline {name!r} has its steps in the wrong order: {' '.join(findings)}"
             )
 
     def __repr__(self) -> str:
@@ -168,7 +168,7 @@ class Pipeline(HubRepository):
             split = (provenance or {}).get("split") or "train"
         if split in _SCORED_SPLITS:
             raise TransformError(
-                f"The pipeline {self.name!r} is fitted on the {split} split: its means contain "
+                f"The pipeline {self.name!r} is fitted on the {split} split, so its means contain "
                 f"rows that are scored.",
                 remedy="Fit on the train split.",
             )
@@ -258,7 +258,7 @@ class Pipeline(HubRepository):
             return None
         if exported["settings"].get("metric") == "l2":
             raise TransformError(
-                f"The rows of the export {store.path} have one more dimension, for a database.",
+                f"The rows of the export {store.path} have an extra dimension, for a database.",
                 remedy="Use the store that was exported, or export it with --metric ip.",
             )
         return cls.load(store.path), exported["settings"]["applied"]
@@ -292,7 +292,8 @@ class Pipeline(HubRepository):
         if not info.exported:
             raise TransformError(
                 f"The rows of {folder} have not gone through a pipeline.",
-                remedy="Use one that is fitted on the store: c3tools.preset(NAME).fit(store).",
+                remedy="Use a pipeline that is fitted on the store: "
+                "c3tools.preset(NAME).fit(store).",
             )
         rest = cls.load(folder).part(info.exported["settings"]["applied"])
         # Rows for the metric l2 have their one more dimension already
@@ -448,7 +449,8 @@ class Pipeline(HubRepository):
                 break
             longest *= max(float(scale) for scale in step.state.values())
         raise TransformError(
-            f"The rows of {self.name} have no largest norm here, which the metric l2 needs.",
+            f"The rows of {self.name} have no largest norm at this step, which the metric l2 "
+            f"needs.",
             remedy="Export rows that end with normalize or fair-scale, without --before-noise, or "
             "use the metric ip.",
         )
@@ -470,8 +472,8 @@ class Pipeline(HubRepository):
         if len(names) > 1:
             choices = " or ".join(f"modality={name!r}" for name in names)
             raise TransformError(
-                f"The pipeline {self.name!r} is fitted for {' and '.join(names)}, which it "
-                f"transforms differently.",
+                f"The pipeline {self.name!r} transforms {' and '.join(names)} embeddings "
+                f"differently.",
                 remedy=f"Give the modality of these embeddings: {choices}.",
             )
         return names[0]
@@ -523,7 +525,7 @@ class Pipeline(HubRepository):
             raise TransformError(
                 f"The pipeline {self.name!r} was fitted on embeddings of {self.dim} dimensions, "
                 f"but these have {dim}.",
-                remedy="Use embeddings of the same model, or fit the pipeline on these.",
+                remedy="Use embeddings from the same model, or fit the pipeline on these.",
             )
 
     def check_model(self, model: Mapping[str, Any] | None) -> None:
@@ -597,8 +599,8 @@ class Pipeline(HubRepository):
             file_format = msgspec.json.decode(content, type=_Format).format
             if file_format > FORMAT:
                 raise TransformError(
-                    f"{path} has the format {file_format}; this version of c3tools reads formats "
-                    f"up to {FORMAT}.",
+                    f"{path} has format {file_format}; this version of c3tools reads formats up to "
+                    f"{FORMAT}.",
                     remedy="Update c3tools: pip install -U c3tools",
                 )
             record = msgspec.json.decode(content, type=_Saved)
@@ -629,8 +631,8 @@ class Pipeline(HubRepository):
         ) as error:
             raise TransformError(
                 f"{path} is not a valid saved pipeline: {reason_of(error)}.",
-                remedy="Save the pipeline again. To change steps by hand, write a pipeline in "
-                "YAML or JSON instead.",
+                remedy="Save the pipeline again. To edit steps by hand, write a pipeline in YAML "
+                "or JSON instead.",
             ) from error
         pipeline.dim = record.dim
         pipeline.metric = record.metric
@@ -655,7 +657,8 @@ class Pipeline(HubRepository):
         except (OSError, ValueError, RecursionError) as error:
             raise TransformError(
                 f"{place} cannot be read as a pipeline: {reason_of(error)}.",
-                remedy="Write for example: steps: [{step: normalize}, {step: collapse}, ...].",
+                remedy="Write a pipeline such as: steps: [{step: normalize}, {step: collapse}, "
+                "...].",
             ) from error
         return cls(_make_steps(recipe.steps, place), name=recipe.name)
 
@@ -678,7 +681,7 @@ class Pipeline(HubRepository):
             if _find_step(step.kind) is not type(step):
                 raise TransformError(
                     f"The pipeline {self.name!r} has the step {type(step).__name__}, which is not "
-                    f"c3tools' own, so that it could not be loaded again.",
+                    f"part of c3tools, so the saved pipeline could not be loaded again.",
                     remedy=f"Let its package name it {step.kind!r}, its kind, among the entry "
                     f"points {_STEPS_GROUP} (c3tools.plugins), or save the pipeline without it.",
                 )
@@ -712,7 +715,7 @@ def _missing_error(step: Step, modality: str, data: FitData, split: str) -> Tran
         return TransformError(
             f"The step {step.kind} needs the moments of {modality!r} rows, but only "
             f"{data.too_few[modality]} are in the {split} split; {MIN_ROWS_OF_A_MEAN} are needed.",
-            remedy="Embed more, or load their moments with `c3 means load`.",
+            remedy="Embed more rows, or load their moments with `c3 means load`.",
         )
     lacks_rows = step.needs_rows and modality not in data.rows
     needed = "rows" if lacks_rows else "moments"
@@ -742,8 +745,8 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
         for step in path:
             if step.fits and not step.noisy and not is_unit:
                 findings.append(
-                    f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize right "
-                    f"before it."
+                    f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize step "
+                    f"right before it."
                 )
             if step.centres and noise:
                 findings.append(
@@ -755,7 +758,7 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
                 )
             if step.noisy and role == "inference":
                 findings.append(
-                    f"{step.kind} adds noise, which is for training inputs alone: its role is "
+                    f"{step.kind} adds noise, which is only for training inputs; its role must be "
                     f"training."
                 )
             if step.noisy:
@@ -830,7 +833,7 @@ def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
             names = ", ".join([*step_kinds(), *plugins(_STEPS_GROUP)])
             raise TransformError(
                 f"{place} has an unknown step {shown}.",
-                remedy=f"Steps: {names}. Install the package of any other.",
+                remedy=f"Steps: {names}. For any other step, install its package.",
             )
         try:
             step_type(**settings)  # refuses unknown settings, which msgspec ignores

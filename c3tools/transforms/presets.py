@@ -210,8 +210,8 @@ def preset(
         raise TransformError(
             f"A preset with sigma 'pairs' adds its noise to texts, but this one trains on "
             f"{train_on}.",
-            remedy="For generators, use `c3 train-generator --sigma pairs`; else set sigma to a "
-            "number.",
+            remedy="For generators, use `c3 train-generator --sigma pairs`; otherwise set sigma to "
+            "a number.",
         )
     inner = _table(strength, infer_on, train_on)[name].steps
     last = [Normalize()] if inner and not isinstance(inner[-1], FairScale) else []
@@ -274,8 +274,8 @@ class TrainingPipeline:
             exported, applied = pipeline_and_applied
             if "fused" in store.modalities:
                 raise TransformError(
-                    f"{store.path} is an export with --fuse, for searches: only items that lack an "
-                    "image have text rows in it, and the reverse.",
+                    f"{store.path} is an export with --fuse, which is for search. Only items that "
+                    f"lack an image have text rows in it, and vice versa.",
                     remedy="Train on the store that was exported.",
                 )
             # From here on no pipeline, no name, and sigma is None or a number
@@ -288,9 +288,9 @@ class TrainingPipeline:
                     applied=applied,
                 )
             reporter.message(
-                f"Noise of sigma {sigma} is added to the finished rows of {exported.name}. That is "
-                f"not C3, which adds it before the last normalisation: for C3, export with "
-                f"--before-noise."
+                f"Noise of sigma {sigma} is added to the finished rows of {exported.name}. This "
+                f"differs from C3, which adds noise before the last normalisation. For C3, export "
+                f"with --before-noise."
             )
             noised = Pipeline(
                 [*exported.steps, GaussianNoise(float(sigma)), Normalize()],
@@ -304,8 +304,8 @@ class TrainingPipeline:
                 raise TransformError(
                     "A pipeline, including the pipeline of a --from decoder, has its own steps and "
                     "sigma.",
-                    remedy="Leave out preset and sigma; with --from, a preset takes the place of "
-                    "its pipeline.",
+                    remedy="Leave out preset and sigma; with --from, a preset replaces its "
+                    "pipeline.",
                 )
             given = pipeline.for_metric(metric="ip")
             return cls(preset=given.name, sigma=given.sigma or 0.0, given=given)
@@ -318,7 +318,7 @@ class TrainingPipeline:
         # Sigma 0 asks for no noise, and this preset has none
         if sigma is not None and sigma != 0:
             raise TransformError(
-                f"The preset {name!r} has no sigma that could be chosen.",
+                f"The preset {name!r} has no sigma to choose.",
                 remedy="Leave out --sigma.",
             )
         return cls(preset=name)
@@ -347,9 +347,9 @@ class TrainingPipeline:
             fitted_split = pipeline.provenance.get("split", "train")
             notes.append(
                 f"There are no {infer_on} rows in the split {fitted_split!r}, so {pipeline.name} "
-                f"is fitted on {train_on} rows alone, and what is trained cannot be used on "
-                f"{infer_on} embeddings. To change that, load the moments of such embeddings "
-                f"before training: {load_command(store)}."
+                f"is fitted on {train_on} rows alone, and the result cannot be used on {infer_on} "
+                f"embeddings. To change this, load moments of such embeddings before training: "
+                f"{load_command(store)}."
             )
         return pipeline, notes
 
@@ -372,7 +372,7 @@ def _check_choice_for_export(
         TransformError: with the option's fault.
     """
     if name is not None or pipeline is not None:
-        fault = "excludes another preset or pipeline, and a decoder to start from"
+        fault = "does not allow another preset, pipeline or decoder to start from"
     elif sigma is not None and whole.noisy:
         fault = "has its own sigma"
     elif isinstance(sigma, str):

@@ -441,9 +441,8 @@ class Procrustes(_PairedMap):
         if rank < dim:
             warnings.warn(
                 f"Procrustes is fitted on {len(x)} pairs, which determine only {rank} of {dim} "
-                f"dimensions; in the "
-                "others the map nearest to the identity is used. More pairs than dimensions "
-                "determine all of it.",
+                f"dimensions; in the others, the map nearest to the identity is used. Use more "
+                f"pairs than dimensions to determine all of them.",
                 stacklevel=2,
             )
         # Any basis of the rest: (d, d - rank) and (d - rank, d)
@@ -547,9 +546,8 @@ class Retrieval(_MemoryStep):
         if "items" not in self.state or items is None or len(items) != n:
             raise TransformError(
                 f"The step retrieval needs the item of each of the {len(self.state['memory']):,} "
-                f"{self.memory} rows "
-                f"that it was fitted on, and of each of the {n} training inputs, or these would "
-                f"retrieve themselves.",
+                f"{self.memory} rows that it was fitted on, and of each of the {n} training "
+                f"inputs, because inputs would otherwise retrieve themselves.",
                 remedy=f"Fit on a store, or with fit(..., items={{{self.memory!r}: [...]}}), and "
                 f"pass items=, one for "
                 "each row; or training=False for inputs that are not in the memory.",

@@ -23,8 +23,8 @@ _LEAST_NORM = 1e-30
 
 
 class TransformModule(nn.Module):
-    """A fitted pipeline for inputs of one modality, as a torch module. In evaluation mode
-    ``torch.export`` and ``torch.onnx.export`` take it, with any number of rows.
+    """A fitted pipeline for inputs of one modality, as a torch module. In evaluation mode,
+    ``torch.export`` and ``torch.onnx.export`` support it, with any number of rows.
 
     In training mode (`module.train()`) inputs are training inputs and get the pipeline's noise; in
     evaluation mode they never do. The fitted tensors are buffers: they move with the module and are
@@ -82,7 +82,7 @@ class TransformModule(nn.Module):
         """
         if x.dim() != 2:
             raise TransformError(
-                f"The embeddings have the shape {tuple(x.shape)}, not (n, d).",
+                f"The embeddings have shape {tuple(x.shape)}, not (n, d).",
                 remedy="Pass x.flatten(0, -2), and unflatten the result.",
             )
         self.pipeline.check_dim(x.shape[-1])

@@ -209,7 +209,8 @@ def test_scores_of_a_file_tell_how_many_images_they_are_of(
     result = evaluate_captions(captions_store, captions={**captions, "x": "a dog"}, **options)
     assert result.notes == [
         "Scored captions of 13 of the 80 images with references: train (4), test (9).",
-        "1 of 14 captions name no image with references and are left out; the first is x.",
+        "1 of 14 captions do not refer to an image with references, and are left out; the first "
+        "is x.",
     ]
     assert (result.captions, result.left_out) == (captions, ["x"])
     alone = evaluate_captions(captions=perfect, references=world.references, **options)

@@ -116,7 +116,7 @@ def test_two_builds_of_faiss_are_told_of(monkeypatch: pytest.MonkeyPatch) -> Non
     assert described["faiss"]["gpus"] == 0
     described["packages"]["faiss-gpu-cuvs"] = faiss.__version__
     said = [line for line in machine.machine_report(described) if "faiss" in str(line)]
-    assert any("faiss-cpu and faiss-gpu-cuvs own the same files" in str(line) for line in said)
+    assert any("faiss-cpu and faiss-gpu-cuvs install the same files" in str(line) for line in said)
 
 
 def test_an_extra_lists_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_new_rows_are_assigned_to_the_centroids_that_are_there(tmp_path: Path) -
     keys = {"key": ["new0", "new1", "new2"]}
     add_shard(store.path, store.info, "image", 9, rows, keys)
     StoreWriter(store.path).finish()
-    with pytest.raises(OutputError, match="same settings, but from other data"):
+    with pytest.raises(OutputError, match="same settings but different data"):
         c3tools.cluster(store.path, output=output)
     after = c3tools.cluster(store.path, output=output, assign=True)
     for name in ("image", "text"):
@@ -131,10 +131,10 @@ def test_rows_of_another_model_or_pipeline_are_not_assigned(store: Store, tmp_pa
     output = tmp_path / "clusters"
     c3tools.cluster(store, output=output)
     other = gap_store(tmp_path / "other", model={"name": "other-model"})
-    with pytest.raises(StoreError, match="is of the model other-model"):
+    with pytest.raises(StoreError, match="belongs to the model other-model"):
         c3tools.cluster(other, output=output, assign=True)
     c3tools.export_store(store, output=tmp_path / "export", preset="c1")
-    with pytest.raises(StoreError, match="went through another pipeline"):
+    with pytest.raises(StoreError, match="went through a pipeline other"):
         c3tools.cluster(tmp_path / "export", output=output, assign=True)
 
 
@@ -193,7 +193,7 @@ def test_what_is_damaged_or_too_small_is_refused(store: Store, tmp_path: Path) -
     with pytest.raises(StoreError, match="no image rows in the split 'holiday'"):
         c3tools.cluster(store, output=tmp_path / "none", split="holiday")
     few = gap_store(tmp_path / "few", 12, parts=1)
-    with pytest.raises(StoreError, match="too few train rows to know the mean"):
+    with pytest.raises(StoreError, match="too few train rows to estimate the mean"):
         c3tools.cluster(few, output=tmp_path / "few-clusters")
 
 

@@ -215,7 +215,7 @@ def test_rows_of_another_split_are_learned_from_by_its_name(connect: Connect) ->
     files = write_files()
     files["meta"].write_text(re.sub("train|val|test", "web", files["meta"].read_text()))
     features = read_features(**files)
-    with pytest.raises(ConnectError, match=r"split 'train', but in these: web[\s\S]*c3 split"):
+    with pytest.raises(ConnectError, match=r"split 'train'. Splits with pairs: web[\s\S]*c3 split"):
         connect("train", features, epochs=1)
     assert connect("web", features, train_split="web", epochs=1).record["scores"] == {}
 

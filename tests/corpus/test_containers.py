@@ -103,11 +103,11 @@ def test_photos_that_are_gone_are_errors_that_say_so(tmp_path: Path) -> None:
     finder = PhotoFinder()
     for path, message in {
         f"{tmp_path}/none.jpg": "no such file",
-        f"{tmp_path}/a.tar#none.png": "the image is not in it",
+        f"{tmp_path}/a.tar#none.png": "the image is missing from it",
         f"{tmp_path}/none.tar#0.png": "No such file",
-        f"{tmp_path}/b.parquet#4": "the image is not in it",
+        f"{tmp_path}/b.parquet#4": "the image is missing from it",
         f"{tmp_path}/none.parquet#0": "No such file",
-        f"{tmp_path}/c.tar#0.png": "the image is not in it",
+        f"{tmp_path}/c.tar#0.png": "the image is missing from it",
         "https://example.org/a.jpg": "--download downloads it",
     }.items():
         with pytest.raises(OSError, match=message) as caught:
@@ -206,7 +206,7 @@ def test_hidden_members_are_left_out_of_whatever_size(
     corpus = read_corpus(write_tar(tmp_path / "x.tar", [*members, ("b.mp4", b"x" * 1000)]))
     assert (keys(corpus), pairs(corpus), corpus.skipped) == (["a"], [("a#0", "a")], [])
     (note,) = corpus.notes
-    assert "1 member passed over (.mp4)" in note
+    assert "1 member skipped (.mp4)" in note
 
 
 def test_keys_that_repeat_across_tars(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_every_cut_is_told_and_what_is_whole_is_read(photos: Path, tmp_path: Pat
     whole.write_bytes(content[: sources[key].start + sources[key].place // 2])
     (skipped,) = read_corpus(whole).skipped
     assert (
-        f"cut short in the middle of {key}.jpg" in skipped.message
+        f"truncated in the middle of {key}.jpg" in skipped.message
         and "run the same command" in skipped.message
     )
     whole.write_bytes(content)
@@ -258,7 +258,7 @@ def test_every_cut_is_told_and_what_is_whole_is_read(photos: Path, tmp_path: Pat
         corpus = read_corpus(whole)
     assert (len(corpus.images), errors(corpus)) == (1, {"x.tar": "DamagedTar"})
     whole.write_bytes(b"hello" * 1000)
-    assert_refused(r"nothing to embed.*damaged or cut", whole)
+    assert_refused(r"nothing to embed.*damaged or truncated", whole)
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -497,7 +497,7 @@ def test_rows_of_a_list_without_an_image_are_texts(photos: Path, tmp_path: Path)
     texts = [(text.key, text.caption, text.image_key, text.split) for text in corpus.texts]
     assert ("l:2#1", "blue", None, "val") in texts
     assert ("k", "green", None, None) in texts
-    assert f"2 rows of {path} without an image: their texts are embedded." in corpus.notes
+    assert f"2 rows of {path} without an image; only their texts are embedded." in corpus.notes
     assert not corpus.skipped
 
 

@@ -370,10 +370,10 @@ def test_thumbnails_of_network_drives_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["x.CR2", "y.nef"], "2 files passed over (.cr2, .nef). RAW photos"),
-        (["paper.pdf"], "1 file passed over (.pdf). PDFs are not read: render"),
-        (["song.wav"], "1 file passed over (.wav). Audio files need an audio model"),
-        (["photos.zip"], "1 file passed over (.zip). Archives are not read: unpack them."),
+        (["x.CR2", "y.nef"], "2 files skipped (.cr2, .nef). RAW photos"),
+        (["paper.pdf"], "1 file skipped (.pdf). PDFs are not supported: render"),
+        (["song.wav"], "1 file skipped (.wav). Audio files need an audio model"),
+        (["photos.zip"], "1 file skipped (.zip). Archives are not supported: unpack them."),
     ],
 )
 def test_files_of_other_kinds_are_named_with_what_makes_them_usable(
@@ -394,7 +394,7 @@ def test_tars_and_tables_beside_photos_are_named_unless_they_are_given(tmp_path:
     table = tmp_path / "labels.csv"
     table.write_text("file_name,text\na.png,A\n")
     tar_note, table_note = read_corpus(tmp_path).notes
-    assert "1 file passed over (.tar). A folder with images is read as these" in tar_note
+    assert "1 file skipped (.tar). In a folder with images" in tar_note
     assert f"1 table is not read, such as {table}" in table_note and "--captions" in table_note
     both = read_corpus([tmp_path, tar], captions=table)
     assert ([item.key for item in both.images], both.notes) == (["a", "b"], [])
@@ -658,7 +658,8 @@ def test_coco_and_karpathy_files_in_the_folder_or_given(tmp_path: Path, kind: st
     assert pairs(corpus) == [("a", "val2017/000001"), ("b", "val2017/000001")]
     assert corpus.captions_without_image == []
     assert corpus.notes == [
-        f"{tmp_path}: annotations/captions_train.json is not used: it names none of the images.",
+        f"{tmp_path}: annotations/captions_train.json is not used: it refers to none of the "
+        "images.",
         f"{tmp_path}: 2 captions: 2 from annotations/{name}.",
     ]
     given_file = read_corpus(tmp_path / "val2017", captions=folder / name)

@@ -105,7 +105,7 @@ def test_images_by_url_only_when_asked_for(
             ]
             with pytest.raises(FileNotFoundError, match="answers 404"):
                 reader.read(corpus.images[4])
-        assert_refused(r"(?s)only read from lists.*urls\.csv --download", urls[0])
+        assert_refused(r"(?s)read only from lists.*urls\.csv --download", urls[0])
         monkeypatch.setattr(image_reader, "LARGEST_IMAGE_FILE", 9)
         with pytest.raises(OSError, match="are too many for an image"):
             image_reader.download(urls[0])

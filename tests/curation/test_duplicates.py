@@ -296,6 +296,6 @@ def test_texts_of_the_same_words_are_equal(
 
 @pytest.mark.parametrize("cosine", [0.0, -1, 1.5])
 def test_a_cosine_that_tells_nothing_is_refused(tmp_path: Path, cosine: float) -> None:
-    said = "does not tell rows that are alike|cosine must be between 0 and 1"
+    said = "does not distinguish similar rows|cosine must be between 0 and 1"
     with pytest.raises(C3Error, match=said):
         find_duplicates(image_store(tmp_path / "s", unit_rows(5, DIM)), cosine=cosine)

@@ -238,7 +238,7 @@ def test_values_of_another_kind_are_refused(value: Any, problem: str) -> None:
     ("name", "problem"),
     [
         ("ulr", "No row has a value in the column 'ulr'"),
-        ("caption", "columns of their own with the name caption"),
+        ("caption", "already use the column names caption"),
     ],
 )
 def test_columns_that_cannot_be_kept_are_refused(name: str, problem: str) -> None:

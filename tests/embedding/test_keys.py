@@ -138,7 +138,7 @@ def test_if_the_name_is_taken_too_the_folder_above_is_to_be_given(folder: Path) 
     embed("y/cam")
     whole = contents(folder / "s")
     with pytest.raises(
-        CorpusError, match="has the keys 1 and cam/1 from other files than"
+        CorpusError, match="has the keys 1 and cam/1 from files other than"
     ) as error:
         embed("z/cam")
     assert str(error.value.remedy).endswith(f"c3 embed {folder}/z")
@@ -286,9 +286,9 @@ def test_a_moved_source_is_said_and_its_paths_are_written_on_request(
     Path(old).rename(new)
     summary = without_encoder(new)
     assert summary.modalities["image"].moved == ["1", "2", "3"]
-    assert "--update writes the new paths" in " ".join(summary.notes())
+    assert "--update records the new paths" in " ".join(summary.notes())
     assert contents(folder / "s") == before
-    assert "new paths written" in " ".join(without_encoder(new, update=True).notes())
+    assert "new paths recorded" in " ".join(without_encoder(new, update=True).notes())
     embed(new, store="fresh")
     assert contents(folder / "s") == contents(folder / "fresh")
     assert embed(new).moved == []

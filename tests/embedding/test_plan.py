@@ -154,7 +154,7 @@ def test_a_corpus_of_val_alone_is_split_by_hash_as_it_grows(tmp_path: Path) -> N
         embed_colours(folder, store, reporter=said)
         assert Store.open(store).load("image").column("split") == [None] * len(colours)
         colours |= {"e": "blue", "f": "tan"}
-    assert [text.partition(",")[0] for text in said.texts] == ["All rows are named val"] * 2
+    assert [text.partition(",")[0] for text in said.texts] == ["All rows belong to val"] * 2
     assert Store.open(store).load("image").splits == splits_by_hash(["a", "d", "e", "f"])
 
     # train arrives: names are written from now on, and it is said that rows in the store differ
@@ -177,7 +177,7 @@ def test_other_names_of_splits_are_written_as_they_are(tmp_path: Path) -> None:
     assert store.load("image").splits == ["base", "base"]
     with pytest.raises(StoreError, match="no image rows in the split 'train'") as refusal:
         store.moments("image", "train")
-    assert "base (2). `c3 split` gives them others." in str(refusal.value.remedy)
+    assert "base (2). `c3 split` assigns new ones." in str(refusal.value.remedy)
 
 
 def test_rows_of_other_paths_are_left_alone(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_openvino_refuses_what_it_cannot_do(name: str, monkeypatch: pytest.Monke
     cases: Any = (
         ({"precision": "fp16"}, "fp16"),
         ({"device": "meta"}, "meta"),
-        ({}, "cosine with the embeddings of torch"),
+        ({}, "cosine with torch's embeddings"),
     )
     for options, named in cases:
         with pytest.raises(C3Error, match=named):

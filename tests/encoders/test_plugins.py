@@ -88,9 +88,7 @@ def test_what_a_model_must_not_return_or_does_not_take_is_an_error() -> None:
 
 def test_a_model_that_takes_audio_needs_a_method_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sizes, "modalities", ("text", "audio"), raising=False)
-    with pytest.raises(
-        EncoderError, match=r"sizes says that it takes audio.*no method encode_audio"
-    ):
+    with pytest.raises(EncoderError, match=r"sizes lists audio.*no method encode_audio"):
         load_encoder("sizes:x")
 
 

@@ -321,7 +321,7 @@ def test_dimensions_can_be_left_out(models: Path, photos: Path) -> None:
     (photos / "captions.jsonl").unlink()
     Path("more.txt").write_text("a dog")
     assert embed("more.txt").info.dim == 8  # as recorded
-    with pytest.raises(EncoderError, match="does not take such an option"):
+    with pytest.raises(EncoderError, match="does not support this option"):
         load_encoder("c3-mini", truncate_dim=8)
 
 
@@ -358,7 +358,7 @@ def test_a_modality_of_which_every_input_fails_is_said(
     (tmp_path / "none.mp3").write_bytes(b"no")
     result = c3("embed", "none.mp3", "--store", "s", "--model", f"st:{models / 'clap'}")
     assert result.exit_code == 1
-    assert "No audio input could be embedded. The first: none.mp3: " in " ".join(
+    assert "No audio input could be embedded. The first failed because: none.mp3: " in " ".join(
         result.stdout.split()
     )
 
@@ -423,7 +423,7 @@ def test_what_cannot_be_loaded_is_one_error(
         ("st:nobody/nothing", {}, r"(?s)does not answer.*st:PATH"),
         (f"st:{tmp_path}", {}, "could not be loaded"),
         *(
-            (clip, option, "does not take such an option")
+            (clip, option, "does not support this option")
             for option in ({"random_init": 1}, {"backend": "openvino"})
         ),
     ]

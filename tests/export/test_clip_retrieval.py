@@ -80,8 +80,8 @@ def test_texts_are_left_out_unless_every_image_has_one() -> None:
     messages = Messages()
     ok(reporter=messages)
     assert messages.texts[0] == (
-        "The texts are left out: 1 of 4 images have none, and in the layout of clip-retrieval row "
-        "i of text_emb/ belongs to image i."
+        "The texts are left out: 1 of 4 images have none, but in the clip-retrieval layout row i "
+        "of text_emb/ belongs to image i."
     )
     assert not Path("e/text_emb").exists() and "caption" not in metadata().column_names
 
@@ -178,7 +178,7 @@ def test_a_folder_of_tables_with_vectors_is_joined() -> None:
 @pytest.mark.parametrize(
     ("make", "options", "problem"),
     [
-        ("c/other", {"source": "c"}, "or one .pkl file or folder of clip-retrieval"),
+        ("c/other", {"source": "c"}, "or one .pkl file or clip-retrieval folder"),
         ("c/img_emb", {"source": "c"}, "has no files in a supported format"),
         ("c", {"image": "c/*.npy"}, "c/\\*.npy"),
     ],
@@ -193,5 +193,5 @@ def test_folders_without_vectors_are_refused(
 
 def test_a_folder_and_other_files_are_refused() -> None:
     write_parts("d", 3)
-    with pytest.raises(C3Error, match="Give either files of vectors"):
+    with pytest.raises(C3Error, match="Pass either files of vectors"):
         import_embeddings("c", image=unit_rows(3, 8))

@@ -351,9 +351,9 @@ def test_a_calibration_needs_only_numpy() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "The training inputs among them have noise.*--role inference"),
+        ({}, "The training inputs among them contain noise.*--role inference"),
         ({"before_noise": True}, "not gone through the whole pipeline.*--before-noise"),
-        ({"preset": "decap"}, "memory-projection leaves moments.*c3 index"),
+        ({"preset": "decap"}, "memory-projection changes moments.*c3 index"),
     ],
 )
 def test_rows_that_cannot_be_calibrated_are_refused(options: dict[str, Any], words: str) -> None:

@@ -247,7 +247,7 @@ def test_keys_are_unique_in_one_table() -> None:
         ({"metric": "l2"}, "--metric l2 and --fuse exclude"),
         ({"format": "clip-retrieval"}, "--format clip-retrieval and --fuse exclude"),
         ({"modality": ["image"]}, "(?s)needs images and texts, not image.*--modality image"),
-        ({"preset": "fair"}, "(?s)rows of fair do not have length 1.*--preset"),
+        ({"preset": "fair"}, "(?s)rows of fair do not have norm 1.*--preset"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], words: str) -> None:

@@ -71,7 +71,9 @@ def test_a_photo_of_most_lists_is_shown_on_the_page(tmp_path: Path, photos: Path
     values = report.to_dict()["hubs"]
     assert values["image"]["rows"][0]["key"] == report.hubs["image"].keys[0]
     assert values["text"]["rows"][0]["label"] == texts[0]
-    section = next(each for each in report.sections() if each.title == "Rows that are found most")
+    section = next(
+        each for each in report.sections() if each.title == "Rows that are found most often"
+    )
     assert [len(table.rows) for table in section.tables] == [10, 10]
     assert len(section.tables[1].rows[0][2]) == 201
 

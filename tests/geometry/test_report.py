@@ -236,7 +236,7 @@ def test_without_a_gap_nothing_is_said_of_its_direction(tmp_path: Path) -> None:
         answer = found.assumptions[name]
         assert (answer.answer, answer.because) == (
             "unknown",
-            "This is asked only where there is a gap.",
+            "This check applies only if there is a gap.",
         )
 
 

@@ -88,7 +88,7 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
         # the squared distance of a pair is 1.2
         ("gap.length_debiased", between(0.4, 0.3, 0.5), "yes: small: 13% (8 to 21%)"),
         ("gap.length_debiased", between(0.2, 0.01, 0.5), "yes: small: 3% (0 to 21%)"),
-        ("gap.length_debiased", between(0.4, 0.3, 0.5), "yes: near copies such as frames"),
+        ("gap.length_debiased", between(0.4, 0.3, 0.5), "yes: near copies, such as frames"),
         ("gap.length_debiased", between(0.2, 0.1, 0.24), "no: hardly a gap: 3% (1 to 5%)"),
         ("gap.length_debiased", between(0.2, 0.0, 0.24), "no: hardly"),
         ("gap.length_debiased", between(0.2, 0.0, 0.25), "unknown: too few independent items"),
@@ -133,7 +133,7 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
             "unknown: no pairs to measure the alignment noise; --sigma auto gives 0.060",
         ),
         ("pairs.items", 1, "unknown: single item are too few"),
-        ("pairs.residual_rms", 0.01, "no: almost equal"),
+        ("pairs.residual_rms", 0.01, "no: almost identical"),
         ("pairs.residual_rms", 0.125, "no: as far apart as unrelated rows (98%"),
         ("recommended", MORE, "partly: but the cosine of the pairs gives 0.070 (--sigma pairs)."),
         ("recommended", LESS, "partly: but the cosine"),
@@ -154,9 +154,9 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
             "modalities.text",
             FEW,
             "no: The spread, the dimensions and the means of the rows were checked, and the gap "
-            "and the pairs as a whole, not one by one: `c3 pairs` does that.",
+            "and the pairs as a whole; `c3 pairs` checks individual pairs.",
         ),
-        ("notes", [], "no: not one by one"),
+        ("notes", [], "no: individual pairs"),
         ("pairs", None, "no: and the means of the rows were checked."),
         ("assumptions.constant", NO, "yes: not constant"),
         ("assumptions.gaussian", NO, "yes: not Gaussian"),
@@ -165,9 +165,9 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
         (
             "one_list",
             one_list(0.36),
-            "yes: When images have the answers, the first ten of text queries hold 0.0 images by "
-            "cosine, 1.0 after Collapse, and 3.6 by the calibrated scores of `c3 search` (5 "
-            "without bias), which find 70% of the answers (chance: 4%).",
+            "yes: When the answers are images, the first ten hits of text queries contain 0.0 "
+            "images by cosine, 1.0 after Collapse, and 3.6 by the calibrated scores of `c3 "
+            "search` (5 is unbiased), which find 70% of the answers (chance: 4%).",
         ),
         ("one_list", one_list(0.34), "partly: 3.4 by the calibrated scores"),
         ("one_list", one_list(0.64), "yes: 6.4 by the calibrated scores"),

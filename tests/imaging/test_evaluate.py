@@ -207,4 +207,4 @@ def test_photos_that_are_gone_are_named_beside_the_scores(
         Path(path).unlink()
     unknown = evaluate_images("made", store, precision="fp32")
     assert (unknown.nearest, unknown.copied) == ([], None)
-    assert "Copies of training photos were not looked for" in unknown.notes[1]
+    assert "Copies of training photos were not searched for" in unknown.notes[1]

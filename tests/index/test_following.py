@@ -259,10 +259,10 @@ def test_an_index_is_no_store_and_no_export(folder: Path) -> None:
     index(folder)
     with pytest.raises(StoreError, match="is an index, which has no embeddings"):
         Store.open(folder / "i")
-    with pytest.raises(OutputError, match="is an index, not a former export"):
+    with pytest.raises(OutputError, match="is an index, not an earlier export"):
         export_store(folder / "s", output=folder / "i", overwrite=True)
     export_store(folder / "s", output=folder / "e")
-    with pytest.raises(OutputError, match="is an export, not a former index"):
+    with pytest.raises(OutputError, match="is an export, not an earlier index"):
         index(folder, "e", rebuild=True)
 
 

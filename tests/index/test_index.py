@@ -458,9 +458,9 @@ def test_queries_of_an_exports_index_go_through_its_pipeline(
             assert_close([hit.cosine for hit in found], [hit.cosine for hit in expected], 1e-5)
         mean = index.calibration.moments[modality].mean
         assert_close(mean, rows.moments(modality, "train" if preset == "c3" else None).mean)
-    with pytest.raises(StoreError, match="gone through another pipeline"):
+    with pytest.raises(StoreError, match="not gone through the pipeline"):
         build_index(own, output=tmp_path / "other", preset="c1").search(key="img004", store=rows)
-    with pytest.raises(StoreError, match="pairs are embeddings as the model makes them"):
+    with pytest.raises(StoreError, match="pairs must be unchanged embeddings of the model"):
         index.search(vector=query, pairs=rows)
 
 
@@ -475,7 +475,7 @@ def test_what_an_exports_index_refuses(own: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("query", [{"text": []}, {"image": []}, {"text": ()}])
 def test_no_query_is_no_search(index: Index, query: dict[str, Any]) -> None:
-    with pytest.raises(StoreError, match="with content"):
+    with pytest.raises(StoreError, match="that is not empty"):
         index.search(**query)
 
 
@@ -551,7 +551,7 @@ def test_the_index_beside_a_store_is_searched_if_there_is_no_other(
 
 def test_a_store_is_no_index(tmp_path: Path) -> None:
     gap_store(tmp_path / "c3-store", 30)
-    with pytest.raises(StoreError, match=r"is a store, not an index\.\s+Make an index of it"):
+    with pytest.raises(StoreError, match=r"is a store, not an index\.\s+Build an index of it"):
         Index.open(tmp_path / "c3-store")
 
 

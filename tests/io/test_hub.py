@@ -230,7 +230,7 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, tmp_path: Path) -> None:
     run("verify --store c3-store")
     assert Captioner.load("c3-decoder").fingerprint() == captioner.fingerprint()
     for name in ("me/c3", "me/rows", "me/captions"):
-        assert "already: nothing to do." in run(f"pull {name}")
+        assert "there is nothing to do." in run(f"pull {name}")
     (tmp_path / "c3-pipeline" / "notes.txt").write_text("mine")
     assert "c3-pipeline" in run("pull me/c3", 1)  # something else is there
     hub.files["models/me/rows"] = [{"config.json": b'{"model_type": "bert"}'}]

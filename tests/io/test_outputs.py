@@ -47,7 +47,9 @@ def test_the_commands_replace_what_they_wrote(store: Store, tmp_path: Path) -> N
 def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path, suffix: str) -> None:
     notes = tmp_path / f"notes{suffix}"
     notes.write_text("What I found, in eight sentences.")
-    with pytest.raises(OutputError, match=r"notes\.\w+ exists and is no .*, so it is not replaced"):
+    with pytest.raises(
+        OutputError, match=r"notes\.\w+ exists and is not a .*, so it is not replaced"
+    ):
         write_output(notes, suffix, lambda file: file.write_text("new"))
     assert notes.read_text() == "What I found, in eight sentences."
 

@@ -216,7 +216,7 @@ def test_a_sound_or_photo_that_is_not_there_is_not_found(
 
 
 def test_a_photo_is_no_sound(client: Any) -> None:
-    assert "it is no audio file" in client.get("/sound/0").json()["error"]
+    assert "it is not an audio file" in client.get("/sound/0").json()["error"]
 
 
 def takes_ipv6() -> bool:
@@ -253,7 +253,7 @@ def test_the_command_serves_other_names_only_if_it_listens_to_others(
     monkeypatch.setattr("c3tools.serve.server.resolve_encoder", lambda **_: colour_encoder())
     said = done(c3("serve", "--index", index.path, "--host", host, "--port", 0)).stderr
     assert found == [host, status, False]
-    assert said == f"Serving {index.path} at http://{address}:0/ (Ctrl-C ends it)\n"
+    assert said == f"Serving {index.path} at http://{address}:0/ (stop with Ctrl-C)\n"
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1:8000", "localhost", "[::1]:8000", "[::1]"])

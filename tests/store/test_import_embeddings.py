@@ -180,7 +180,7 @@ def test_row_order_only_where_one_side_has_no_ids() -> None:
         in import_embeddings(store="b", image=text, text="i.npy").notes[0]
     )
     assert loaded("text", "b").column("image_key") == ["3", "2", "1", "0"]
-    with pytest.raises(StoreError, match=r"image rows without ids .* 'image_id'"):
+    with pytest.raises(StoreError, match=r"Without ids, .* 'image_id'"):
         import_embeddings(store="s", image="i.npy", text=named)
 
 
@@ -237,7 +237,7 @@ def test_vectors_with_ids_and_their_table(
         splits,
         [0, 1, 2],
     ]
-    assert (said == "The table describes 2 of 3 image rows; 'b', for example, is missing.") == (
+    assert (said == "The table describes 2 of 3 image rows; 'b' is missing, for example.") == (
         None in splits
     )
     for others in ("xyz", "aab"):
@@ -523,7 +523,7 @@ def test_a_table_that_names_nothing_but_val_is_split_by_hash() -> None:
     source = write("i.csv", vectors(3), {"id": "abc"})
     Path("m.csv").write_text("id,split\na,val2017\nb,val\nc,val\n")
     notes = import_embeddings(image=source, meta="m.csv").notes
-    assert any(note.startswith("All rows are named val, so no split") for note in notes)
+    assert any(note.startswith("All rows belong to val, so no split") for note in notes)
     assert loaded("image").column("split") == [None] * 3
 
 
@@ -622,9 +622,9 @@ def test_other_arrays_are_another_import() -> None:
     ("given", "problem"),
     [
         ({"image": np.zeros(3)}, r"The array contains float64 values of shape \(3,\)"),
-        ({"image": np.eye(3), "meta": {"key": ["a"], "split": ["x", "y"]}}, "are no table"),
+        ({"image": np.eye(3), "meta": {"key": ["a"], "split": ["x", "y"]}}, "do not form a table"),
         ({"image": np.eye(3), "meta": {"key": ["a", "b"]}}, "3"),
-        ({"meta": {"key": ["a", "b"]}}, "Give either"),
+        ({"meta": {"key": ["a", "b"]}}, "Pass either"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(given: dict[str, Any], problem: str) -> None:
@@ -636,7 +636,7 @@ def test_arrays_that_do_not_fit_are_refused(given: dict[str, Any], problem: str)
 def test_a_folder_of_save_to_disk_is_refused(file: str) -> None:
     Path("saved").mkdir()
     Path("saved", file).write_text("{}")
-    with pytest.raises(StoreError, match=r"saved is a folder that save_to_disk[\s\S]*to_parquet"):
+    with pytest.raises(StoreError, match=r"saved was written by save_to_disk[\s\S]*to_parquet"):
         import_embeddings(image="saved")
 
 
@@ -779,7 +779,7 @@ def parts(folder: str, *numbers: str, dim: int = 2) -> None:
 def test_parts_with_vectors_of_another_dimension_are_refused() -> None:
     parts("img_emb", "0")
     parts("img_emb", "1", dim=4)
-    with pytest.raises(StoreError, match=r"img_emb_1\.npy has vectors of the shape \(4,\)"):
+    with pytest.raises(StoreError, match=r"img_emb_1\.npy has vectors of shape \(4,\)"):
         import_embeddings("clip")
 
 

@@ -29,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Store:
 
 def test_a_file_of_train_among_test_rows_is_noted(store: Store) -> None:
     (note,) = notes_on_leaks(store, ["image"], "test")
-    assert note.startswith("1 image row of test was made from a file that train has too")
+    assert note.startswith("1 image row of test was made from a file that is also in train")
     assert "'test/again'" in note
 
 
@@ -40,4 +40,4 @@ def test_rows_without_a_copy_in_train_need_no_note(store: Store, split: str | No
 
 def test_the_gap_report_notes_it(store: Store) -> None:
     report = c3tools.gap_report(store, modalities=["image"], split="test")
-    assert any("file that train has too" in note for note in report.notes)
+    assert any("file that is also in train" in note for note in report.notes)

@@ -154,7 +154,7 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30] + b"?" * 30)
     for stores, said in (
         ([one, two, other], f"{one} .* {other}"),
-        ([one, again], "folders of one name"),
+        ([one, again], "folders with the same name"),
         ([one, two], path.stem),
     ):
         with pytest.raises(StoreError, match=f"(?s){said}"):
@@ -330,7 +330,7 @@ def test_new_splits_and_keys_that_are_not_in_the_store_are_said(tmp_path: Path) 
         report = split_store(store, output=tmp_path / "out", file=table)
         assert report.notes() == [
             "The table has 1 split that the store did not have: tets.",
-            "The store has no rows of 2 keys in the table: x, …",
+            "The store has no rows for 2 keys in the table: x, …",
         ]
     table.write_text("key,split\na,test\nb,train\nc,base\n")
     assert split_store(store, output=tmp_path / "known", file=table).notes() == []

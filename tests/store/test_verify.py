@@ -204,7 +204,7 @@ def test_repaired_and_embedded_again_the_bytes_are_the_same(
     result = verify_store(path, repair=True)
     if "part" in name:
         # Only embedding makes a shard again; until then readers are refused
-        removed = [f"{name} was removed and must be made again"]
+        removed = [f"{name} was removed and must be recreated"]
         assert not result.whole
         assert result.repaired == (removed if kind == "changed" else [])
         with pytest.raises(StoreError):

@@ -62,7 +62,7 @@ def test_a_store_gives_the_moments_of_its_train_split(store: Store) -> None:
             "model": store.info.model,
             "split": "train",
             "moments": {"image": "train", "text": "train"},
-            "note": "The image mean of 60 rows is uncertain: 100 are recommended, or moments of "
+            "note": "The image mean of 60 rows is uncertain: 100 are recommended, or moments from "
             "another corpus (c3 means load FILE).",
             "n": {"image": 60, "text": 120},
         }

@@ -507,6 +507,6 @@ def test_a_recipe_of_every_format_is_read(version: int) -> None:
 
 def test_a_later_format_is_refused_before_anything_else_is_read(saved: Path) -> None:
     (saved / "transform.json").write_text(json.dumps({"format": FORMAT + 1, "steps": 3}), "utf-8")
-    words = rf"transform.json has the format {FORMAT + 1}.*up to {FORMAT}\.\nUpdate c3tools"
+    words = rf"transform.json has format {FORMAT + 1}.*up to {FORMAT}\.\nUpdate c3tools"
     with pytest.raises(TransformError, match=words):
         Pipeline.load(saved)

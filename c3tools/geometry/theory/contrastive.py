@@ -93,13 +93,13 @@ def simulate_gap_after_training(
 ) -> Simulation:
     """Show that training lowers the loss and keeps the gap.
 
-    Repeats the paper's optimisation with its settings, in about ten minutes on two cores.
+    Repeats the paper's optimisation with the same settings, in about ten minutes on two cores.
 
     Args:
-        steps: Steps of gradient descent.
-        fast: Take long second-order steps: one minute, same result to 0.1%.
-        every: Steps between two rows of the table.
-        seed: Seed of the starting points. 1179 starts where the paper's run does.
+        steps: Number of gradient descent steps.
+        fast: Take long second-order steps. The run takes one minute, with the same result to 0.1%.
+        every: Number of steps between two rows of the table.
+        seed: Seed of the starting points. With 1179, the run starts as the paper's does.
         reporter: Shows the progress over the steps.
     """
     rng = generator(seed, "gap after training")
@@ -151,26 +151,26 @@ def simulate_stable_region(
 ) -> Simulation:
     """Test the paper's predictions of the stable region.
 
-    Trains points at several temperatures, and compares leads and alignment noise with the
-    predictions.
+    Trains points at several temperatures, and compares two measures with the predictions: how far
+    each positive leads its best negative, and the alignment noise.
 
     Args:
-        tau: Temperatures. By default 0.01, 0.02, 0.05, 0.07 and 0.1.
+        tau: Temperatures to train at. By default 0.01, 0.02, 0.05, 0.07 and 0.1.
         delta: The loss at which a training run stops.
         seed: Seed for all random numbers.
         reporter: Shows the progress over the temperatures.
 
     Raises:
         C3Error: if a temperature or delta is not positive, temperatures differ by at most a factor
-            of 2, or a training does not reach the loss.
+            of 2, or a training run does not reach the loss.
     """
     taus = sorted(set(tau or TAUS))
     if not (taus[0] > 0 and taus[-1] < np.inf and delta > 0):
         raise C3Error("The stable region needs temperatures above 0 (and finite), and delta > 0.")
     if taus[-1] <= PROPORTIONAL * taus[0]:
         raise C3Error(
-            f"Give temperatures that differ by more than a factor of {PROPORTIONAL:g}, to compare "
-            f"them."
+            f"To compare temperatures, pass some that differ by more than a factor of "
+            f"{PROPORTIONAL:g}."
         )
     runs = []
     with reporter.progress("Temperatures", len(taus)) as progress:
@@ -193,8 +193,8 @@ def simulate_stable_region(
         },
         found=f"Trained until the loss is {delta:g}. {answers[0].upper()}{answers[1:]}.",
         paper="Once every positive leads by r, the loss is small and the optimisation stops. The "
-        "differences between pairs at that point are alignment noise, and a lower temperature "
-        "leaves more of it.",
+        "remaining differences between pairs are alignment noise, and a lower temperature leaves "
+        "more of it.",
         settings={"delta": delta, "seed": seed, "predictions": outcomes},
     )
 
@@ -208,14 +208,14 @@ def simulate_temperature(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Measure the gap after training, by temperature.
+    """Measure how the gap depends on temperature.
 
     Two small heads are trained with a contrastive loss at each logit scale (1 / temperature).
 
     Args:
         store: Use the pairs of this store as features. By default synthetic features.
-        scale: Logit scales. By default 5, 10, 18, 30, 50 and 100.
-        steps: Training steps for each scale.
+        scale: Logit scales to train at. By default 5, 10, 18, 30, 50 and 100.
+        steps: Number of training steps for each scale.
         seed: Seed for all random numbers.
         reporter: Shows the progress over the steps.
 
@@ -270,7 +270,7 @@ def simulate_temperature(
             runs.append(_train_heads(train, held, value, steps, seed, progress))
     low = runs[0]
     high = runs[-1]
-    left = f"{low['gap']:.2f} is left at a logit scale of {low['logit_scale']:g}"
+    left = f"{low['gap']:.2f} remains at a logit scale of {low['logit_scale']:g}"
     if len(runs) > 1:
         left += f" and {high['gap']:.2f} at {high['logit_scale']:g}"
     return Simulation(
@@ -520,7 +520,7 @@ def predictions(runs: Sequence[Run]) -> dict[str, bool]:
     return {
         "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau),
         "a lower tau leaves more noise": all(noise_falls),
-        "the optimisation stops (nine times as many further steps gain less than half as much "
+        "the optimisation stops (nine times as many further steps add less than half of the "
         "lead)": all(stops),
     }
 

@@ -39,9 +39,9 @@ def simulate_depth(
 ) -> Simulation:
     """Measure the effective dimension, layer by layer.
 
-    The network is a deep random ReLU network, and every fifth layer is measured. The defaults are
-    the settings of the paper's second figure: standard normal inputs, Xavier weights, no bias. It
-    takes about five seconds on two cores.
+    Measures every fifth layer of a deep random ReLU network. The defaults are the settings of the
+    paper's second figure: standard normal inputs, Xavier weights, no bias. Takes about five seconds
+    on two cores.
 
     Args:
         width: Width of every layer.
@@ -96,12 +96,12 @@ def simulate_init_gap(
 ) -> Simulation:
     """Measure the gap of encoders with random weights.
 
-    The inputs are real images and texts.
+    The encoders get real images and texts.
 
     Args:
-        paths: Folders of images with captions; the first 500 are used. By default the bundled
-            photos.
-        model: An open_clip architecture, or another model name.
+        paths: Folders of images with captions, of which the first 500 images are used. By default
+            the bundled photos.
+        model: An open_clip architecture, or another name that --model takes.
         seeds: Number of encoders with random weights.
         device: See `connect_heads`.
         reporter: Shows the progress over the encoders.
@@ -118,7 +118,7 @@ def simulate_init_gap(
         raise C3Error(
             f"{counted(len(images), 'image has', 'images have')} a caption; the gap needs at "
             f"least 3.",
-            remedy="Give a folder of images with captions, or none to use the bundled photos.",
+            remedy="Pass a folder of images with captions, or no folder to use the bundled photos.",
         )
     numbers = {image.key: number for number, image in enumerate(images)}
     texts = [text for text in corpus.texts if text.image_key in numbers]
