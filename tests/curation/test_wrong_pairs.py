@@ -167,6 +167,7 @@ def test_the_rank_counts_the_other_texts_that_fit_better(check: PairCheck) -> No
     assert by_key["text200"].better is None
     assert by_key["text5"].rank > 1
     assert by_key["text5"].better == "text6"  # the text of image 5 was moved to image 6
+    assert by_key["text39"].better == "text0"
 
 
 def test_nothing_is_marked_by_default(check: PairCheck) -> None:
