@@ -24,8 +24,8 @@ def pairs(
 ) -> Any:
     """Find captions that probably belong to another image.
 
-    Prints the estimated share of wrong pairs and the worst-fitting pairs, and writes all pairs to a
-    table and the worst ones to an HTML page. To leave out bad train pairs, mark them with
+    Prints the estimated share of wrong pairs and the worst-fitting pairs. Writes all pairs to a
+    table, and the worst ones to an HTML page. To leave out bad train pairs, mark them with
     --mark-worst or --mark-below, then run `c3 leave-out TABLE`. The store itself is not changed.
 
     Args:

@@ -46,7 +46,8 @@ def index(**options: Any) -> Any:
     """Build an index of a store for c3 search.
 
     Run it again after the store has changed. This updates only new, changed and removed shards. The
-    index is rebuilt, with a message, if the settings differ or if the store has more than doubled.
+    index is rebuilt if the settings differ or the store has more than doubled; a message gives the
+    reason.
     """
     built = c3tools.build_index(**options, reporter=reporter())
     for line in built.lines():
@@ -70,7 +71,7 @@ def search(
     SHA-256, or equal texts without an image) are also one hit. --by row lists every row.
 
     The score is the number of standard deviations by which a row's cosine exceeds the mean cosine
-    of unrelated rows of its modality. It makes images and texts comparable.
+    of unrelated rows of its modality. With this score, images and texts can be compared.
 
     A text and an image together form one query: c3 search "red" --image PHOTO. Their vectors are
     added after each modality's mean is subtracted. With --weights 1,0.5 the photo counts half;

@@ -134,8 +134,8 @@ def caption_images(
         embeddings: Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl,
             parquet) or a store.
         modality: Modality of ``embeddings``: image or text.
-        array: The array, tensor or column to read from ``embeddings``; for a store, the modality,
-            if it is not ``modality``.
+        array: The array, tensor or column to read from the file of ``embeddings``, or the modality
+            to read from a store (by default ``modality``).
         decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini (bundled). By default
             c3-decoder if that folder exists, otherwise c3-mini.
         json: A file for rows of key, path, caption and captioner, written one after another.

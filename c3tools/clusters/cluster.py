@@ -169,8 +169,8 @@ def cluster(
         k: Number of clusters. By default the square root of the number of rows in the smaller
             modality.
         split: See `gap_report`.
-        modalities: One modality, or two to cluster together. By default image and text or, if one
-            is missing, the first two or the only one.
+        modalities: One modality, or two to cluster together. By default image and text; in stores
+            without them, the first two modalities or the only one.
         seed: See `gap_report`.
         assign: Assign all rows of the store, including new ones, to the existing clusters in
             ``output``.

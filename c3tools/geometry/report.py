@@ -200,8 +200,8 @@ def gap_report(
             missing, the first two.
         split: Use only the rows of this split: train, val, test or a name of your own. By default
             all.
-        presets: Presets or files of steps for which to measure recall, besides raw and c2-collapse;
-            for example gap-shift,whiten.
+        presets: Presets or files of steps to measure recall for, in addition to raw and
+            c2-collapse; for example gap-shift,whiten.
         by: A store column, such as width, by which the map on the page can be coloured.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
