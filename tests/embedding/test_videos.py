@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from contextlib import nullcontext
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +74,12 @@ def test_frames_are_turned_and_counted_where_they_have_no_times(
     ]
 
 
-def test_the_embedding_is_the_mean_of_those_of_the_frames(encoder: Encoder, tmp_path: Path) -> None:
+def test_the_embedding_is_the_mean_of_those_of_the_frames(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A clock that is a second later whenever it is read
+    clock = SimpleNamespace(perf_counter=count().__next__)
+    monkeypatch.setattr("c3tools.embedding.shard_work.time", clock)
     path = write_video(tmp_path / "videos/b.mp4")
     write_video(tmp_path / "videos/a.mkv", COLOURS[:1], (32, 80))
     options: dict[str, Any] = {
@@ -85,6 +91,7 @@ def test_the_embedding_is_the_mean_of_those_of_the_frames(encoder: Encoder, tmp_
     store = embed(tmp_path / "videos", tmp_path / "s", encoder=encoder, **options)
     rows, seconds = store.load("video"), store.summary.modalities["video"].seconds
     assert told.counts["Videos"] == 2 and min(seconds.values()) > 0
+    assert seconds["waiting"] == 4  # for 3, 3 and 2 frames of one video, and 2 of the other
     mean = encoder.encode_images([image for _, image in read_frames(path, 2)]).mean(axis=0)
     np.testing.assert_allclose(rows.embeddings[1], mean / np.linalg.norm(mean), atol=1e-5)
     found = [rows.column(name) for name in ("key", "width", "height", "frames", "duration")]
