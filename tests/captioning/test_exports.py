@@ -87,7 +87,6 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused_or_told(
     plain = train_captioner(collapsed, sigma=0, output=tmp_path / "0", reporter=said, **TINY)
     assert not any("is added" in text for text in said.texts)
     assert not plain.pipeline.noisy
-    assert (own.record["sigma"], plain.record["sigma"]) == (0.1, 0)
 
 
 @pytest.mark.parametrize("with_pipeline", [True, False])

@@ -179,15 +179,16 @@ def test_batches_follow_from_the_device_and_the_size_of_an_image() -> None:
 
 
 class Limited(torch.nn.Linear):
-    """A model whose memory holds two images."""
+    """A model whose memory holds a few images, by default two."""
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, error: Exception | None, most: int = 2) -> None:
         super().__init__(1, 1)
         self.error, self.ran = error, list[int]()
+        self.most = most
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         self.ran.append(len(pixels))
-        if len(pixels) > 2:
+        if len(pixels) > self.most:
             if self.error:
                 raise self.error
             torch.empty(2**60, dtype=torch.uint8)
@@ -214,6 +215,14 @@ def test_a_batch_that_does_not_fit_into_memory_is_run_in_halves(text: str | None
             backend.submit("image", batch)(), np.full((7, 3), 3**-0.5), rtol=1e-6
         )
         assert model.ran == expected
+
+
+def test_a_batch_is_halved_down_to_one_image() -> None:
+    model = Limited(None, most=1)
+    preprocess = ImagePreprocessor((), {"size": 1, "mean": [0.0] * 3, "std": [1.0] * 3})
+    backend = TorchBackend(model, preprocess, Compute("cpu", "fp32"), False)
+    assert len(backend.submit("image", np.full((4, 1, 1, 3), 9, np.uint8))()) == 4
+    assert model.ran == [4, 2, 1, 1, 1, 1]
 
 
 def assert_close_but_rounded(got: Matrix, exact: Matrix, cosine: float) -> None:

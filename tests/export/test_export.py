@@ -448,6 +448,8 @@ def test_the_pipeline_of_an_export_for_l2_is_taken_without_the_one_more_dimensio
         assert open_pipeline(source).metric == "ip"
     assert ok(pipeline="c3-export", metric="l2", output="again").pipeline.metric == "l2"
     ok(preset="fair", output="plain")
+    of_export = TrainingPipeline.choose(Store.open("plain"), None, None, None)
+    assert (of_export.preset, of_export.sigma) == ("fair", 0)
     shutil.copy(OUT / "transform.json", "plain")  # the same tensors
     with pytest.raises(TransformError, match=r"(?s)not the pipeline.*--refit"):
         ok(preset="fair", output="plain")
