@@ -112,25 +112,29 @@ def read_captions(
         with refusing_excess(path):
             require_lines(path, CorpusError)
             for record, columns in read_rows(path, pick_columns):
+                values = record.values
                 place = f"{file}, line {record.line}"
-                captions = captions_of(record.values, columns.texts, place)
-                file_name = record.values.get(columns.image) if columns.image else None
+                captions = captions_of(values, columns.texts, place)
+                file_name = values.get(columns.image) if columns.image else None
                 if file_name is not None and not isinstance(file_name, str):
                     raise CorpusError(
                         f"{place}: the column {columns.image!r} contains {file_name!r} instead of "
                         f"a file name."
                     )
-                split = record.values.get(columns.split)
-                key = record.values.get(columns.key) if columns.key else None
-                cells = [str(record.values.get(name)).strip() for name in columns.urls]
+                split = values.get(columns.split)
+                key = values.get(columns.key) if columns.key else None
+                url = None
+                if columns.urls:
+                    cells = [str(values.get(name)).strip() for name in columns.urls]
+                    url = next(filter(is_url, cells), None)
                 yield CaptionRow(
                     file_name=(file_name or "").strip() or None,
                     captions=captions,
                     split=str(split) if split else None,
                     line=record.line,
                     key=None if key is None else as_key(str(key)),
-                    columns=columns.kept.values_of(record.values),
-                    url=next(filter(is_url, cells), None),
+                    columns=columns.kept.values_of(values),
+                    url=url,
                 )
     except UnicodeDecodeError as error:
         raise CorpusError(
@@ -322,23 +326,28 @@ def captions_of(record: Mapping[str, Any], columns: Iterable[str], where: str) -
         value = record.get(column)
         if value is None:
             continue
-        texts = [value] if isinstance(value, str) else value
-        is_list = isinstance(texts, list)
-        if not is_list or not all(isinstance(text, str) for text in texts):
+        if isinstance(value, str):
+            captions.append(value)
+            continue
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             raise CorpusError(
                 f"{where}: the column {column!r} contains {type(value).__name__} instead of text.",
                 remedy="Choose the column with the texts with --text-column.",
             )
-        captions += texts
+        captions += value
     return captions
 
 
-def keys_of_texts(row: CaptionRow, stem: str) -> list[str]:
-    """Return the keys of the texts of a row that names no image, in a file of the name ``stem``."""
-    key = row.key or as_key(f"{stem}:{row.line}")
-    if len(row.captions) == 1:
-        return [key]
-    return [f"{key}#{number}" for number in range(len(row.captions))]
+def key_of_text(row: CaptionRow, number: int, stem: str) -> str:
+    """Return the key of a text of a row that names no image.
+
+    Args:
+        row: of the text.
+        number: of the text among those of the row.
+        stem: of the file, as keys are written (`as_key`).
+    """
+    key = row.key or f"{stem}:{row.line}"
+    return key if len(row.captions) == 1 else f"{key}#{number}"
 
 
 def note_of_ambiguous(keys: Collection[str]) -> str:

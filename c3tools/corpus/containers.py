@@ -18,7 +18,7 @@ from ..errors import CorpusError, reason_of
 from ..io.locations import is_url, location
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
-from .caption_tables import CaptionRow, keys_of_texts, read_captions
+from .caption_tables import CaptionRow, key_of_text, read_captions
 from .image_reader import ImageReader, error_without_download, resolve_inside
 from .image_tables import has_images, image_rows, read_image_table, split_of_data_set
 from .items import (
@@ -28,6 +28,7 @@ from .items import (
     ImageSource,
     ReadOptions,
     TextItem,
+    as_key,
     key_of_name,
 )
 from .splits import split_in_name
@@ -89,7 +90,8 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Ima
             # As the rows of text alone among those of LLaVA
             if row.captions and options.captions is None:
                 split = corpus.split_of(row.split, split_in_name(path.stem), None)
-                for key, caption in zip(keys_of_texts(row, path.stem), row.captions, strict=True):
+                for number, caption in enumerate(row.captions):
+                    key = key_of_text(row, number, as_key(path.stem))
                     text = TextItem(key, caption, None, split, row.columns)
                     corpus.add_text(text, str(path))
                 rows_of_texts += 1

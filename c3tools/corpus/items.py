@@ -400,7 +400,8 @@ class Corpus:
                 text.key, path, "UnicodeError", "the caption, its key or its split is not UTF-8"
             )
         else:
-            self.kept_columns.note(text.key, text.columns)
+            if text.columns is not None:
+                self.kept_columns.note(text.key, text.columns)
             self.texts.append(text if caption == text.caption else text._replace(caption=caption))
             return True
         return False

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from ..errors import CorpusError, MissingExtraError, UnusedOptionError, reason_of
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import SILENT, Progress, Reporter, counted
-from .caption_tables import CaptionRow, keys_of_texts, note_of_ambiguous, read_captions
+from .caption_tables import CaptionRow, key_of_text, note_of_ambiguous, read_captions
 from .containers import Reader, reader_of, split_of_container
 from .items import (
     AUDIO_SUFFIXES,
@@ -684,17 +684,19 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     texts_of_image = Counter[str]()
     urls = 0
     place = str(file)
+    key_stem = as_key(stem)
     for row in read_captions(file, options):
         urls += row.url is not None
         image_key = splitext(PurePosixPath(as_key(row.file_name)))[0] if row.file_name else None
         if image_key and options.key_column:
             # The column names the image, as it does in a list of images
             image_key = row.key
-        for own_key, caption in zip(keys_of_texts(row, stem), row.captions, strict=True):
-            key = own_key
+        for number, caption in enumerate(row.captions):
             if image_key:
                 key = f"{image_key}#{texts_of_image[image_key]}"
                 texts_of_image[image_key] += 1
+            else:
+                key = key_of_text(row, number, key_stem)
             split = corpus.split_of(row.split, file_split, None)
             corpus.add_text(TextItem(key, caption, image_key, split, row.columns), place)
     # Lists have the suffix of a table

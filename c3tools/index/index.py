@@ -304,7 +304,8 @@ class Index:
         rows = pa.concat_tables(tables, promote_options="permissive").select(names)
 
         # Give texts the paths of the images, videos or sounds that their image_key names
-        files = rows.filter(pc.not_equal(rows.column("modality"), pa.scalar("text")))
+        is_file = pc.not_equal(rows.column("modality"), pa.scalar("text"))
+        files = rows.filter(pc.and_(is_file, rows.column("path").is_valid()))
         file_rows = pc.index_in(
             one_array(rows.column("image_key")), value_set=one_array(files.column("key"))
         )
