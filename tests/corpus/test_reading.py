@@ -340,7 +340,7 @@ def test_the_answers_of_llava_are_captions_of_its_images(
         ("t.txt", "a dog\n".encode("utf-16"), "iconv .* t.txt > new.txt"),
         ("t.csv", "text\na dog\n".encode("utf-16-be"), "iconv .* t.csv > new.csv"),
         ("t.jsonl", '{"text": "a dog"}'.encode("utf-16"), "iconv .* t.jsonl > new.jsonl"),
-        ("t.jsonl", b'[{"image": "a.png", "text": "a dog"}]', r"Call it t.json\."),
+        ("t.jsonl", b'[{"image": "a.png", "text": "a dog"}]', r"Rename it to t.json\."),
     ],
 )
 def test_texts_in_another_form_are_refused_with_the_command_that_converts_them(
