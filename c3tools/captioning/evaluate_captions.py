@@ -135,8 +135,8 @@ def evaluate_captions(
 
     Args:
         store: See `embed`.
-        captions: Score the captions in this file (from c3 caption --json, CSV, or COCO's JSON)
-            instead of new ones.
+        captions: Score the captions in this file (the output of c3 caption --json, a CSV file, or a
+            COCO JSON file) instead of new ones.
         references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of the
             store's.
         against: A second file of captions for the same images, to test whether the scores differ

@@ -436,8 +436,8 @@ class Index:
                 and each text).
             k: Number of hits; with ``separate``, per modality.
             weights: Combine the queries into one with these weights, in the order texts, images,
-                audio, vectors, key. A negative weight finds rows unlike that part. Queries of
-                different kinds have weight 1 by default.
+                audio, vectors, key. A negative weight finds rows unlike that part. When
+                queries of different kinds are combined, each has weight 1 by default.
             nprobe: Number of inverted lists to search. More lists are slower and find more. By
                 default the index's tuned value, or more if that gives fewer than ``k`` hits.
             store: The store that has the row of ``key``. By default the store of the index.

@@ -151,8 +151,8 @@ def simulate_stable_region(
 ) -> Simulation:
     """Test the paper's predictions of the stable region.
 
-    Trains points at several temperatures, and compares with the predictions the alignment noise and
-    the margins (the cosine of each pair minus that of its best negative).
+    Trains points at several temperatures, and compares the alignment noise and the margins (the
+    cosine of each pair minus the cosine of its best negative) with the predictions.
 
     Args:
         tau: Temperatures to train at. By default 0.01, 0.02, 0.05, 0.07 and 0.1.
