@@ -85,8 +85,9 @@ def verify(**options: Any) -> Any:
     fixes it. Exit codes: 0 if nothing is wrong; 3 if files are missing or damaged, or if the run
     that writes the store did not finish; 1 for errors, such as a missing store.
 
-    --repair removes damaged shards, so that the `c3 embed` or `c3 import` command that made the
-    store can recreate them. If their inputs no longer exist, use --forget.
+    --repair removes damaged shards, so that the command that made the store, export or index can
+    recreate them. For a store made by `c3 merge` or `c3 split`, run that command again with a new
+    folder. If the inputs no longer exist, use --forget.
     """
     result = c3tools.verify_store(**options, reporter=reporter())
     for line in result.counts():
