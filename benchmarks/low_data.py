@@ -31,7 +31,7 @@ from c3tools import evaluate_captions, train_captioner
 from c3tools.metrics.significance import crossed_interval
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
-from c3tools.pages.render import interval
+from c3tools.pages.render import interval, signed
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
 
@@ -125,6 +125,14 @@ def report(options: argparse.Namespace, scores: dict[str, list[float]]) -> None:
             + " |"
         )
     print(f"texts alone: {cell(alone)}")
+    for kind in kinds:
+        for share, of_share in sorted(found[kind].items()):
+            seeds = min(len(of_share), len(alone))
+            if seeds:
+                gain = np.array(of_share[:seeds]) - np.array(alone[:seeds])
+                ends = interval(crossed_interval(gain), 1)
+                difference = f"{signed(gain.mean(), 1)}, 95% interval {ends}"
+                print(f"{kind}, {100 * share:g}%, minus texts alone: {difference}")
     for kind in kinds:
         points = found[kind]
         own = sorted(points)
