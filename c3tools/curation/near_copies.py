@@ -25,8 +25,8 @@ from .groups import HELD_OUT, Copy, DuplicateGroup, Tier
 _NEAREST = 10  # rows of the same modality whose content is compared with that of a row at a time
 _EXACT_SEARCH = 50_000  # rows beyond which a CPU looks for the nearest in some of the cells alone
 _PROBES = 8  # cells
-_TRAINED_PER_CELL = 40  # rows; FAISS warns below 39
-# Of k-means: more of them find no more copies, and of 250,000 rows they took most of the time
+_TRAINED_PER_CELL = 64  # rows; with fewer, cells differ more in size and the search takes longer
+# Of k-means: more of them find no more copies, and took most of the time for 250,000 rows
 _ITERATIONS = 4
 _SEARCHED_AT_A_TIME = 1_024
 _PHOTOS_IN_MEMORY = 1_000

@@ -415,8 +415,8 @@ def _limits(data: Collected) -> list[str]:
     notes = []
     if data.items < BIASED_ITEMS:
         notes.append(
-            f"With only {data.items} {first} rows, the length of the gap and the residual rms are "
-            f"biased and their intervals are approximate; use the debiased values."
+            f"With only {data.items} paired {first} rows, the length of the gap and the residual "
+            f"rms are biased and their intervals are approximate; use the debiased values."
         )
     if not working.complete:
         notes.append(

@@ -219,8 +219,12 @@ class Calibration:
 
         Args:
             pairs: by the modalities of queries and rows, queries (n, d) and the right row of each
-                (n, d), after the pipeline. Queries of a modality that lacks pairs with rows of
-                another one keep z.
+                (n, d), after the pipeline. Each modality of queries needs pairs with the rows of
+                every modality, its own included, such as ("text", "image") and ("text", "text");
+                without all of them, its queries keep z.
+
+        Raises:
+            TransformError: if no modality of queries has pairs with the rows of every modality.
         """
         fitted = Calibration(self.moments, self.pipeline)
         for (asked, modality), (queries, rows) in pairs.items():
@@ -231,6 +235,13 @@ class Calibration:
             is_right = np.eye(len(cosines))
             fitted.curves[asked, modality] = fit_logistic(
                 cosines.reshape(-1, 1), is_right.ravel(), ridge=1e-9
+            )
+        if not fitted.curves:
+            raise TransformError(
+                "Queries of one modality need pairs with the rows of every modality "
+                f"({', '.join(self.moments)}), but the pairs are {list(pairs)}.",
+                remedy='Add pairs within the modality, such as ("text", "text") with two captions '
+                "of each image.",
             )
         return fitted
 

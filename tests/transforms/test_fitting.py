@@ -535,6 +535,8 @@ def test_curves_are_the_logistic_regression_of_pairs() -> None:
     pairs = {("text", name): (3 * x["text"], own) for name, own in x.items()}
     fitted = found.fit_pairs({**pairs, ("image", "text"): (x["image"], x["text"])})
     assert fitted.curves.keys() == pairs.keys()  # images lack pairs with images
+    with pytest.raises(TransformError, match=r"rows of every modality \(image, text\)"):
+        found.fit_pairs({("image", "text"): (x["image"], x["text"])})
     cosines = x["text"] @ x["image"].T
     off = 1 / (1 + np.exp(-fitted.z(x["text"], cosines, "image", "text"))) - np.eye(60)
     # the likelihood is at its maximum
@@ -574,7 +576,7 @@ def test_degenerate_inputs() -> None:
     for rows, pipeline, words in (
         (Moments.from_rows(3 * flat), plain, "norm 1"),
         (flat, preset("c3"), "'c3' is not fitted"),
-        (flat, preset("clipre").fit({"image": flat, "text": flat}), "only rows"),
+        (flat, preset("clipre").fit({"image": flat, "text": flat}), "only the rows"),
     ):
         with pytest.raises(TransformError, match=words):
             Calibration.fit({"image": rows}, pipeline=pipeline)  # type: ignore[arg-type]
