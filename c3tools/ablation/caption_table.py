@@ -365,6 +365,7 @@ class CaptionData:
             outputs=evaluation.captions,
             images=len(evaluation.captions),
             values=values,
+            recipe_sigma=0.0 if cell.sigma or not models else models[-1].record["sigma"],
             best_val_loss=models[-1].record["best_val_loss"] if models else None,
             parameters=models[-1].decoder.count_parameters() if models else 0,
             training_seconds=sum(float(epoch["seconds"]) for epoch in epochs),

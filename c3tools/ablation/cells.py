@@ -70,6 +70,7 @@ class Run:
         values: by metric, a value per image whose mean is the score (`CaptionScores.image_values`,
             `photo_values`).
         sigma_from: ``given``, or the rule ``auto`` or ``pairs``.
+        recipe_sigma: the sigma that the file of a method gives; 0 if there is none.
         best_val_loss: that the checkpoint was chosen by; None if nothing was trained.
         parameters: number of weights; 0 where nothing was trained.
         training_seconds: of all trainings of the cell.
@@ -83,6 +84,7 @@ class Run:
     images: int = 0
     values: dict[str, list[float]] = field(default_factory=dict)
     sigma_from: str = "given"
+    recipe_sigma: float = 0.0
     best_val_loss: float | None = None
     parameters: int = 0
     training_seconds: float = 0.0

@@ -251,6 +251,7 @@ class ScoredPhotos:
             outputs={key: data_url(image) for key, image in examples},
             images=len(images),
             values={name: array.round(_KEPT_DIGITS).tolist() for name, array in values.items()},
+            recipe_sigma=0.0 if cell.sigma else model.record["sigma"],
             best_val_loss=model.record["best_val_loss"],
             parameters=model.to_dict()["parameters"],
             training_seconds=model.record["seconds"],

@@ -85,6 +85,7 @@ class Ablation:
                 "method": first.method,
                 "sigma": first.sigma,
                 "sigma_from": first.sigma_from,
+                "recipe_sigma": first.recipe_sigma,
                 "images": first.images,
                 "seeds": len(runs),
                 "published": method.published,
@@ -171,7 +172,7 @@ class Ablation:
     def _sigma(self, row: Row) -> str:
         """Return the sigma of a row and its source, or a dash if there is no noise."""
         if not self._methods[row["method"]].noisy:
-            return "–"
+            return f"{row['recipe_sigma']:.3g} (recipe)" if row["recipe_sigma"] else "–"
         source = "" if row["sigma_from"] == "given" else f" ({row['sigma_from']})"
         return f"{row['sigma']:.3g}{source}"
 
@@ -207,7 +208,7 @@ class Ablation:
             for run in group:
                 values = dict(vars(run))
                 del values["outputs"], values["values"]
-                runs.append(values)
+                runs.append({**values, "command": self.command})
         return {"rows": self.rows, "runs": runs, "real": dict(self.real)}
 
     def to_markdown(self) -> str:

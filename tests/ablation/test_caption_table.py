@@ -105,6 +105,7 @@ def test_a_file_with_steps_is_a_method(table: Table, tmp_path: Path) -> None:
     made, _ = table(methods=["C3", str(own)], sigma=0.1)
     c3, same = made.runs
     assert (same.method, same.sigma, same.outputs) == (str(own), 0, c3.outputs)
+    assert [row[1] for row in made.tables()[0].rows] == ["0.1", "0.1 (recipe)"]
     without_noise = [step for step in steps if "noise" not in step["step"]]
     own.write_text(json.dumps({"name": "own", "steps": without_noise}), encoding="utf-8")
     collapsed, edited = table(methods=["C2_1", str(own)], sigma=0.1)[0].runs

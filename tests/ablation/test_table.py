@@ -80,7 +80,11 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_over_images_an
 def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names(tmp_path: Path) -> None:
     read = Run("C1", 0, 0.0, {"CIDEr": 11.1, "ROUGE-L": 22.2})
     computed = Run("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3}, {"k": "a dog"})
-    table = Ablation([read, computed, replace(read, seed=1)], examples={"k": ("first", "last")})
+    table = Ablation(
+        [read, computed, replace(read, seed=1)],
+        examples={"k": ("first", "last")},
+        command="c3 ablate-captions",
+    )
     shown = table.tables()[0]
     assert [row[::2] for row in shown.rows] == [
         ["C1", "11.1 ± 0.0", "22.2 ± 0.0"],
@@ -105,6 +109,8 @@ def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names(tmp_p
         "parameters": 0,
         "training_seconds": 0.0,
         "images": 0,
+        "recipe_sigma": 0.0,
+        "command": "c3 ablate-captions",
     }
     assert (
         table.to_dict()["runs"][0]
