@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import cache
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from typer.core import TyperCommand
 
 from ._console import err, message, write_json
 from ._derive import CommandSource, PlainGroup, derive, summary
+from ._options import output_file
 
 # in the order of `c3 --help`
 PANELS = {
@@ -126,7 +128,7 @@ class _Group(PlainGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; print expected errors without a traceback, and as JSON too where
-        `--json` prints.
+        `--json` writes.
         """
         from c3tools.errors import (
             OUT_OF_MEMORY,
@@ -159,12 +161,17 @@ class _Group(PlainGroup):
 
 
 def _fail(ctx: Any, error: BaseException, text: str, remedy: str | None, code: int = 1) -> NoReturn:
+    from c3tools.errors import C3Error
+
     err.print("Error:", style="bold red", end=" ")
     message(text)
     if remedy:
         message(remedy)
-    if ctx.meta.get("json"):
-        write_json({"error": text, "remedy": remedy}, "-")
+    destination = ctx.meta.get("json")
+    with suppress(C3Error, OSError):  # if the file cannot be written either
+        if destination not in (None, "-"):
+            output_file(destination, ".json")
+        write_json({"error": text, "remedy": remedy}, destination)
     raise typer.Exit(code) from error
 
 

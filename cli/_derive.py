@@ -289,9 +289,11 @@ class _DerivedCommand(_PlainFlags):
             rewritten.append(argument)
             if argument == "--json" and not following.endswith(".json"):
                 # without a path, the result is printed
-                ctx.meta["json"] = True
                 rewritten += [] if following == "-" else ["-"]
-        _, _, order = self.make_parser(ctx).parse_args(list(rewritten))
+        typed, _, order = self.make_parser(ctx).parse_args(list(rewritten))
+        json = typed.get("json")
+        if json == "-" or "json" not in self.derived.parameters:
+            ctx.meta["json"] = json  # errors go there too, but not over captions saved so far
         single: Any = [o for o in order if not (o.multiple or getattr(o, "is_flag", False))]
         for option in single:
             if option.param_type_name == "option" and single.count(option) > 1:

@@ -189,6 +189,27 @@ def test_errors_of_the_machine_are_like_others(c3: C3, monkeypatch: pytest.Monke
         assert json.loads(result.stdout)["error"] == said
 
 
+def test_an_error_is_written_to_the_file_for_json(c3: C3, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("{}")
+    for words in ("embed nothere --json x.json", "verify --store nope --json=x.json"):
+        result = c3(*words.split())
+        content = json.loads(file.read_text())
+        assert (result.exit_code, [*content]) == (1, ["schema", "error", "remedy"])
+        assert content["error"] in result.stderr
+
+
+def test_an_error_replaces_no_other_file_and_no_captions(c3: C3, tmp_path: Path) -> None:
+    for words, content in (
+        ("embed nothere --json x.json", "mine"),
+        ("caption no --json x.json", "[]"),
+    ):
+        (tmp_path / "x.json").write_text(content)
+        assert c3(*words.split()).exit_code == 1
+        assert (tmp_path / "x.json").read_text() == content
+    assert c3("embed", "nothere", "--json=no/folder.json").exit_code == 1
+
+
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     write_json({"price": math.nan}, "-")
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
