@@ -233,7 +233,8 @@ def run_demo(
         sigma: Standard deviation of the noise, per dimension. By default estimated from the
             training captions.
         size: Size of the decoder: tiny, small or base.
-        captions: Train on only this many captions.
+        captions: Train on only this many captions. After a few thousand, the order of the methods
+            may differ from that on all of them.
         images: Also generate images from captions. Needs the extra `images`, and takes about ten
             more minutes.
         reporter: Shows messages, one per step, and progress.
