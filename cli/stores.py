@@ -36,7 +36,8 @@ def embed(paths: list[str], *, faiss: bool = False, strict: bool = False, **opti
             texts from standard input.
         faiss: Also build an index of the unchanged embeddings in STORE-index. c3 search uses it if
             there is no c3-index.
-        strict: Exit with code 1 if any input could not be embedded.
+        strict: Exit with code 1 if any input could not be embedded. This includes changed images
+            that keep their old rows.
     """
     if faiss:
         from c3tools.index.codes import load_faiss
@@ -63,7 +64,9 @@ def embed(paths: list[str], *, faiss: bool = False, strict: bool = False, **opti
     print_table(summary.table())
     for note in summary.notes():
         out.print(note)
-    failed = bool(summary.all_failed) or (strict and summary.failures_in_store > 0)
+    not_updated = [key for one in summary.modalities.values() for key in one.not_updated]
+    some_failed = summary.failures_in_store > 0 or bool(not_updated)
+    failed = bool(summary.all_failed) or (strict and some_failed)
     return Outcome(summary.to_dict(), int(failed))
 
 

@@ -489,7 +489,7 @@ def _with_settled_splits(corpus: Corpus, stored: StoredInputs, reporter: Reporte
 
 def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Table]:
     """Return the images, videos and sounds that are new; of a finished run also those that were
-    embedded again or have new paths.
+    embedded again or have new paths. Those that failed are not, so that the next run tries again.
     """
     tables = []
     for modality in MEDIA:
@@ -501,7 +501,10 @@ def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Ta
             positions += [positions for _, positions in plan.changed]
             positions.append(plan.moved)
         table: Any = plan.items.table
-        tables += [table.take(pa.array(some, pa.int64())) for some in positions]
+        for some in positions:
+            media = table.take(pa.array(some, pa.int64()))
+            is_not_updated = pc.is_in(media["key"], pa.array(plan.summary.not_updated, pa.string()))
+            tables.append(media.filter(pc.invert(is_not_updated)))
     return tables
 
 

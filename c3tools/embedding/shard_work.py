@@ -197,7 +197,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         )
         if number in self.edits:
             summary.updated = len(rows)
-            summary.not_updated = len(failures)
+            summary.not_updated = [failure.key for failure in failures]
         else:
             summary.embedded = len(rows)
             summary.failed = len(failures)

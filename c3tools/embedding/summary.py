@@ -37,7 +37,7 @@ class ModalitySummary:
         truncated: texts longer than the model's context, which were cut.
         changed: keys of inputs that changed since they were embedded.
         updated: how many of these were embedded again.
-        not_updated: how many of these failed, so that their rows were not changed.
+        not_updated: keys of those that failed, so that their rows were not changed.
         gone: keys of rows whose source is no longer in the given paths.
         removed: how many of these were removed.
         moved: keys of rows whose file has another path than when it was embedded.
@@ -57,7 +57,7 @@ class ModalitySummary:
     truncated: int = 0
     changed: list[str] = field(default_factory=list)
     updated: int = 0
-    not_updated: int = 0
+    not_updated: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     removed: int = 0
     moved: list[str] = field(default_factory=list)
@@ -112,15 +112,13 @@ class ModalitySummary:
         )
         notes = [
             *_listed(f"{name} input", f"changed after embedding ({again})", self.changed),
+            *_listed(f"changed {name} input", "cannot be read (old rows kept)", self.not_updated),
             *_listed(f"{name} input", f"no longer in the source ({removed})", self.gone),
             *_listed(f"{name} input", f"moved after embedding ({relocated})", self.moved),
             *_listed(
                 f"{name} input", f"with another split in the corpus ({kept})", self.other_split
             ),
         ]
-        if self.not_updated:
-            inputs = counted(self.not_updated, f"changed {name} input")
-            notes.append(f"{inputs} cannot be read; the rows in the store were not changed.")
         if self.truncated:
             notes.append(
                 f"{counted(self.truncated, name)} longer than the model's context, and cut short."

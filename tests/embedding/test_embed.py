@@ -261,7 +261,7 @@ def test_a_summary_in_numbers_and_words() -> None:
     }
     images = ModalitySummary(490, 1003, 2, 1, elapsed=3500.0, **own)
     seconds = {"waiting": 0.3, "encoding": 0.1, "writing": 0.05}
-    images.add(ModalitySummary(embedded=9, failed=3, updated=1, not_updated=1, seconds=seconds))
+    images.add(ModalitySummary(embedded=9, failed=3, updated=1, not_updated=["b"], seconds=seconds))
     texts = ModalitySummary(embedded=1, moved=["t"])
     texts.add(ModalitySummary(truncated=2))
     modalities, alone = {"image": images, "text": texts}, (["x"], [*"vwxyz"])

@@ -3,6 +3,7 @@ images."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -22,7 +23,7 @@ from c3tools.embedding.summary import EmbedSummary
 from c3tools.errors import StoreError
 from c3tools.store import Store, StoreWriter
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, Messages, as_json, contents, write_jsonl
+from tests.conftest import C3, Messages, as_json, contents, done, write_jsonl
 from tests.corpus.packing import damage_column, photos_of, webdataset, write_tar
 from tests.stores import colour_corpus, embed_colours
 
@@ -229,6 +230,23 @@ def test_failures_whose_file_has_gone_or_was_mended(
     summary = embed_colours(folder, s, **options)
     assert (summary.modalities["image"].embedded, summary.failures_in_store) == (1, left)
     assert verify_store(s).findings == []
+
+
+def test_a_changed_image_that_cannot_be_read_keeps_its_row_and_is_tried_again(
+    tmp_path: Path, c3: C3
+) -> None:
+    folder = colour_corpus(tmp_path / "p", {"a": "red", "b": "lime"})
+    done(c3("embed", folder, "--workers", 0))
+    before = rows(tmp_path / "c3-store")
+    later = time.time() + 2
+    (folder / "b.png").write_bytes(bytes((folder / "b.png").stat().st_size))
+    os.utime(folder / "b.png", (later, later))
+    done(c3("embed", folder, "--update", "--workers", 0))
+    for options in (("--strict",), ("--strict", "--json")):
+        result = c3("embed", folder, "--update", "--workers", 0, *options)
+        assert result.exit_code == 1
+    assert json.loads(result.stdout)["modalities"]["image"]["not_updated"] == ["b"]
+    assert rows(tmp_path / "c3-store") == before
 
 
 @pytest.mark.parametrize(("size", "parts"), [(1, [0, 1, 2]), (9, [1])])
