@@ -300,7 +300,7 @@ def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_pat
     data_of(toy_store, told=told, test_store=store_of(tmp_path / "fewer", fewer, ["test"]))
     data_of(toy_store, "all", told, test_store=Store.open(toy_store.path.resolve()))
     assert told.texts[0] == "Left out: 1 image without reference captions."
-    assert "trained on" in told.texts[1]
+    assert "used for training" in told.texts[1]
 
 
 def test_metrics_that_miss_what_they_need_are_left_out(table: Table) -> None:

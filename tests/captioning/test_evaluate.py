@@ -224,7 +224,7 @@ def test_other_captions_are_compared_by_their_image(perfect: Any, known: Any) ->
     assert result.differences["ROUGE-L"].difference == 0
     assert result.notes[-1].startswith("1 caption of --against")
     del renamed["image61.jpg"]
-    with pytest.raises(MetricError, match=r"none for 1 of the 16 scored images.*image61"):
+    with pytest.raises(MetricError, match=r"lack 1 of the 16 scored images.*image61"):
         evaluate_captions(captions=perfect, against=renamed, **options)
 
 

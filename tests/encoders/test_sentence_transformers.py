@@ -328,7 +328,7 @@ def test_dimensions_can_be_left_out(models: Path, photos: Path) -> None:
 @pytest.mark.usefixtures("c3")
 @pytest.mark.parametrize(
     ("truncate_dim", "said"),
-    [(0, "truncate_dim must be at least 1"), (1000, "so 1,000 cannot be kept")],
+    [(0, "truncate_dim must be at least 1"), (1000, "cannot be truncated to 1,000")],
 )
 def test_more_dimensions_than_there_are_cannot_be_kept(
     models: Path, photos: Path, truncate_dim: int, said: str

@@ -459,7 +459,7 @@ def test_rows_without_a_largest_norm_cannot_be_filled_up() -> None:
     with pytest.raises(TransformError, match=r"(?s)no largest norm.*metric ip"):
         ok(metric="l2", before_noise=True)
     ok(preset="fair", metric="l2")
-    with pytest.raises(TransformError, match=r"(?s)one more dimension.*--metric ip"):
+    with pytest.raises(TransformError, match=r"(?s)an extra dimension.*--metric ip"):
         Pipeline.of_export(Store.open(OUT))
     with (
         patch.object(Pipeline, "longest", 0.5),

@@ -343,7 +343,7 @@ def test_fused_rows_of_one_photo_with_other_texts_are_no_copies() -> None:
 def test_clusters_are_of_kinds_that_are_chosen() -> None:
     pytest.importorskip("faiss", reason="faiss is not there")
     ok()
-    with pytest.raises(StoreError, match=r"(?s)each item stands once.*--modalities fused"):
+    with pytest.raises(StoreError, match=r"(?s)each item is stored once.*--modalities fused"):
         cluster(EXPORT)
     assert cluster(EXPORT, modalities=["fused"], k=3).table().columns[:2] == ["cluster", "fused"]
 

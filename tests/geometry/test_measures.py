@@ -197,5 +197,5 @@ def test_thresholds_sample_sizes_and_defaults_are_the_published_ones() -> None:
 @pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0, 0)])
 def test_modality_bias_needs_rows_of_both(sizes: tuple[int, int]) -> None:
     rows = unit_rows(5, 4)
-    with pytest.raises(MetricError, match=f"not {sizes[0]} and {sizes[1]}"):
+    with pytest.raises(MetricError, match=f"got {sizes[0]} and {sizes[1]}"):
         modality_bias(rows[: sizes[0]], rows[: sizes[1]])

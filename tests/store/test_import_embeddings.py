@@ -566,7 +566,7 @@ def test_a_row_that_is_no_vector_of_the_same_length_is_refused(last: str) -> Non
     [
         ("excel.csv", "id,e0,e1\na,1,2\n".encode("utf-16"), "iconv .* excel.csv > new.csv"),
         ("rows.jsonl", '{"vector": [1, 2]}'.encode("utf-16"), "is in UTF-16"),
-        ("list.jsonl", b'[\n{"vector": [1, 2]}]', r"Call it list.json\."),
+        ("list.jsonl", b'[\n{"vector": [1, 2]}]', r"Rename it to list.json\."),
         ("pandas.csv", b"id,vector\na,[ 0.1 -0.2]\nb,[1. 2.]\n", r"numpy prints .*\.tolist\(\)"),
         ("pandas.csv", b"id,clip\na,[ 0.1 -0.2]\nb,[1. 2.]\n", r"numpy prints .*\.tolist\(\)"),
         ("x.csv", b'id,v\na,"[np.float64(0.1), np.float64(1)]"\n', r"'v'.*numpy prints"),
@@ -713,8 +713,8 @@ def test_a_note_names_the_items_of_which_rows_differ() -> None:
     text = write("text.parquet", vectors(4), texts)
     report = import_embeddings(image=image, text=text, keep_columns=["label"])
     assert loaded("text").column("label") == [1, 2, 5, 5]
-    (note,) = [note for note in report.notes if "differ in the columns to keep" in note]
-    assert note.startswith("The rows of 2 items, for example b, differ")
+    (note,) = [note for note in report.notes if "have different values in the columns to keep" in note]
+    assert note.startswith("The rows of 2 items, for example b, have different values")
 
 
 def test_fields_of_images_in_a_coco_file_are_kept() -> None:
@@ -745,7 +745,7 @@ def test_one_name_of_a_column_to_keep_may_be_a_text() -> None:
 
 def test_columns_that_are_no_table_are_refused_with_the_remedy() -> None:
     meta: Any = pa.table({"key": ["a", "b"]})
-    with pytest.raises(StoreError, match=r"no table .*\n.* to_pydict\(\)"):
+    with pytest.raises(StoreError, match=r"do not form a table .*\n.* to_pydict\(\)"):
         import_embeddings(image=vectors(2), meta=meta)
 
 
