@@ -745,7 +745,7 @@ def test_one_name_of_a_column_to_keep_may_be_a_text() -> None:
 
 def test_columns_that_are_no_table_are_refused_with_the_remedy() -> None:
     meta: Any = pa.table({"key": ["a", "b"]})
-    with pytest.raises(StoreError, match=r"do not form a table .*\n.* to_pydict\(\)"):
+    with pytest.raises(StoreError, match=r"do not form a table .*\n.*to_pydict\(\)"):
         import_embeddings(image=vectors(2), meta=meta)
 
 
