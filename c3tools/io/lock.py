@@ -78,16 +78,25 @@ def require_outside_stores(folder: Path) -> None:
             )
 
 
+def require_unlocked(folder: Path) -> None:
+    """Refuse a folder that another run is writing to; at a URL nothing is locked.
+
+    Raises:
+        OutputError: with the process, host and start of the other run.
+    """
+    if isinstance(folder, Path) and _lock_path(folder).exists():
+        with locked_file(folder):
+            pass
+
+
 @contextmanager
 def locked_file(result: Path) -> Iterator[None]:
     """Keep other writers off a file or folder of this machine while the block runs; see `locked`.
 
     The lock file lies beside it; inside it if it is a folder whose parent cannot be written to.
     """
-    place = result.resolve()
-    make_folder(place.parent)
-    beside = os.access(place.parent, os.W_OK) or not place.is_dir()
-    path = (place.parent if beside else place) / f".{place.name}.lock"
+    make_folder(result.resolve().parent)
+    path = _lock_path(result)
     lock = FileLock(path, timeout=0, thread_local=False, mode=0o666)
     try:
         lock.acquire()
@@ -115,6 +124,12 @@ def locked_file(result: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()
             lock.release()
+
+
+def _lock_path(result: Path) -> Path:
+    place = result.resolve()
+    beside = os.access(place.parent, os.W_OK) or not place.is_dir()
+    return (place.parent if beside else place) / f".{place.name}.lock"
 
 
 def _owner(path: Path) -> str:

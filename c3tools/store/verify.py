@@ -17,7 +17,7 @@ from ..corpus.items import part_key
 from ..errors import StoreError, note_on_interrupt
 from ..io.files import json_text, sha256_of, write_text_atomically
 from ..io.locations import kind_of, location, on_this_machine, remove
-from ..io.lock import locked
+from ..io.lock import locked, require_unlocked
 from ..moments import Moments, load_moments
 from ..reporter import SILENT, Reporter, counted
 from .left_out import LEFT_OUT_FILE, LEFT_OUT_REMEDY, LeftOut
@@ -178,12 +178,14 @@ def verify_store(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, it has a newer format version, or its description is lost;
-            with ``repair`` also if another run is writing to it.
+        StoreError: if there is no store, it has a newer format version, or its description is lost.
+        OutputError: if it has defects while another run is writing to it.
         UnreachableError: if part of it cannot be read at the moment, which is not damage.
     """
     path = location(store)
     result = _check(path, reporter)
+    if result.defects:
+        require_unlocked(path)  # what another run is writing is not damaged
     kept = "Finished repairs are kept; run the same command again to repair the rest."
     if repair or forget:
         with locked(path), note_on_interrupt(lambda: kept):

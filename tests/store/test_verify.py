@@ -17,7 +17,8 @@ import pyarrow as pa
 import pytest
 
 from c3tools import ModelIdentity, verify_store
-from c3tools.errors import C3Error, StoreError
+from c3tools.errors import C3Error, OutputError, StoreError
+from c3tools.io.lock import locked
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.dataset import with_column
@@ -270,6 +271,16 @@ def test_what_cannot_be_read_at_the_moment_is_not_damage(
             patch.setattr("pyarrow.parquet.ParquetFile", Mock(side_effect=OSError(number, "no")))
             verify_store(path, repair=True)
         assert contents(path) == before
+
+
+def test_a_store_that_another_run_is_writing_is_not_called_damaged(tmp_path: Path) -> None:
+    path = whole_store(tmp_path / "s").path
+    with locked(path):
+        assert verify_store(path).whole
+        (path / "manifest.json").unlink()
+        with pytest.raises(OutputError, match=r"Another run is writing to .*since"):
+            verify_store(path)
+    assert verify_store(path).open == 1
 
 
 def test_the_progress_reaches_the_number_of_shards(tmp_path: Path) -> None:
