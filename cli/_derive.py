@@ -292,7 +292,7 @@ class _DerivedCommand(_PlainFlags):
                 rewritten += [] if following == "-" else ["-"]
         typed, _, order = self.make_parser(ctx).parse_args(list(rewritten))
         json = typed.get("json")
-        if json == "-" or "json" not in self.derived.parameters:
+        if json == "-" or self.derived.name != "caption":
             ctx.meta["json"] = json  # errors go there too, but not over captions saved so far
         single: Any = [o for o in order if not (o.multiple or getattr(o, "is_flag", False))]
         for option in single:

@@ -192,7 +192,11 @@ def test_errors_of_the_machine_are_like_others(c3: C3, monkeypatch: pytest.Monke
 def test_an_error_is_written_to_the_file_for_json(c3: C3, tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text("{}")
-    for words in ("embed nothere --json x.json", "verify --store nope --json=x.json"):
+    for words in (
+        "embed nothere --json x.json",
+        "verify --store nope --json=x.json",
+        "pairs --json x.json",
+    ):
         result = c3(*words.split())
         content = json.loads(file.read_text())
         assert (result.exit_code, [*content]) == (1, ["schema", "error", "remedy"])
