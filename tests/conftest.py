@@ -28,6 +28,7 @@ from typer.testing import CliRunner, Result
 from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
 from c3tools.io import locations
+from c3tools.io.files import json_text
 from c3tools.reporter import Progress, Reporter
 from c3tools.store import (
     Failure,
@@ -100,17 +101,19 @@ def browser() -> Iterator[Any]:
 
 
 @cache
-def documented_keys() -> dict[str, tuple[str, set[str]]]:
-    """By command, the kind of value that docs/reference/outputs.md promises, and its keys."""
+def documented_keys() -> dict[str, tuple[str, str]]:
+    """By command, the kind of value that docs/reference/outputs.md promises, and the cell with its
+    keys."""
     page = Path(__file__).parent.parent / "docs" / "reference" / "outputs.md"
     rows = re.findall(
         r"^\| `c3 (.+?)` \| (\w*) ?\| (.*) \|$", page.read_text("utf-8"), re.MULTILINE
     )
-    keys: dict[str, tuple[str, set[str]]] = {}
-    for command, kind, cell in rows:
-        outermost = re.sub(r"\([^()]*\)", "", cell)  # without the keys of what a key has
-        keys[command] = (kind, set(re.findall(r"`([^`]+)`", outermost)))
-    return keys
+    return {command: (kind, cell) for command, kind, cell in rows}
+
+
+def keys_in(cell: str, *, without: str) -> set[str]:
+    """Return the keys in a cell of the page, without what a pattern matches."""
+    return set(re.findall(r"`([^`]+)`", re.sub(without, "", cell)))
 
 
 def undocumented_keys(command: str, value: Any) -> set[str]:
@@ -119,16 +122,36 @@ def undocumented_keys(command: str, value: Any) -> set[str]:
     wanted = "object" if isinstance(value, dict) else "list"
     keys = {"schema"}
     for name in (command, f"{command} --list"):
-        kind, of_name = documented_keys().get(name, ("", set()))
-        keys |= of_name if kind == wanted else set()
+        kind, cell = documented_keys().get(name, ("", ""))
+        if kind == wanted:
+            keys |= keys_in(cell, without=r"\([^()]*\)")  # the keys of what a key has
     written: set[str] = set().union(*rows)
     if command == "index":  # of -k
         written = {re.sub(r"@\d+$", "@10", key) for key in written}
     return written - keys
 
 
+def unwritten_keys(command: str, value: Any) -> set[str]:
+    """Return the keys on the page, without those in brackets, that a value has nowhere."""
+    written = set(re.findall(r'"([^"]+)": ', json_text(value)))
+    missing = []
+    for name in (command, f"{command} --list"):
+        if value and name in documented_keys():
+            _, cell = documented_keys()[name]
+            missing.append(keys_in(cell, without=r"\[.*?\]") - written)
+    return min(missing, key=len, default=set())
+
+
 @pytest.fixture
-def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C3:
+def values_written() -> list[tuple[str, Any]]:
+    """The commands that `c3` ran in this test, and what they wrote as JSON."""
+    return []
+
+
+@pytest.fixture
+def c3(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values_written: list[tuple[str, Any]]
+) -> C3:
     """Run `c3 ARGUMENTS` in an empty folder; the result has exit_code, stdout and stderr."""
     from c3tools.cli import _derive, app
 
@@ -138,6 +161,7 @@ def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C3:
     def run_and_check(command: Any, **values: Any) -> None:
         def write(value: Any, destination: str | None) -> None:
             assert undocumented_keys(command.name, value) == set()
+            values_written.append((command.name, value))
             write_json(value, destination)
 
         monkeypatch.setattr(_derive, "write_json", write)

@@ -22,7 +22,7 @@ from c3tools.cli._console import err, out, print_table
 
 from c3tools import machine
 from c3tools.result_table import Table
-from tests.conftest import C3, contents
+from tests.conftest import C3, contents, unwritten_keys
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -67,7 +67,11 @@ def error_of(text: str) -> str:
 
 @pytest.mark.parametrize("file", ANSWERS, ids=lambda file: file.stem)
 def test_commands_say_what_they_made(
-    c3: C3, workplace: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+    c3: C3,
+    workplace: Path,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values_written: list[tuple[str, Any]],
 ) -> None:
     for console in (out, err):
         monkeypatch.setattr(console, "width", 110)
@@ -77,7 +81,10 @@ def test_commands_say_what_they_made(
     monkeypatch.setattr(
         machine, "describe_machine", lambda: json.loads((FOLDER / "machine.json").read_text())
     )
-    compare(file, answers(c3, file, lines_of))
+    said = answers(c3, file, lines_of)
+    for command, value in values_written:
+        assert (command, unwritten_keys(command, value)) == (command, set())
+    compare(file, said)
 
 
 @pytest.mark.parametrize("file", REFUSALS, ids=lambda file: file.stem)
