@@ -713,7 +713,9 @@ def test_a_note_names_the_items_of_which_rows_differ() -> None:
     text = write("text.parquet", vectors(4), texts)
     report = import_embeddings(image=image, text=text, keep_columns=["label"])
     assert loaded("text").column("label") == [1, 2, 5, 5]
-    (note,) = [note for note in report.notes if "have different values in the columns to keep" in note]
+    (note,) = [
+        note for note in report.notes if "have different values in the columns to keep" in note
+    ]
     assert note.startswith("The rows of 2 items, for example b, have different values")
 
 
