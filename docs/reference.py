@@ -22,8 +22,9 @@ from typer.cli import get_docs_for_click
 FOLDER = Path(__file__).parent / "reference"
 INTRODUCTION = """# Commands
 
-These pages show the help of each command, which `c3 COMMAND --help` prints too. `c3 --help` lists
-all commands, and every command takes [`--json`](outputs.md#json).
+The links lead to the help of each command, which `c3 COMMAND --help` prints too. These pages exist
+only in the site that `make docs` builds. `c3 --help` lists all commands, and every command takes
+[`--json`](outputs.md#json).
 """
 
 
