@@ -31,7 +31,7 @@ say "start: $photos"
 trap 'end $?' EXIT
 
 # Commands run in the background, so that a signal is passed on to them at once
-trap 'kill $(jobs -p) 2> /dev/null; wait; exit 143' TERM INT
+trap 'kill $(jobs -p) 2> /dev/null || true; wait; exit 143' TERM INT
 run() { "$@" & wait $!; }
 # Prints a value of a JSON file of reports/
 value() { python3 -c "import json; report = json.load(open('reports/$1')); print($2)"; }
