@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -308,7 +308,14 @@ class _Pool:
                         initargs=self._worker_arguments,
                     )
                 try:
-                    future = self._executor.submit(_decode_in_worker, slot, items)
+                    # Ctrl-C and SIGTERM raise in the main thread. A process that it had started and
+                    # not yet noted in the executor would never be killed, and Python would wait for
+                    # it at its end.
+                    with ThreadPoolExecutor(1) as starter:
+                        submitted = starter.submit(
+                            self._executor.submit, _decode_in_worker, slot, items
+                        )
+                        future = submitted.result()
                     return _Job(shard, items, slot, self._executor, future)
                 except BrokenProcessPool:
                     self._executor = None

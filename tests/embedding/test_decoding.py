@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO
 from unittest.mock import Mock
@@ -131,6 +132,26 @@ def test_a_killed_worker_is_replaced_and_workers_end_with_the_generator(
     assert keys == [item.key for item in items[:-1]]
     batches.close()
     assert set(multiprocessing.active_children()) == others
+
+
+def test_ctrl_c_while_workers_start_leaves_none_that_python_would_wait_for(
+    encoder: Encoder, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = list(read_corpus(photos).images) * 20
+    others = set(multiprocessing.active_children())
+    start = BaseProcess.start
+
+    def interrupted_start(process: BaseProcess) -> None:
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(BaseProcess, "start", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        list(decoded_batches([(0, items)], encoder.preprocess, batch_size=1, workers=1))
+    left = set(multiprocessing.active_children()) - others
+    for process in left:
+        process.kill()
+    assert not left
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
