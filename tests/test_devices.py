@@ -65,7 +65,7 @@ def test_devices_and_precisions(machine: Callable[..., None]) -> None:
     assert (pick("cuda:2").device_type, pick("cuda:2", "fp16").dtype) == ("cuda", torch.float16)
     for device, precision, said in (
         ("cpu", "fp16", "CPUs do not compute in fp16"),
-        ("cpu", "int8", "int8 is for encoders only"),
+        ("cpu", "int8", "Only encoders run in int8"),
         ("tpu9", "auto", "'tpu9'"),
         ("cuda:3", "auto", "cuda:3 .* has 3 CUDA GPUs"),
     ):

@@ -95,7 +95,7 @@ def test_exports_and_indexes_give_the_clusters_of_their_store(tmp_path: Path, ki
 
 def test_rows_of_an_export_before_its_noise_are_refused(tmp_path: Path, store: Store) -> None:
     c3tools.export_store(store, output=tmp_path / "export", before_noise=True)
-    with pytest.raises(StoreError, match="have not gone through its whole pipeline"):
+    with pytest.raises(StoreError, match="have not gone through the whole pipeline"):
         c3tools.cluster(tmp_path / "export", output=tmp_path / "clusters")
 
 

@@ -130,8 +130,8 @@ def test_a_line_names_the_images_of_which_rows_differ(kind: str) -> None:
             path = str(write_hf_parquet(Path("a.parquet"), repeated, label=labels))
     messages = Messages()
     store = run(path, keep_columns=["label"], reporter=messages, **options)
-    (note,) = [text for text in messages.texts if "differ in the columns to keep" in text]
-    assert note.startswith("The rows of 1 item, for example red, differ")
+    (note,) = [text for text in messages.texts if "different values in the columns to keep" in text]
+    assert note.startswith("The rows of 1 item, for example red, have different values")
     labels_of_red = set()
     for row in store.load("text").table.select(["key", "label"]).to_pylist():
         if row["key"].startswith("red"):

@@ -161,7 +161,7 @@ def test_a_faiss_index_that_faiss_refuses() -> None:
 
 def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_path: Path) -> None:
     other = gap_store(tmp_path / "other", model={"name": "another", "weights_sha256": "b" * 64})
-    text, words = store.load("text").keys[0], r"other of another \(bbbbbbbbbbbb\)"
+    text, words = store.load("text").keys[0], r"other to another \(bbbbbbbbbbbb\)"
     for searched, query, said in (
         (index, {"vector": other.path}, words),
         (index, {"key": "img001", "store": other}, words),
@@ -469,7 +469,7 @@ def test_what_an_exports_index_refuses(own: Store, tmp_path: Path) -> None:
     for options in ({"preset": "c1"}, {"pipeline": export.pipeline}):
         with pytest.raises(UnusedOptionError, match=f"--{next(iter(options))} has no effect"):
             build_index(export.output, output=tmp_path / "i", **options)
-    with pytest.raises(StoreError, match="not gone through its whole pipeline"):
+    with pytest.raises(StoreError, match="not gone through the whole pipeline"):
         build_index(export.output, output=tmp_path / "i")
 
 

@@ -176,7 +176,7 @@ def test_another_model_is_refused(fitted_for_a: Pipeline, model: dict[str, str])
         ([Normalize(), GaussianNoise(), Collapse(), Normalize()], "gaussian-noise.*collapse"),
         ([Normalize(), Collapse(), GaussianNoise()], "end with normalize"),
         ([Collapse(), Normalize()], "norm 1"),
-        ([Normalize(), AdaptiveNoise(role="both"), Normalize()], "training inputs alone"),  # type: ignore[arg-type]
+        ([Normalize(), AdaptiveNoise(role="both"), Normalize()], "only for training inputs"),  # type: ignore[arg-type]
     ],
 )
 def test_orders_that_cost_accuracy_are_refused(steps: list[Step], words: str) -> None:
