@@ -94,7 +94,7 @@ class Recipe:
             return digest_of(*digests)
         kind, number = part
         if kind == FUSED:
-            images = self.store.items_of("image", ALL, [number])
+            images = self.images_by_part[number]
             for text_part, owners in self.texts_by_part.items():
                 if pc.any(pc.is_in(owners, images)).as_py():
                     digests.append(self.store.shard_digest("text", text_part))
@@ -151,9 +151,7 @@ class Recipe:
         An item is a row of the kind fused if it has an image and texts, else its image or its
         first text.
         """
-        images = {
-            part: self.store.items_of("image", ALL, [part]) for part in self.store.parts("image")
-        }
+        images = self.images_by_part
         texts = self.texts_by_part
         all_images = pa.concat_arrays(list(images.values()))
         all_texts = pa.concat_arrays(list(texts.values()))
@@ -281,6 +279,12 @@ class Recipe:
         texts = texts.take(pc.index_in(keys, texts.column("image_key")))
         rows = rows.append_column("caption", texts.column("caption"))
         return rows.append_column("text_embedding", texts.column("embedding"))
+
+    @cached_property
+    def images_by_part(self) -> dict[int, Any]:
+        """The keys of the images of each shard."""
+        parts = self.store.parts("image")
+        return {part: self.store.items_of("image", ALL, [part]) for part in parts}
 
     @cached_property
     def texts_by_part(self) -> dict[int, Any]:
