@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..corpus.splits import ALL
+from ..metrics.retrieval import NearestRows
 from ..pages import FigureBlock
 from ..seeds import generator
 from ..store import Store, embedding_matrix
@@ -107,23 +108,15 @@ def find_hubs(
     query_items = own_items(query_rows)
     item_of_query = match_items(query_items, query_items)  # the first query of the same item
 
-    # Keep the ten nearest rows of each query, batch by batch
-    nearest = np.full((query_count, LIST), -np.inf, np.float32)
-    nearest_rows = np.zeros((query_count, LIST), np.int64)
-    start = 0
+    nearest = NearestRows(query_count, LIST)
     for batch in store.batches(modality, columns, split=split or ALL):
         rows = pipeline.transform(embedding_matrix(batch), modality=modality)
         cosines = queries @ rows.T  # (q, n)
         item_of_row = match_items(query_items, own_items(batch))
         for row in np.flatnonzero(item_of_row >= 0):
             cosines[item_of_query == item_of_row[row], row] = -np.inf
-        candidates = np.hstack([nearest, cosines])
-        best = np.argpartition(candidates, -LIST, axis=1)[:, -LIST:]
-        nearest = np.take_along_axis(candidates, best, axis=1)
-        former_rows = np.take_along_axis(nearest_rows, np.minimum(best, LIST - 1), axis=1)
-        nearest_rows = np.where(best < LIST, former_rows, start + best - LIST)
-        start += len(batch)
-    lists = np.bincount(nearest_rows[np.isfinite(nearest)], minlength=searched)
+        nearest.add(cosines)
+    lists = np.bincount(nearest.numbers[nearest.numbers >= 0], minlength=searched)
 
     # Read what the rows in most lists are
     hub_rows = np.argsort(-lists, kind="stable")[:SHOWN]

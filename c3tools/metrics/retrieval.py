@@ -20,6 +20,7 @@ from ..arrays import Array, Floats, Indices
 
 DEFAULT_KS = (1, 5, 10)
 _BLOCK_BYTES = 64 * 2**20
+_FIRST_ROWS = 256
 
 
 def hits(
@@ -126,6 +127,51 @@ def nearest(queries: Floats, gallery: Floats, k: int) -> tuple[Indices, Array]:
             rows[block] = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         products[block] = np.take_along_axis(scores, rows[block], axis=1)
     return rows, products
+
+
+class NearestRows:
+    """The k nearest rows of each query, of rows that come a batch at a time.
+
+    Of rows with equal products the first comes first.
+
+    Args:
+        query_count: number of queries, q.
+        k: of rows for each query.
+
+    Attributes:
+        numbers: of the nearest rows, best first, counted over all batches; -1 where fewer rows
+            have come: int64 (q, k).
+        products: of the nearest rows, -inf where fewer have come: float32 (q, k).
+        row_count: number of rows that have come.
+    """
+
+    def __init__(self, query_count: int, k: int) -> None:
+        self.numbers = np.full((query_count, k), -1, np.int64)
+        self.products = np.full((query_count, k), -np.inf, np.float32)
+        self.row_count = 0
+
+    def add(self, products: Floats) -> None:
+        """Add the next n rows, by their products (q, n) with the queries; -inf keeps a row out."""
+        query_count, k = self.numbers.shape
+        former_queries = np.repeat(np.arange(query_count), k)
+        start = 0
+        while start < products.shape[1]:
+            # Few of the next rows are nearer to a query than those that it has, if not many more
+            # come at once than came before
+            block = products[:, start : start + max(_FIRST_ROWS, 4 * self.row_count)]
+            query, column = np.nonzero(block > self.products[:, -1:])
+            queries = np.concatenate([former_queries, query])
+            candidates = np.concatenate([self.products.ravel(), block[query, column]])
+            numbers = np.concatenate([self.numbers.ravel(), self.row_count + column])
+
+            # Sorting is stable, so former rows come before new ones with equal products
+            order = np.lexsort((-candidates, queries))
+            first = np.searchsorted(queries[order], np.arange(query_count))
+            best = order[first[:, None] + np.arange(k)]
+            self.products = candidates[best]
+            self.numbers = numbers[best]
+            self.row_count += block.shape[1]
+            start += block.shape[1]
 
 
 def _scored_blocks(queries: Floats, gallery: Floats) -> Iterator[tuple[slice, Floats]]:

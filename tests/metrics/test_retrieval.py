@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.metrics import retrieval
-from c3tools.metrics.retrieval import nearest, pair_hits
+from c3tools.metrics.retrieval import NearestRows, nearest, pair_hits
 from tests.conftest import unit_rows
 
 COUNTS = [st.integers(3, 15), st.integers(1, 3), st.integers(0, 10_000), st.integers(1, 6)]
@@ -59,3 +59,24 @@ def test_the_nearest_rows_come_best_first_and_of_equal_ones_the_first() -> None:
         rows, products = nearest(queries, gallery, k)
         assert rows.tolist() == [found[:k] for found in ([0, 2, 1], [1, 0, 2])]
         np.testing.assert_array_equal(products, np.take_along_axis(queries @ gallery.T, rows, 1))
+
+
+@pytest.mark.parametrize("sizes", [[3], [700, 1, 0, 900], [1] * 30])
+def test_nearest_rows_of_batches_are_those_of_all_rows_at_once(sizes: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    queries = rng.integers(-2, 3, (40, 4)).astype(np.float32)  # with many equal products
+    gallery = rng.integers(-2, 3, (sum(sizes), 4)).astype(np.float32)
+    found = NearestRows(40, 10)
+    for batch in np.split(gallery, np.cumsum(sizes)[:-1]):
+        found.add(queries @ batch.T)
+    rows, products = nearest(queries, gallery, 10)
+    assert found.row_count == len(gallery)
+    np.testing.assert_array_equal(found.numbers[:, : len(gallery)], rows)
+    np.testing.assert_array_equal(found.products[:, : len(gallery)], products)
+    assert (found.numbers[:, len(gallery) :] == -1).all()
+
+
+def test_a_product_of_minus_infinity_is_no_nearest_row() -> None:
+    found = NearestRows(1, 2)
+    found.add(np.array([[-np.inf, 1.0, -np.inf]]))
+    assert found.numbers.tolist() == [[1, -1]]
