@@ -32,7 +32,10 @@ def unit_rows(rows: npt.NDArray[Float]) -> npt.NDArray[Float]:
     """Return the rows (n, d), float32 or float64, divided by their L2 norms; rows of norm 0 stay
     0.
     """
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    norms = np.empty((len(rows), 1), rows.dtype)
+    for start in range(0, len(rows), _BLOCK_ROWS):  # NumPy copies the rows for it
+        block = slice(start, start + _BLOCK_ROWS)
+        norms[block] = np.linalg.norm(rows[block], axis=1, keepdims=True)
     norms[norms == 0] = 1
     return np.asarray(rows / norms)
 
