@@ -121,7 +121,8 @@ def connect_towers(
         mode: ``lit`` trains the text tower with a frozen image tower (Zhai et al., CVPR 2022),
             ``full`` trains both.
         captions: A file of captions to use instead of the detected ones.
-        model: See `embed`.
+        model: The model: c3-mini (bundled, the default), an open_clip model ARCH/PRETRAINED,
+            local-dir:PATH or hf-hub:ORG/NAME. `c3 models` lists more.
         random_init: See `embed`.
         augment: Train on random crops of the photos, half of them mirrored.
         logit_scale: See `connect_heads`.
