@@ -132,6 +132,7 @@ def test_a_table_fits_the_terminal(
     other, each cell has a line."""
     columns = ["name", "words", "number"]
     names = {"a" * 12: "b", "a" * 13: "b", "1%": "2"}
+    monkeypatch.setattr(out, "quiet", False)  # as another command may have left it
     monkeypatch.setattr(out, "width", 25)
     for name, other in names.items():
         print_table(
