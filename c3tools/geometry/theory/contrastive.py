@@ -97,7 +97,8 @@ def simulate_gap_after_training(
 
     Args:
         steps: Number of gradient descent steps.
-        fast: Take long second-order steps. The run takes one minute, with the same result to 0.1%.
+        fast: Take long second-order steps. The run takes one to three minutes, with the same
+            result to 0.1%.
         every: Number of steps between two rows of the table.
         seed: Seed of the starting points. With 1179, the run starts as the paper's does.
         reporter: Shows the progress over the steps.
