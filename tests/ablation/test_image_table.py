@@ -112,8 +112,8 @@ def test_generators_are_trained_at_a_time(
     monkeypatch.setattr("c3tools.ablation.image_table.SAMPLING_STEPS", 1)
     monkeypatch.setattr("c3tools.training.loop.train", None)  # nothing is trained in this process
     small = ["validations=1", "batch_size=4", "pixels=16"]
-    table, _ = table_of(store, tmp_path / "out", methods="C1,oracle", jobs=2, steps=1, set=small)
-    assert [run.method for run in table.runs] == ["C1", "oracle"]
+    table, _ = table_of(store, tmp_path / "out", methods="C1,C3,oracle", jobs=2, steps=1, set=small)
+    assert [run.method for run in table.runs] == ["C1", "C3", "oracle"]
 
 
 def test_tables_of_captions_and_of_images_are_in_folders_of_their_own() -> None:
