@@ -167,7 +167,7 @@ def test_an_export_is_not_merged_with_a_store(tmp_path: Path, export_first: bool
     store = whole_store(tmp_path / "store")
     export_store(whole_store(tmp_path / "other"), output=tmp_path / "export", preset="c2-collapse")
     stores = [store.path, tmp_path / "export"]
-    with pytest.raises(StoreError, match=r"export is an export. .* pipeline") as refused:
+    with pytest.raises(StoreError, match=r"export is an export\. .* pipeline") as refused:
         merge_stores(sorted(stores, reverse=not export_first), output=tmp_path / "m")
     assert "Merge the stores that were exported" in str(refused.value)
 
@@ -175,7 +175,7 @@ def test_an_export_is_not_merged_with_a_store(tmp_path: Path, export_first: bool
 def test_an_export_is_not_split(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "store")
     export_store(store, output=tmp_path / "export", preset="c2-collapse")
-    with pytest.raises(StoreError, match=r"export is an export. .* pipeline") as refused:
+    with pytest.raises(StoreError, match=r"export is an export\. .* pipeline") as refused:
         split_store(tmp_path / "export", output=tmp_path / "new")
     assert "Split the store that was exported" in str(refused.value)
     assert not (tmp_path / "new").exists()
