@@ -141,7 +141,8 @@ class NearestRows:
     Attributes:
         numbers: of the nearest rows, best first, counted over all batches; -1 where fewer rows
             have come: int64 (q, k).
-        products: of the nearest rows, -inf where fewer have come: float32 (q, k).
+        products: of the nearest rows, -inf where fewer have come: (q, k), float32 unless those
+            that were added are float64.
         row_count: number of rows that have come.
     """
 
@@ -156,8 +157,8 @@ class NearestRows:
         former_queries = np.repeat(np.arange(query_count), k)
         start = 0
         while start < products.shape[1]:
-            # Few of the next rows are nearer to a query than those that it has, if not many more
-            # come at once than came before
+            # A block has at most four times as many rows as came before, so that few of them are
+            # nearer to a query than those that it has
             block = products[:, start : start + max(_FIRST_ROWS, 4 * self.row_count)]
             query, column = np.nonzero(block > self.products[:, -1:])
             queries = np.concatenate([former_queries, query])
