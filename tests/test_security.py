@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from c3tools.errors import TransformError
 from c3tools.transforms import Pipeline
-from tests.conftest import C3, contents, done
+from tests.conftest import C3, contents, copy_photos, done, unit_rows
 from tests.stores import whole_store
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,46 @@ OFFENCES = (
     "import jinja2\njinja2.Environment(loader=x)",
     "import urllib.request\nurllib.request.urlopen(u)",
 )
+NOTE_HOSTS = """
+import os, sys
+def note(event, values):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+        with open(os.environ["HOSTS"], "a") as file:
+            file.write(f"{values[0]}\\n")
+sys.addaudithook(note)
+"""
+RUN_COMMANDS = """
+import sys
+from typer.testing import CliRunner
+from c3tools.cli import app
+for line in sys.stdin:
+    done = CliRunner().invoke(app, line.split(), prog_name="c3")
+    assert done.exit_code == 0, line + done.output
+"""
+LOCAL_COMMANDS = """
+embed photos --device cpu,cpu --shard-size 4
+embed notes.txt --random-init 1 --store others
+import --image i.npy --text i.npy --store imported
+import --image i.npy --text i.npy --store imported-2
+merge imported imported-2 --prefix -o merged
+split -o new
+verify
+means show
+gap-report
+clusters -k 2
+pairs
+duplicates
+leave-out
+index
+search dog --image photos/000000000285.jpg
+export
+train-decoder --size tiny --epochs 1 --sigma 0.1
+caption photos
+evaluate-captions --split val --metrics ROUGE-L --resamples 9
+connect heads --dim 8 --hidden 8 --epochs 1
+connect apply -o applied
+simulate depth --width 8 --layers 5 --rows 20
+"""
 
 
 def lint(*arguments: object, given: str | None = None) -> str:
@@ -136,6 +177,34 @@ def test_no_command_on_local_data_opens_a_connection(
         ["split", "-o", "new"],
     ):
         done(c3(*command))
+
+
+def test_no_command_looks_up_a_host_in_any_process(tmp_path: Path) -> None:
+    copy_photos(tmp_path / "photos", 8)
+    np.save(tmp_path / "i.npy", unit_rows(6, 8))
+    (tmp_path / "notes.txt").write_text("a dog\na cat\n")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NOTE_HOSTS)  # is imported by each process
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path / "home"),
+        "HOSTS": str(tmp_path / "hosts"),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN_COMMANDS],
+        cwd=tmp_path,
+        env=environment,
+        input=LOCAL_COMMANDS.strip(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert not (tmp_path / "hosts").exists(), (tmp_path / "hosts").read_text()
+    assert not [*(tmp_path / "home").rglob("*openvino*")]
 
 
 def test_a_newer_store_is_refused_and_unchanged(tmp_path: Path, c3: C3) -> None:

@@ -7,6 +7,7 @@ number.
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -167,6 +168,17 @@ class OpenVINOBackend(EncoderBackend):
         return np.array(request.get_output_tensor(0).data)
 
 
+def _openvino() -> Any:
+    """Import OpenVINO, which by itself sends messages to its makers, and starts a process for each.
+
+    Without their module OpenVINO sends none, nor does NNCF, which is imported after it.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # importing it fails
+    import openvino
+
+    return openvino
+
+
 @cache
 def _core() -> Any:
     """Return the one core of this process, which is never dropped.
@@ -178,8 +190,7 @@ def _core() -> Any:
     The bindings fill their tables of types at first use. Two threads that both come first wait for
     each other for ever, so the tables are filled here, before there are threads.
     """
-    import openvino
-
+    openvino = _openvino()
     openvino.Tensor(np.zeros(1, np.float32)).element_type.to_dtype()
     return openvino.Core()
 
@@ -235,7 +246,7 @@ def _convert_tower(
         inputs: the batch of the probe.
         sizes: of one input; -1 where it may be any.
     """
-    import openvino
+    openvino = _openvino()
     import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -249,7 +260,7 @@ def _convert_tower(
         warnings.simplefilter("ignore")
         # A function is traced, which takes half the time of a module.
         traced = torch.jit.trace(unit_vectors, torch.as_tensor(example), check_trace=False)
-        # These are the steps of `openvino.convert_model`, without the messages to its makers.
+        # These are the steps of `openvino.convert_model` that a torch model needs.
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced)  # has to outlive the conversion
         converted = frontend.convert(frontend.load(decoder))

@@ -7,7 +7,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +60,6 @@ def quantise(
     Raises:
         EncoderError: if a tower cannot be converted.
     """
-    os.environ.setdefault("NNCF_CI", "1")  # or NNCF sends messages to its makers
     quantised = {}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # NNCF prints its progress, and its log
