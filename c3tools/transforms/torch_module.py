@@ -5,30 +5,37 @@ The only file of this package that imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arrays import Indices
 from ..errors import TransformError
 from .operations import Affine, MemoryAttention, Noise, Operation, Unit
 from .pipeline import Pipeline
 from .steps import Step
 
 _LEAST_NORM = 1e-30
+# of torch 2.7 and later; earlier versions export training inputs without a word
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class TransformModule(nn.Module):
-    """A fitted pipeline for inputs of one modality, as a torch module. In evaluation mode,
-    ``torch.export`` and ``torch.onnx.export`` support it, with any number of rows.
+    """A fitted pipeline for inputs of one modality, as a torch module.
 
-    In training mode (`module.train()`) inputs are training inputs and get the pipeline's noise; in
-    evaluation mode they never do. The fitted tensors are buffers: they move with the module and are
-    saved with it.
+    Like every module, it starts in training mode: inputs are training inputs and get the pipeline's
+    noise. For inference, call `module.eval()`: inputs never get noise then.
+
+    The fitted tensors are buffers: they move with the module and are saved with it. They stay
+    float32 after `module.half()` or `module.bfloat16()`, and all steps compute in float32, also
+    under autocast.
+
+    ``torch.compile`` supports it, but breaks the graph where noise is drawn from keys; so
+    ``fullgraph=True`` works in evaluation mode, and in training mode without keys. ``torch.export``
+    and ``torch.onnx.export`` support it in evaluation mode, with any number of rows.
 
     Args:
         pipeline: fitted.
@@ -57,7 +64,18 @@ class TransformModule(nn.Module):
                             buffer = torch.tensor(value, dtype=dtype)
                             self.register_buffer(f"{name}_{number}", buffer)
                     self._operations.append((operation, step))
-        self.train(False)
+        operations = [operation for operation, _ in self._operations]
+        self._has_memory = any(isinstance(one, MemoryAttention) for one in operations)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the buffers to another device, as `to` and `half` ask for, but keep their dtypes."""
+
+        def moved(buffer: Tensor) -> Tensor:
+            changed = fn(buffer)
+            return changed if changed.dtype == buffer.dtype else buffer.to(changed.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(
         self,
@@ -70,90 +88,141 @@ class TransformModule(nn.Module):
 
         A row of zeros, which the numpy path refuses, becomes NaN.
 
+        In evaluation mode, ``keys``, ``epoch`` and ``items`` are ignored, so that one step of a
+        training loop can pass them for training and for validation.
+
         Args:
-            x: embeddings.
+            x: embeddings, of any float dtype.
             keys: one per row: noise is then drawn from (seed, epoch, key), the same as in the numpy
                 path; without keys it comes from torch's own generator.
             epoch: training epoch.
             items: of the rows; in training, captions of the same item are not retrieved.
 
         Raises:
-            TransformError: if the shape or dimension is another, or items are missing.
+            TransformError: if the shape or dimension is another, items are missing, or
+                ``torch.export`` is used in training mode.
         """
         if x.dim() != 2:
             raise TransformError(
                 f"The embeddings have shape {tuple(x.shape)}, not (n, d).",
                 remedy="Pass x.flatten(0, -2), and unflatten the result.",
             )
+        if self.training and _is_exporting():
+            raise TransformError(
+                "torch.export was called in training mode, in which inputs get noise.",
+                remedy="Call module.eval() first.",
+            )
         self.pipeline.check_dim(x.shape[-1])
         x = x.float()
+        computed: list[Tensor | None] = [None] * len(self._operations)
+        if self.training and (keys is not None or self._has_memory):
+            computed = self._compute_in_numpy(x, keys, epoch, items)
+        # Tensors without values have no autocast
+        on_meta = x.device.type == "meta"
+        with nullcontext() if on_meta else torch.autocast(x.device.type, enabled=False):
+            return self._transform(x, computed)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _compute_in_numpy(
+        self, x: Tensor, keys: Sequence[str] | None, epoch: int, items: Sequence[str] | None
+    ) -> list[Tensor | None]:
+        """Return for each operation what training needs of the keys and items of the rows x (n, d):
+        noise, float32 (n, d), or the rows of a memory to leave out, bool (n, m). `torch.compile`
+        cannot trace it.
+        """
+        computed: list[Tensor | None] = []
         draws = 0
+        for number, (operation, step) in enumerate(self._operations):
+            tensor = None
+            if not step.applies(self.modality, training=True):
+                pass
+            elif isinstance(operation, Noise):
+                if keys is not None:
+                    shape = tuple(x.shape)
+                    noise = self.pipeline.draw_noise(shape, keys, self.seed, epoch, draws)
+                    tensor = torch.from_numpy(noise).to(x.device)
+                draws += 1
+            else:
+                item_hashes = step.own_items(items, len(x))
+                if item_hashes is not None:
+                    row_items = torch.from_numpy(item_hashes).to(x.device)
+                    tensor = row_items[:, None] == self._array("items", number)
+            computed.append(tensor)
+        return computed
+
+    def _transform(self, x: Tensor, computed: Sequence[Tensor | None]) -> Tensor:
+        """Return the rows x, float32 (n, d), after the operations, as `operations.apply` does it,
+        but with tensors, and never in place.
+
+        Args:
+            x: the rows.
+            computed: see `_compute_in_numpy`.
+        """
         for number, (operation, step) in enumerate(self._operations):
             if not step.applies(self.modality, self.training):
                 continue
-            values: dict[str, Any] = {}
-            for name, value in vars(operation).items():
-                values[name] = self._buffers.get(f"{name}_{number}", value)
-            fitted: Any = SimpleNamespace(**values)
-
-            # As `operations.apply` does it, but with tensors, and never in place
             match operation:
                 case Unit():
                     x = x / _norms(x)
                 case Affine():
-                    x = x if fitted.centre is None else x - fitted.centre
-                    x = x if fitted.scale is None else x * fitted.scale
-                    x = x if fitted.matrix is None else x @ fitted.matrix
-                    x = x if fitted.offset is None else x + fitted.offset
-                case Noise(scale, _, relative):
-                    if keys is None:
+                    centre = self._array("centre", number)
+                    scale = self._array("scale", number)
+                    matrix = self._array("matrix", number)
+                    offset = self._array("offset", number)
+                    x = x if centre is None else x - centre
+                    x = x if scale is None else x * scale
+                    x = x if matrix is None else x @ matrix
+                    x = x if offset is None else x + offset
+                case Noise():
+                    noise = computed[number]
+                    if noise is None:
                         noise = torch.randn_like(x)
-                    else:
-                        shape = tuple(x.shape)
-                        drawn = self.pipeline.draw_noise(shape, keys, self.seed, epoch, draws)
-                        noise = torch.from_numpy(drawn).to(x.device)
-                    draws += 1
-                    if fitted.matrix is not None:
-                        noise = noise @ fitted.matrix
-                    if relative:
+                    matrix = self._array("matrix", number)
+                    noise = noise if matrix is None else noise @ matrix
+                    scale = operation.scale
+                    if operation.relative:
                         x = (1 - scale) * x + _norms(x) / _norms(noise) * scale * noise
                     else:
                         x = x + scale * noise
                 case MemoryAttention():
-                    item_hashes = step.own_items(items, len(x)) if self.training else None
-                    x = _attend(fitted, x, item_hashes)
+                    x = _attend(operation, self._array("memory", number), x, computed[number])
         return nn.functional.pad(x, (0, 1)) if self.pipeline.metric == "l2" else x
 
+    def _array(self, name: str, number: int) -> Any:
+        """Return an array or number of an operation: an array as its buffer."""
+        operation, _ = self._operations[number]
+        return self._buffers.get(f"{name}_{number}", getattr(operation, name))
 
-def _attend(fitted: Any, x: Tensor, item_hashes: Indices | None) -> Tensor:
+
+def _attend(
+    operation: MemoryAttention, memory: Tensor, x: Tensor, left_out: Tensor | None
+) -> Tensor:
     """Return the rows x (n, d) after a `MemoryAttention`, differentiable.
 
     Args:
-        fitted: its attributes, with tensors.
+        operation: its settings.
+        memory: float32 (m, d).
         x: float32 (n, d).
-        item_hashes: int64 (n,), a hash of each row's item; None leaves out no rows of the memory.
+        left_out: bool (n, m), the rows of the memory that are left out; None for none.
     """
-    memory: Tensor = fitted.memory
     scores = x @ memory.T  # (n, m)
     # A row of whose item all rows of the memory are
     is_alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)
-    if item_hashes is not None:
-        is_left_out = torch.from_numpy(item_hashes).to(x.device)[:, None] == fitted.items
-        is_alone = is_left_out.all(dim=1, keepdim=True)
-        scores = scores.masked_fill(is_left_out & ~is_alone, float("-inf"))
-    if fitted.tau == 0:
-        mean: Tensor = memory[scores.argmax(dim=1)]
-    elif fitted.neighbours is None or fitted.neighbours >= len(memory):
-        mean = (scores / fitted.tau).softmax(dim=1) @ memory
+    if left_out is not None:
+        is_alone = left_out.all(dim=1, keepdim=True)
+        scores = scores.masked_fill(left_out & ~is_alone, float("-inf"))
+    if operation.tau == 0:
+        mean = memory[scores.argmax(dim=1)]
+    elif operation.neighbours is None or operation.neighbours >= len(memory):
+        mean = (scores / operation.tau).softmax(dim=1) @ memory
     else:
-        best = scores.topk(fitted.neighbours, dim=1)
-        weights = (best.values / fitted.tau).softmax(dim=1)
+        best = scores.topk(operation.neighbours, dim=1)
+        weights = (best.values / operation.tau).softmax(dim=1)
         mean = torch.einsum("nk,nkd->nd", weights, memory[best.indices])
-    if fitted.weight is None:
+    if operation.weight is None:
         return mean
     added = (mean / _norms(mean).clamp_min(_LEAST_NORM)).masked_fill(is_alone, 0)
-    weighted: Tensor = fitted.weight * added
-    return x + weighted
+    return x + operation.weight * added
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict
 from hashlib import sha256
@@ -293,13 +294,63 @@ def test_retrieval_agrees_with_numpy() -> None:
 def test_noise_without_keys_only_in_training() -> None:
     module = TransformModule(preset("c3").fit(MOMENTS), "text")
     x = torch.from_numpy(Y)
-    assert torch.equal(module(x), module(x))
-    module.train()
+    assert module.training  # as every module at its start
     torch.manual_seed(0)
     first, second = module(x), module(x)
     assert not torch.allclose(first, second, atol=1e-2)
     torch.manual_seed(0)
     assert torch.equal(first, module(x))
+    module.eval()
+    assert torch.equal(module(x), module(x))
+
+
+def test_keys_an_epoch_and_items_are_ignored_in_evaluation_mode() -> None:
+    for name in ("c3", "c3-retrieval"):
+        module = fitted_module(name, "text")
+        x = torch.from_numpy(Y)
+        assert torch.equal(module(x, P.keys[:3], 7, P.items[:2]), module(x))
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("name", ["c3", "c3-retrieval"])
+def test_a_compiled_module_draws_the_noise_of_numpy(name: str, backend: str) -> None:
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("there is no compiler")
+    torch.compiler.reset()
+    pipeline = preset(name).fit(MOMENTS, ROWS, items={"text": P.items})
+    module = TransformModule(pipeline, "text", seed=5)
+    compiled = torch.compile(module, backend=backend)
+    for epoch in range(4):
+        own = np.random.default_rng(epoch).permutation(len(Y))[:40]
+        keys = [P.keys[row] for row in own]
+        items = [P.items[row] for row in own]
+        got = compiled(torch.from_numpy(Y[own]), keys, epoch, items)
+        expected = pipeline.transform(
+            Y[own], modality="text", training=True, keys=keys, items=items, seed=5, epoch=epoch
+        )
+        assert_close(got.numpy(), expected, 2e-6)
+    torch.compiler.reset()
+    whole = torch.compile(module.eval(), backend=backend, fullgraph=True)
+    expected = pipeline.transform(Y, modality="text")
+    assert_close(whole(torch.from_numpy(Y), P.keys, 3, P.items).numpy(), expected)
+
+
+def test_steps_compute_in_float32() -> None:
+    module = fitted_module("ridge")
+    x = torch.from_numpy(X).float()
+    expected = module(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(x), expected)
+    module.bfloat16()
+    assert {buffer.dtype for buffer in module.buffers()} == {torch.float32}
+    assert torch.equal(module(x), expected)
+    assert {buffer.device.type for buffer in module.to("meta").buffers()} == {"meta"}
+
+
+def test_torch_exports_no_training_mode() -> None:
+    module = fitted_module("c3").train()
+    with pytest.raises(TransformError, match=r"training mode[\s\S]*eval\(\)"):
+        torch.export.export(module, (torch.from_numpy(X),), strict=False)
 
 
 def test_state_dict_holds_the_fit_and_gradients_flow() -> None:
@@ -311,9 +362,9 @@ def test_state_dict_holds_the_fit_and_gradients_flow() -> None:
     assert x.grad is not None and x.grad.abs().max() < 1e-5
 
 
-def fitted_module(name: str) -> TransformModule:
+def fitted_module(name: str, modality: str = "image") -> TransformModule:
     pipeline = preset(name).fit(MOMENTS, ROWS, items={"text": P.items})
-    return TransformModule(pipeline, "image")
+    return TransformModule(pipeline, modality).eval()
 
 
 # With every operation that inference inputs go through
