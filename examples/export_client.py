@@ -51,7 +51,7 @@ def train(folder: Path, word: str, epochs: int = 50) -> float:
     truth = torch.tensor([key in named for key in photos["key"].to_pylist()])
 
     # Nothing is left to do for rows of this export. Of one with before_noise, the noise would be
-    left_to_do = c3tools.TransformModule(c3tools.Pipeline.for_rows(folder), "text").train()
+    left_to_do = c3tools.TransformModule.for_rows(folder, "text")
     model = torch.nn.Linear(texts["embedding"].type.list_size, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     embeddings = torch.tensor(texts["embedding"].to_pylist())

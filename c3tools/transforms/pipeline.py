@@ -38,6 +38,7 @@ from ..plugins import load_plugin, plugins
 from ..seeds import keyed_normal
 from . import operations as ops
 from . import steps
+from .first_rows import FirstRows
 from .fitting import BUNDLED, LOADED, MIN_ROWS_OF_A_MEAN, FitData
 from .sigma import sigma_by_rule, sigma_of_arrays
 from .steps import Normalize, Step
@@ -49,9 +50,6 @@ JSON_NAME = "transform.json"
 TENSORS_NAME = "transform.safetensors"
 FORMAT = 1  # of transform.json; a file without one has format 1
 _STEPS_GROUP = "c3tools.steps"
-# rows whose mean tells that they were centred, and the norm of a mean that may not be subtracted
-# twice: below it, that of 100 rows is noise
-_ROWS_THAT_TELL, _LEAST_CENTRE = 100, 0.3
 _SCORED_SPLITS = ("test", "val", "validation", "dev")
 
 
@@ -79,6 +77,7 @@ class Pipeline(HubRepository):
         self.dim: int | None = None
         self.metric: ExportMetric = "ip"
         self.provenance: dict[str, Any] = {}
+        self._first_rows: dict[str, FirstRows] = {}  # by modality
         findings = _order_findings(self.steps)
         if findings:
             raise TransformError(
@@ -305,6 +304,7 @@ class Pipeline(HubRepository):
         """Return the steps ``start`` to ``stop`` (not included), as they are fitted."""
         part = copy.copy(self)
         part.steps = self.steps[start:stop]
+        part._first_rows = {}
         return part
 
     def knows(self, modality: str) -> bool:
@@ -377,8 +377,9 @@ class Pipeline(HubRepository):
             seed: of the noise.
             epoch: of the training; each has different noise.
 
-        A `UserWarning` says if the mean of 100 rows or more is shorter than a fifth of the
-        subtracted mean, because the rows have probably gone through a pipeline already.
+        A `UserWarning` says if the mean of the first rows of a modality, 100 to 2,000 over all
+        calls, is shorter than a fifth of the subtracted mean, because the rows have probably gone
+        through a pipeline already. Later rows are not looked at.
 
         Raises:
             TransformError: if the pipeline is not fitted, the modality is missing, the dimension
@@ -406,17 +407,13 @@ class Pipeline(HubRepository):
             item_hashes = step.own_items(items, len(rows)) if training else None
             for operation in step.operations(modality):
                 centre = operation.centre if isinstance(operation, ops.Affine) else None
-                if step.centres and centre is not None and len(rows) >= _ROWS_THAT_TELL:
-                    centre_norm = float(np.linalg.norm(centre))
-                    mean_norm = float(np.linalg.norm(rows.mean(axis=0)))
-                    if centre_norm > _LEAST_CENTRE and mean_norm < centre_norm / 5:
-                        warnings.warn(
-                            f"These {len(rows):,} {modality} rows seem to be centred already: "
-                            f"their mean has norm {mean_norm:.2f}, and {self.name} subtracts a "
-                            f"mean of norm {centre_norm:.2f}. The rows of an export need only "
-                            "Pipeline.for_rows(EXPORT).",
-                            stacklevel=2,
-                        )
+                if step.centres and centre is not None:
+                    if modality not in self._first_rows:
+                        self._first_rows[modality] = FirstRows(self.name, modality, centre)
+                    first_rows = self._first_rows[modality]
+                    warning = first_rows.add(rows) if first_rows.wanted else None
+                    if warning:
+                        warnings.warn(warning, stacklevel=2)
                 noise = None
                 if step.noisy:
                     noise = self.draw_noise(rows.shape, keys, seed, epoch, draws)

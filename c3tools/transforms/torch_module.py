@@ -5,18 +5,25 @@ The only file of this package that imports torch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any, Self
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arrays import Array
 from ..errors import TransformError
+from .first_rows import FirstRows
 from .operations import Affine, MemoryAttention, Noise, Operation, Unit
 from .pipeline import Pipeline
 from .steps import Step
+
+if TYPE_CHECKING:
+    from ..store import Store
 
 _LEAST_NORM = 1e-30
 # of torch 2.7 and later; earlier versions export training inputs without a word
@@ -36,6 +43,8 @@ class TransformModule(nn.Module):
     ``torch.compile`` supports it, but breaks the graph where noise is drawn from keys; so
     ``fullgraph=True`` works in evaluation mode, and in training mode without keys. ``torch.export``
     and ``torch.onnx.export`` support it in evaluation mode, with any number of rows.
+
+    For the rows of an export, which have gone through a pipeline already, use `for_rows`.
 
     Args:
         pipeline: fitted.
@@ -65,7 +74,32 @@ class TransformModule(nn.Module):
                             self.register_buffer(f"{name}_{number}", buffer)
                     self._operations.append((operation, step))
         operations = [operation for operation, _ in self._operations]
+        self._first_rows: FirstRows | None = None
         self._has_memory = any(isinstance(one, MemoryAttention) for one in operations)
+
+    @classmethod
+    def for_rows(
+        cls, export: Store | str | Path, modality: str | None = None, *, seed: int = 0
+    ) -> TransformModule:
+        """Return a module of the steps that the rows of an export have not gone through; see
+        `Pipeline.for_rows`.
+
+        Args:
+            export: its folder or URL, of any format; or opened.
+            modality: of the rows; needed if these steps are fitted for several modalities.
+            seed: of noise that is drawn from keys.
+
+        Raises:
+            TransformError: if these rows did not go through a pipeline, or it is damaged.
+            StoreError: if there is no export.
+
+        Example:
+            >>> report = c3tools.export_store("c3-store", output="noiseless", before_noise=True)
+            >>> module = c3tools.TransformModule.for_rows("noiseless", "text")
+            >>> module.pipeline
+            Pipeline('c3': gaussian-noise > normalize)
+        """
+        return cls(Pipeline.for_rows(export), modality, seed=seed)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the buffers to another device, as `to` and `half` ask for, but keep their dtypes."""
@@ -169,6 +203,8 @@ class TransformModule(nn.Module):
                     scale = self._array("scale", number)
                     matrix = self._array("matrix", number)
                     offset = self._array("offset", number)
+                    if step.centres and operation.centre is not None:
+                        self._look_at(x, operation.centre)
                     x = x if centre is None else x - centre
                     x = x if scale is None else x * scale
                     x = x if matrix is None else x @ matrix
@@ -187,6 +223,23 @@ class TransformModule(nn.Module):
                 case MemoryAttention():
                     x = _attend(operation, self._array("memory", number), x, computed[number])
         return nn.functional.pad(x, (0, 1)) if self.pipeline.metric == "l2" else x
+
+    def _look_at(self, x: Tensor, centre: Array) -> None:
+        """Warn if the first rows are centred already; rows of a compiled graph are not looked
+        at.
+        """
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if is_traced or x.is_meta:
+            return
+        if self._first_rows is None:
+            self._first_rows = FirstRows(self.pipeline.name, self.modality, centre)
+        if self._first_rows.wanted:
+            # The transforms of torch.func hide the values of rows
+            with suppress(RuntimeError):
+                rows = x.detach()[: self._first_rows.wanted].cpu().numpy()
+                warning = self._first_rows.add(rows)
+                if warning:
+                    warnings.warn(warning, stacklevel=2)
 
     def _array(self, name: str, number: int) -> Any:
         """Return an array or number of an operation: an array as its buffer."""

@@ -306,16 +306,37 @@ def test_for_rows_is_what_is_left_to_do() -> None:
         Pipeline.for_rows("c3-store")
 
 
-def test_transform_warns_of_rows_that_are_centred_already() -> None:
+def test_rows_that_are_centred_already_are_warned_of_once() -> None:
     ok(preset="c2-collapse")
-    images = np.tile(Store.open(OUT).load("image").embeddings, (2, 1))
+    raw = Store.open("c3-store").load("image").embeddings
+    images = Store.open(OUT).load("image").embeddings.astype(np.float32)
     pipeline = Pipeline.load("c3-export")
-    pipeline.transform(images[:99], modality="image")  # too few to tell
-    with pytest.warns(UserWarning, match="180 image rows seem to be centred already"):
+    module = TransformModule(pipeline, "image").eval()
+
+    # In batches, whose first 100 rows are needed to tell
+    pipeline.transform(images, modality="image")
+    with pytest.warns(UserWarning, match="The first 180 image rows seem to be centred already"):
         pipeline.transform(images, modality="image")
-    pipeline.transform(
-        np.tile(Store.open("c3-store").load("image").embeddings, (2, 1)), modality="image"
+    pipeline.transform(images, modality="image")
+    module(torch.from_numpy(images))
+    with pytest.warns(UserWarning, match=r"180 image rows .*TransformModule.for_rows"):
+        module(torch.from_numpy(images))
+    module(torch.from_numpy(images))
+
+    # After 2,000 rows, none are looked at
+    pipeline = Pipeline.load("c3-export")
+    pipeline.transform(np.tile(raw, (23, 1)), modality="image")
+    pipeline.transform(np.tile(images, (230, 1)), modality="image")
+
+
+def test_a_module_for_rows_has_what_is_left_to_do() -> None:
+    ok(preset="c3", sigma=0.3, before_noise=True)
+    rows = Store.open(OUT).load("text", "train")
+    module = TransformModule.for_rows("c3-export", "text", seed=3)
+    expected = Pipeline.for_rows("c3-export").transform(
+        rows.embeddings, modality="text", training=True, keys=rows.keys, seed=3
     )
+    assert_close(module(torch.from_numpy(rows.embeddings), rows.keys).numpy(), expected)
 
 
 @pytest.mark.parametrize("format", FORMATS)
