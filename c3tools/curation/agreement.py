@@ -44,6 +44,7 @@ _PLAIN_EDGE = 0.58
 _PLAIN_LEVELS = 2
 _PATCH = 5  # pixels of the side of a patch whose mean colours are compared
 _PATCH_LEVELS = 20  # that the mean colours of patches of two copies differ by at most
+_LARGER = 1.1  # areas that are nearer to each other are equal, as scales are 0.0156 apart
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
@@ -139,10 +140,31 @@ class Comparison(NamedTuple):
         agreement: the largest normalised cross-correlation of either within the other, from -1
             to 1.
         is_copy: whether they are copies, and not only alike.
+        scale: the length of what both show, as a share of the longer side of the first photo, over
+            that share of the second; 1 if they are no copies.
+        bordered: 0 or 1 if the first or the second photo is the other one with a plain border; None
+            if neither is.
     """
 
     agreement: float
     is_copy: bool
+    scale: float = 1.0
+    bordered: int | None = None
+
+    def better(self, longer_sides: tuple[float, float]) -> int | None:
+        """Return which photo shows what both show better: on a larger area or, if the areas are
+        about equal, without a border; 0 or 1, None for neither.
+
+        Args:
+            longer_sides: of the two photos, in pixels.
+        """
+        first, second = longer_sides
+        area = (self.scale * first / second) ** 2
+        if area > _LARGER:
+            return 0
+        if area < 1 / _LARGER:
+            return 1
+        return None if self.bordered is None else 1 - self.bordered
 
 
 def compare(first: Photo, second: Photo) -> Comparison:
@@ -162,9 +184,33 @@ def compare(first: Photo, second: Photo) -> Comparison:
         (_best_alignment(first, second, _SIDE, scale) for scale in scales),
         key=attrgetter("correlation"),
     )
-    if closer.correlation < COPY:
+    if closer.correlation < COPY or _colour_difference(closer) > _PATCH_LEVELS:
         return Comparison(closer.correlation, is_copy=False)
-    return Comparison(closer.correlation, _colour_difference(closer) <= _PATCH_LEVELS)
+    is_first_moved = closer.moved is first
+    scale = float(1 / closer.scale if is_first_moved else closer.scale)
+    bordered = int(is_first_moved) if _has_border(closer) else None
+    return Comparison(closer.correlation, True, scale, bordered)
+
+
+def _has_border(best: _Alignment) -> bool:
+    """Return whether most of what surrounds the other photo has one grey level."""
+    levels = np.asarray(best.place.field(_SIDE).grey, np.float32)
+    if best.is_mirrored:
+        levels = levels[:, ::-1]
+    moved = _scaled(best.moved.field(_SIDE).grey, round(best.scale * _SIDE))
+    # The photo, and a pixel on each side that is a mean of the photo and its border
+    top, left = (max(0, corner - _EDGE - 1) for corner in best.corner)
+    bottom, right = (
+        corner - _EDGE + length + 1
+        for corner, length in zip(best.corner, (moved.height, moved.width), strict=True)
+    )
+    is_around = np.ones(levels.shape, dtype=bool)
+    is_around[top:bottom, left:right] = False
+    around = levels[is_around]
+    if not len(around):
+        return False
+    is_plain = np.abs(around - np.median(around)) <= _PLAIN_LEVELS
+    return bool(is_plain.mean() >= _PLAIN_EDGE)
 
 
 def _colour_difference(best: _Alignment) -> float:

@@ -60,6 +60,7 @@ _COLUMNS: Any = [
     ("split", pa.string()),
     (LEAVE_OUT_COLUMN, pa.bool_()),
     ("reason", pa.string()),
+    ("lost_captions", pa.list_(pa.string())),
 ]
 _TABLE = pa.schema(_COLUMNS)
 
@@ -198,7 +199,8 @@ def find_duplicates(
     """Find copies of rows within and across the splits of a store, and mark copies in train.
 
     In groups of identical files and of copies by content, train rows are marked to be left out; if
-    all rows are in train, one of them is kept. Rows of val and test are never marked. Groups of the
+    all rows are in train, the one with the most captions is kept, then the one that shows what both
+    show on the larger area or without a border. Rows of val and test are never marked. Groups of the
     same scene, of identical texts and of similar embeddings are listed without marks, and so are
     pictures on a plain background (emoji, logos, products) that differ only in colour.
 
@@ -269,5 +271,12 @@ def find_duplicates(
             -len(group.copies),
         )
     )
+    copies = [copy for group in groups for copy in group.copies]
+    lost = sum(len(copy.lost_captions) for copy in copies)
+    if lost:
+        notes.append(
+            f"{counted(lost, 'caption')} of marked rows are not among those of the kept rows. They "
+            f"are in the column lost_captions of the table."
+        )
     shards = shards_metadata(store)
     return Duplicates(store.path, groups, compared, notes, captions, paths, shards)

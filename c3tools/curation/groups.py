@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ class Copy:
         agreement: of the two photos, at most 1; None where photos were not compared.
         split: of the row.
         leave_out: whether it is marked, for `c3 leave-out`.
+        lost_captions: of a row that is marked, the captions that the kept row does not have.
     """
 
     key: str
@@ -29,6 +31,7 @@ class Copy:
     agreement: float | None
     split: str
     leave_out: bool = False
+    lost_captions: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class DuplicateGroup:
         tier: ``exact`` (equal files, rows or texts), ``copy`` or ``same scene`` (by what the photos
             show), or ``alike`` (by the embeddings alone).
         kept: key of the row that is kept: of the split that is tested first, then the one with the
-            most pixels, then the earliest key.
+            most captions, then the one that shows what both show on the larger area or without a
+            border, then the one with the most pixels, then the earliest key.
         kept_split: its split.
         splits: of all rows.
         copies: the others, nearest first.

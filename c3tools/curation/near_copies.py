@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..arrays import Indices, Mask, Matrix, Pixels
+from ..arrays import Floats, Indices, Mask, Matrix, Pixels
 from ..corpus.containers import PhotoFinder
-from ..corpus.splits import split_order
+from ..corpus.splits import ALL, split_order
 from ..embedding.decoding import decode_photos
 from ..index.coder import choose_factory
 from ..index.codes import cell_count, load_faiss, on_gpus, set_nprobe
@@ -51,12 +51,22 @@ class CopySearch:
 
 @dataclass(frozen=True)
 class _Link:
-    """Two rows that are alike, by their numbers."""
+    """Two rows that are alike, by their numbers.
+
+    Attributes:
+        first: number of a row.
+        second: number of the other row.
+        tier: of the evidence.
+        agreement: of photos.
+        better: the row that shows what both show on the larger area or without a border; None if
+            neither does.
+    """
 
     first: int
     second: int
     tier: Tier
     agreement: float | None = None
+    better: int | None = None
 
     def other(self, row: int) -> int:
         """Return the row that one of the two is linked to."""
@@ -77,6 +87,38 @@ class _Group:
     kept: int
     tier: Tier
     agreements: dict[int, float | None]
+
+
+@dataclass(frozen=True)
+class _Precedence:
+    """The order in which rows of a modality are kept.
+
+    Attributes:
+        splits: of the rows.
+        classes: of each row; of two copies that of the lower class is kept: of the split that is
+            tested first, then with more captions.
+        rank: the place of each row by class, pixels and key: int64 (n,).
+    """
+
+    splits: Sequence[str]
+    classes: Sequence[tuple[int, int]]
+    rank: Indices
+
+    @classmethod
+    def of(cls, rows: Rows, captions: Mapping[str, Sequence[str]]) -> _Precedence:
+        """Return the order of all rows of a modality, with the captions of each key."""
+        pixels = _sides(rows).prod(axis=1)
+        importance = {"test": 0, "val": 1, "train": 3}
+        classes = [
+            (importance.get(split, 2), -len(captions.get(key, ())))
+            for key, split in zip(rows.keys, rows.splits, strict=True)
+        ]
+        order = sorted(
+            range(len(rows)), key=lambda row: (classes[row], -pixels[row], rows.keys[row])
+        )
+        rank = np.empty(len(rows), dtype=np.int64)
+        rank[order] = np.arange(len(rows))
+        return cls(rows.splits, classes, rank)
 
 
 @dataclass(frozen=True)
@@ -121,9 +163,9 @@ def search_copies(
         workers: Number of processes that decode photos.
         reporter: Shows the progress.
     """
-    rank = _ranks_of_keeping(rows)
-    splits = rows.splits
-    equal_to = _equal_rows(store, rows, rank)
+    captions = {} if rows.modality == "text" else _captions_of_media(store)
+    precedence = _Precedence.of(rows, captions)
+    equal_to = _equal_rows(store, rows, precedence.rank)
     different = np.flatnonzero(equal_to == np.arange(len(rows)))
     equal_rows = defaultdict[int, dict[int, float | None]](dict)
     for row in np.flatnonzero(equal_to != np.arange(len(rows))).tolist():
@@ -135,11 +177,11 @@ def search_copies(
         # Copies first; of the rows that are in no group then, those of one scene
         photos = _PhotoComparison(store, rows, different, image_timeout, workers, reporter)
         nearest = _NearestRows(unit_rows(rows.embeddings), photos.numbers, reporter)
-        links = _link_until_none_joins(nearest, rank, splits, "copy", photos.compare)
-        groups = _merged(groups, _group_around_kept(links, rank, splits, "copy"))
+        links = _link_until_none_joins(nearest, precedence, "copy", photos.compare)
+        groups = _merged(groups, _group_around_kept(links, precedence, "copy"))
         in_groups = _rows_of(groups)
         free = [link for link in links if in_groups.isdisjoint((link.first, link.second))]
-        groups += _group_around_kept(free, rank, splits, "same scene")
+        groups += _group_around_kept(free, precedence, "same scene")
         notes = photos.notes
         compared = photos.compared
     if cosine is not None:
@@ -151,13 +193,15 @@ def search_copies(
 
         ungrouped = np.setdiff1d(different, list(_rows_of(groups)))
         nearest = _NearestRows(unit_rows(rows.embeddings), ungrouped, reporter)
-        links = _link_until_none_joins(nearest, rank, splits, "alike", link_alike)
-        groups += _group_around_kept(links, rank, splits, "alike")
+        links = _link_until_none_joins(nearest, precedence, "alike", link_alike)
+        groups += _group_around_kept(links, precedence, "alike")
 
     # Name the rows by their keys, and mark those of train that are to be left out
     results = []
+    splits = rows.splits
     for group in groups:
         is_marked = group.tier in _MATCHED and rows.modality != "text"
+        kept_captions = {_words(caption) for caption in captions.get(rows.keys[group.kept], ())}
         numbers = [group.kept, *group.agreements]
         unit = unit_rows(rows.embeddings[numbers])
         cosines = unit @ unit[0]
@@ -166,9 +210,12 @@ def search_copies(
             cosines[1:].tolist(), group.agreements.items(), strict=True
         ):
             leave_out = is_marked and splits[row] == "train"
-            copies.append(
-                Copy(rows.keys[row], round(cosine_with_kept, 4), agreement, splits[row], leave_out)
-            )
+            key = rows.keys[row]
+            lost = []
+            if leave_out:
+                lost = [text for text in captions.get(key, ()) if _words(text) not in kept_captions]
+            cosine_shown = round(cosine_with_kept, 4)
+            copies.append(Copy(key, cosine_shown, agreement, splits[row], leave_out, lost))
         copies.sort(key=lambda copy: (-copy.cosine, copy.key))
         results.append(
             DuplicateGroup(
@@ -183,24 +230,31 @@ def search_copies(
     return CopySearch(results, compared, notes)
 
 
-def _ranks_of_keeping(rows: Rows) -> Indices:
-    """Return the place of each row in the order in which rows are kept: int64 (n,)."""
-    pixels = np.zeros(len(rows))
-    if {"width", "height"}.issubset(rows.table.column_names):
-        sides = [
-            np.array([side or 0 for side in rows.column(name)], dtype=np.float64)
-            for name in ("width", "height")
-        ]
-        pixels = sides[0] * sides[1]
-    importance = {"test": 0, "val": 1, "train": 3}
-    splits = rows.splits
-    order = sorted(
-        range(len(rows)),
-        key=lambda row: (importance.get(splits[row], 2), -pixels[row], rows.keys[row]),
-    )
-    ranks = np.empty(len(rows), dtype=np.int64)
-    ranks[order] = np.arange(len(rows))
-    return ranks
+def _sides(rows: Rows) -> Floats:
+    """Return width and height of photos in pixels, 0 if they are not known: float64 (n, 2)."""
+    if not {"width", "height"}.issubset(rows.table.column_names):
+        return np.zeros((len(rows), 2))
+    columns = [[side or 0 for side in rows.column(name)] for name in ("width", "height")]
+    return np.array(columns, dtype=np.float64).T
+
+
+def _captions_of_media(store: Store) -> dict[str, list[str]]:
+    """Return the captions of each image, video or sound, by its key."""
+    captions = defaultdict[str, list[str]](list)
+    if "text" in store.modalities:
+        for batch in store.batches("text", ["caption", "image_key"], split=ALL):
+            values = (batch.column(name).to_pylist() for name in ("image_key", "caption"))
+            for key, caption in zip(*values, strict=True):
+                if key and caption:
+                    captions[key].append(caption)
+    return captions
+
+
+def _words(caption: str) -> str:
+    """Return a caption without case, punctuation and repeated spaces; one without words as it
+    is.
+    """
+    return " ".join(_NO_WORD.sub(" ", caption.casefold()).split()) or caption
 
 
 def _equal_rows(store: Store, rows: Rows, rank: Indices) -> Indices:
@@ -209,12 +263,7 @@ def _equal_rows(store: Store, rows: Rows, rank: Indices) -> Indices:
     """
     columns: list[list[str]] = []
     if rows.modality == "text":
-        # Words without case, punctuation and repeated spaces; a text without words as it is
-        texts = []
-        for caption in rows.captions:
-            words = _NO_WORD.sub(" ", caption.casefold()).split()
-            texts.append(" ".join(words) or caption)
-        columns.append(texts)
+        columns.append([_words(caption) for caption in rows.captions])
     else:
         digests = store.input_digests(rows.modality)
         columns.append([digests.get(key, "") for key in rows.keys])
@@ -245,8 +294,7 @@ def _equal_rows(store: Store, rows: Rows, rank: Indices) -> Indices:
 
 def _link_until_none_joins(
     nearest: _NearestRows,
-    rank: Indices,
-    splits: Sequence[str],
+    precedence: _Precedence,
     tier: Tier,
     link_pairs: Callable[[_NearPairs], list[_Link]],
 ) -> list[_Link]:
@@ -257,14 +305,13 @@ def _link_until_none_joins(
 
     Args:
         nearest: the rows.
-        rank: of all rows of the modality, in the order in which they are kept.
-        splits: of all rows of the modality.
+        precedence: of all rows of the modality.
         tier: of the links by which rows join.
         link_pairs: returns the links among pairs.
     """
     links: list[_Link] = []
     compared = np.empty(0, np.int64)
-    count = len(rank)
+    count = len(precedence.rank)
     queries = nearest.numbers
     while len(queries):
         pairs = nearest.pairs(queries)
@@ -275,7 +322,7 @@ def _link_until_none_joins(
 
         # Look again for the nearest of the rows that are left and were near one that joined
         has_joined = np.zeros(count, dtype=bool)
-        for group in _group_around_kept(links, rank, splits, tier):
+        for group in _group_around_kept(links, precedence, tier):
             has_joined[list(group.agreements)] = True
         nearest.keep(~has_joined)
         if not is_new.any():
@@ -286,9 +333,7 @@ def _link_until_none_joins(
     return links
 
 
-def _group_around_kept(
-    links: Iterable[_Link], rank: Indices, splits: Sequence[str], tier: Tier
-) -> list[_Group]:
+def _group_around_kept(links: Iterable[_Link], precedence: _Precedence, tier: Tier) -> list[_Group]:
     """Group rows by their links of a tier, each around the one that is kept: a copy of a copy is no
     copy of the kept row. A train row joins a group for any row of test or val in it.
     """
@@ -299,24 +344,39 @@ def _group_around_kept(
             neighbours[link.second].append(link)
     groups: list[_Group] = []
     group_of: dict[int, _Group] = {}
-    for row in sorted(neighbours, key=lambda number: rank[number]):
-        if row in group_of:
-            continue
+    splits = precedence.splits
+    for row in sorted(neighbours, key=lambda number: precedence.rank[number]):
+        while row not in group_of:
+            # Rows of test and val come before those of train, so theirs are in groups by now
+            leaks = [link for link in neighbours[row] if splits[link.other(row)] in HELD_OUT]
+            if splits[row] == "train" and leaks:
+                group = group_of[leaks[0].other(row)]
+                group.agreements[row] = leaks[0].agreement
+                group_of[row] = group
+                break
 
-        # Rows of test and val come before those of train, so theirs are in groups by now
-        leaks = [link for link in neighbours[row] if splits[link.other(row)] in HELD_OUT]
-        if splits[row] == "train" and leaks:
-            group = group_of[leaks[0].other(row)]
-            group.agreements[row] = leaks[0].agreement
-            group_of[row] = group
-            continue
+            # Keep a better copy of the same class, if there is one
+            kept = row
+            passed = {row}
+            while True:
+                better = {link.better for link in neighbours[kept]}.difference(passed, group_of)
+                of_class = [
+                    number
+                    for number in better
+                    if number is not None and precedence.classes[number] == precedence.classes[row]
+                ]
+                if not of_class:
+                    break
+                kept = min(of_class, key=lambda number: precedence.rank[number])
+                passed.add(kept)
 
-        agreements = {link.other(row): link.agreement for link in neighbours[row]}
-        members = {other: value for other, value in agreements.items() if other not in group_of}
-        if members:
-            group = _Group(row, tier, members)
+            agreements = {link.other(kept): link.agreement for link in neighbours[kept]}
+            members = {other: value for other, value in agreements.items() if other not in group_of}
+            if not members:
+                break
+            group = _Group(kept, tier, members)
             groups.append(group)
-            group_of |= dict.fromkeys([row, *members], group)
+            group_of |= dict.fromkeys([kept, *members], group)
     return groups
 
 
@@ -364,6 +424,7 @@ class _PhotoComparison:
         self.notes: list[str] = []
         self._reporter = reporter
         self._thumbnails: dict[int, Pixels] = {}  # by row
+        self._longer_sides = _sides(rows).max(axis=1)
         paths = rows.column("path")
         row_numbers = numbers.tolist()
         problems: list[str] = []
@@ -406,8 +467,15 @@ class _PhotoComparison:
                         photos[row] = Photo(self._thumbnails[row])
                 comparison = compare(photos[first], photos[second])
                 if comparison.agreement >= SAME_SCENE:
-                    tier: Tier = "copy" if comparison.is_copy else "same scene"
-                    links.append(_Link(first, second, tier, round(comparison.agreement, 3)))
+                    tier: Tier = "same scene"
+                    better = None
+                    if comparison.is_copy:
+                        tier = "copy"
+                        sides = (self._longer_sides[first], self._longer_sides[second])
+                        place = comparison.better(sides) if all(sides) else None
+                        better = None if place is None else (first, second)[place]
+                    agreement = round(comparison.agreement, 3)
+                    links.append(_Link(first, second, tier, agreement, better))
                 progress.advance()
         return links
 

@@ -131,7 +131,45 @@ def test_a_photo_agrees_with_itself(images: list[Image.Image]) -> None:
 def test_the_order_of_two_photos_does_not_matter(images: list[Image.Image]) -> None:
     photo = as_photo(images[0])
     crop = as_photo(cropped(0.2)(images[0]))
-    assert compare(photo, crop) == compare(crop, photo)
+    first, second = compare(photo, crop), compare(crop, photo)
+    assert first[:2] == second[:2]
+    assert first.scale == pytest.approx(1 / second.scale)
+
+
+def with_border(image: Image.Image, colour: str = "white") -> Image.Image:
+    return ImageOps.expand(image, image.width // 14, colour)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_border,
+        lambda image: with_border(ImageOps.mirror(image), "black"),
+        with_caption_bar,
+        lambda image: with_border(image).resize((image.width // 2, image.height // 2)),
+    ],
+    ids=["white border", "mirrored, black border", "caption bar", "border, half"],
+)
+def test_a_photo_is_better_than_with_a_border(
+    images: list[Image.Image], change: Callable[[Image.Image], Image.Image]
+) -> None:
+    for image in images:
+        bordered = change(image)
+        comparison = compare(as_photo(image), as_photo(bordered))
+        assert comparison.better((max(image.size), max(bordered.size))) == 0
+        comparison = compare(as_photo(bordered), as_photo(image))
+        assert comparison.better((max(bordered.size), max(image.size))) == 1
+
+
+def test_of_a_photo_and_its_part_that_on_the_larger_area_is_better(
+    images: list[Image.Image],
+) -> None:
+    """A part of the same resolution is as good; one that is 1.2 times as long is better."""
+    for image in images:
+        part = cropped(0.2)(image)
+        comparison = compare(as_photo(image), as_photo(part))
+        assert comparison.better((max(image.size), max(part.size))) is None
+        assert comparison.better((max(image.size), 1.2 * max(part.size))) == 1
 
 
 def test_a_turned_photo_is_not_found(images: list[Image.Image]) -> None:
@@ -142,7 +180,7 @@ def test_a_turned_photo_is_not_found(images: list[Image.Image]) -> None:
 @pytest.mark.parametrize("size", [(64, 48), (64, 2), (1, 1)])
 def test_an_image_of_one_colour_agrees_with_nothing(size: tuple[int, int]) -> None:
     empty = Photo(np.full((size[1], size[0]), 128, np.uint8))
-    assert compare(empty, empty) == (-1, False)
+    assert compare(empty, empty)[:2] == (-1, False)
 
 
 def test_a_photo_that_its_exif_data_turn_agrees_with_the_turned_one(

@@ -175,6 +175,61 @@ def test_the_photo_with_the_most_pixels_is_kept(tmp_path: Path) -> None:
     assert find_duplicates(store).groups[0].kept == "image9"
 
 
+def captioned(image: str, *captions: str) -> Rows:
+    keys = [f"{image}#{number}" for number in range(len(captions))]
+    embeddings = unit_rows(len(captions), DIM, seed=3)
+    columns = {"image_key": [image] * len(captions), "split": ["train"] * len(captions)}
+    return Rows.of("text", keys, embeddings, caption=captions, **columns)
+
+
+def test_of_exact_copies_the_one_with_captions_is_kept(tmp_path: Path) -> None:
+    rows = unit_rows(30, DIM)
+    rows[4] = rows[2]
+    keys = [f"image{number}" for number in range(30)]
+    images = Rows.of("image", keys, rows, split=["train"] * 30)
+    store = build_store(tmp_path / "s", images, captioned("image4", "a dog"), dtype="float32")
+    found = find_duplicates(store, modality=["image"])
+    assert found.groups[0].kept == "image4"
+    assert not any("captions" in note for note in found.notes)
+
+
+def test_captions_that_only_the_left_out_copy_has_are_counted_and_in_the_table(
+    tmp_path: Path,
+) -> None:
+    rows = unit_rows(30, DIM)
+    rows[4] = rows[2]
+    keys = [f"image{number}" for number in range(30)]
+    images = Rows.of("image", keys, rows, split=["test" if n == 2 else "train" for n in range(30)])
+    texts = captioned("image4", "a dog", "a cat")
+    store = build_store(tmp_path / "s", images, texts, dtype="float32")
+    found = find_duplicates(store, modality=["image"])
+    assert found.groups[0].kept == "image2"
+    assert found.notes[-1] == (
+        "2 captions of marked rows are not among those of the kept rows. They are in the column "
+        "lost_captions of the table."
+    )
+    table = pq.read_table(found.save_table(tmp_path / "t.parquet")).to_pylist()
+    assert [row["lost_captions"] for row in table] == [[], ["a dog", "a cat"]]
+
+
+def test_a_photo_with_a_border_is_left_out(tmp_path: Path) -> None:
+    photo = Image.open(FILES[0]).convert("RGB")
+    images = [ImageOps.expand(photo, photo.width // 14, "white"), photo]
+    paths = [tmp_path / f"{number}.jpg" for number in range(2)]
+    for image, path in zip(images, paths, strict=True):
+        save(image, path)
+    store = image_store(
+        tmp_path / "s",
+        unit_rows(2, DIM),
+        path=[str(path) for path in paths],
+        split=["train"] * 2,
+        width=[image.width for image in images],
+        height=[image.height for image in images],
+    )
+    (group,) = find_duplicates(store, workers=0).groups
+    assert group.kept == "image1"
+
+
 def test_more_copies_than_nearest_rows_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
