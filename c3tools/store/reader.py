@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ..reporter import SILENT, Reporter, counted
 from .dataset import card_of, load_data_set, save_data_set
 from .left_out import LEFT_OUT_FILE, LEFT_OUT_REMEDY, LeftOut
 from .manifest import EXTERNAL_FILE, MOMENTS_FILE, Manifest
-from .rewriting import REWRITING_LIST
+from .rewriting import require_not_rewritten
 from .rows import (
     ITEM_COLUMNS,
     Pairs,
@@ -158,13 +158,10 @@ class Store(HubRepository):
                     f"used; `c3 verify --store {folder}` explains what is missing."
                 )
             return opened
-        if kind_of(folder / REWRITING_LIST):
-            raise IncompleteStoreError(
-                f"The store {folder} is being rewritten, or its rewriting was interrupted.",
-                remedy="Wait for the other run, or run the same command again to finish it.",
-            )
+        require_not_rewritten(folder)
         differences = manifest.compare(folder)
         if differences.missing:
+            require_not_rewritten(folder)  # a writer began in between
             if Manifest.load(folder) != manifest:  # a writer ended in between
                 return cls.open(folder, codes=codes, reporter=reporter)
             remedy = (
@@ -190,19 +187,25 @@ class Store(HubRepository):
     def require_listed(self, name: str) -> bool:
         """Refuse a small file that is not the one listed; return False if a writer has replaced it
         since.
+
+        Raises:
+            IncompleteStoreError: if a writer is replacing files.
+            StoreError: if it is missing or another one.
         """
         listed = None if self.manifest is None else self.manifest.files.get(name)
         if listed is None:
             return True
         for _ in range(_LOOKS):
-            if listed == sha256_of(self.path / name):
-                return True
+            with suppress(FileNotFoundError):
+                if listed == sha256_of(self.path / name):
+                    return True
+            require_not_rewritten(self.path)
             if Manifest.load(self.path) != self.manifest:
                 return False
             time.sleep(_PAUSE)  # a writer replaces it just before it writes the manifest
         raise StoreError(
-            f"{self.path / name} is not the file that {MANIFEST_FILE} lists: it is damaged, or a "
-            f"run did not finish.",
+            f"{self.path / name} is not the file that {MANIFEST_FILE} lists: it is missing or "
+            f"damaged, or a run did not finish.",
             remedy=f"If a run was interrupted, run the same command again; otherwise see `c3 "
             f"verify {self.path}`.",
         )
@@ -280,12 +283,17 @@ class Store(HubRepository):
         try:
             with open_shard(path, modality, columns, record, self._verified) as shard:
                 yield shard
-        except StoreError as error:
-            if self.manifest is not None and (
-                kind_of(self.path / REWRITING_LIST) or Manifest.load(self.path) != self.manifest
-            ):
-                raise self._changed() from error
+        except StoreError:
+            self._require_unchanged()
             raise
+
+    def _require_unchanged(self) -> None:
+        """Refuse a store that a writer is changing, or has changed since it was opened."""
+        if self.manifest is None:
+            return
+        require_not_rewritten(self.path)
+        if Manifest.load(self.path) != self.manifest:
+            raise self._changed()
 
     def _changed(self) -> StoreError:
         return StoreError(
@@ -333,10 +341,12 @@ class Store(HubRepository):
     @cached_property
     def left_out(self) -> LeftOut:
         """The rows that are left out, as they are named."""
-        if not self.require_listed(LEFT_OUT_FILE):
-            raise self._changed()
         listed = self._recorded.files if self._recorded else {}
-        return LeftOut.load(self.path, listed.get(LEFT_OUT_FILE))
+        try:
+            return LeftOut.load(self.path, listed.get(LEFT_OUT_FILE))
+        except StoreError:
+            self._require_unchanged()
+            raise
 
     @property
     def left_out_counts(self) -> dict[str, int]:

@@ -14,11 +14,25 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import IncompleteStoreError
 from ..io.files import has_same_content, make_folder, read_json, sync_folder, write_json_atomically
 from ..io.locations import kind_of, move, names_below, remove
 
 REWRITING = ".rewriting"
 REWRITING_LIST = f"{REWRITING}/list.json"
+
+
+def require_not_rewritten(store: Path) -> None:
+    """Refuse a store whose files are being put in place.
+
+    Raises:
+        IncompleteStoreError: with what to do.
+    """
+    if kind_of(store / REWRITING_LIST):
+        raise IncompleteStoreError(
+            f"The store {store} is being rewritten, or its rewriting was interrupted.",
+            remedy="Wait for the other run, or run the same command again to finish it.",
+        )
 
 
 class Rewriting:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..corpus.items import part_key
-from ..errors import StoreError, note_on_interrupt
+from ..errors import OutputError, StoreError, note_on_interrupt
 from ..io.files import json_text, sha256_of, write_text_atomically
 from ..io.locations import kind_of, location, on_this_machine, remove
 from ..io.lock import locked, require_unlocked
@@ -179,20 +179,34 @@ def verify_store(
 
     Raises:
         StoreError: if there is no store, it has a newer format version, or its description is lost.
-        OutputError: if it has defects while another run is writing to it.
+        OutputError: if it has defects while another run is writing to it, or has just written.
         UnreachableError: if part of it cannot be read at the moment, which is not damage.
     """
     path = location(store)
-    result = _check(path, reporter)
-    if result.defects:
-        require_unlocked(path)  # what another run is writing is not damaged
     kept = "Finished repairs are kept; run the same command again to repair the rest."
     if repair or forget:
         with locked(path), note_on_interrupt(lambda: kept):
+            result = _check(path, reporter)
             if result.defects:
                 _repair(result, repair=repair, forget=forget)
                 result.open = len(_check(path, reporter).defects)
+        return result
+    digest = _manifest_digest(path)
+    result = _check(path, reporter)
+    if result.defects:
+        require_unlocked(path)  # what another run is writing is not damaged
+        if _manifest_digest(path) != digest:
+            raise OutputError(
+                f"{path} was changed while it was checked: another run has written to it.",
+                remedy="Run the same command again.",
+            )
     return result
+
+
+def _manifest_digest(path: Path) -> str | None:
+    """Return the SHA-256 of the manifest, damaged or not; None if there is none."""
+    manifest = path / MANIFEST_FILE
+    return sha256_of(manifest) if kind_of(manifest) else None
 
 
 def _check(path: Path, reporter: Reporter) -> Verification:
@@ -463,9 +477,12 @@ def _check_files(
         result.add_defect("unfinished", modality, problem, remedy)
     for name, digest in manifest.files.items():
         remedy = _remedy(name, info, copy_again)
-        if kind_of(path / name) is None:
+        found = None
+        with suppress(FileNotFoundError):
+            found = sha256_of(path / name)
+        if found is None:
             result.add_defect("files", name, "the manifest lists it, but it is missing", remedy)
-        elif sha256_of(path / name) != digest:
+        elif found != digest:
             result.add_defect("checksum", name, _OTHER, remedy)
         elif name == MOMENTS_FILE and moments is not None:
             stored = load_moments(path / MOMENTS_FILE)[0]

@@ -14,8 +14,8 @@ import pytest
 
 import c3tools
 from c3tools.choices import ExportFormat
-from c3tools.errors import OutputError, StoreError
-from c3tools.store import Rows, Store
+from c3tools.errors import IncompleteStoreError, OutputError, StoreError
+from c3tools.store import Rows, Store, verify
 from c3tools.store.leave_out import shards_metadata
 from tests.conftest import build_store, contents, slice_of, unit_rows, write_jsonl
 from tests.crashes import kill_at, operations
@@ -389,3 +389,34 @@ def test_two_at_once_are_refused(store: Store) -> None:
 
     with locked(store.path), pytest.raises(OutputError, match="Another run is writing"):
         c3tools.leave_out(store.path, keys=["img0"])
+
+
+@pytest.mark.parametrize("content", [None, b"the next list"])
+def test_a_reader_says_that_the_list_is_being_written(
+    smaller: Store, content: bytes | None
+) -> None:
+    (smaller.path / ".rewriting").mkdir()
+    (smaller.path / ".rewriting/list.json").write_text("[]")
+    file = smaller.path / "left-out.parquet"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(IncompleteStoreError, match="is being rewritten"):
+        smaller.count("image")
+
+
+def test_a_reader_says_that_the_list_was_changed(smaller: Store) -> None:
+    c3tools.leave_out(smaller.path, undo=True)
+    with pytest.raises(StoreError, match="was changed after it was opened"):
+        smaller.count("image")
+
+
+def test_verify_does_not_take_a_change_in_the_meantime_for_damage(
+    smaller: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(*_: object) -> None:
+        c3tools.leave_out(smaller.path, undo=True)
+
+    monkeypatch.setattr(verify, "_check_keys", change)
+    with pytest.raises(OutputError, match="was changed while it was checked"):
+        c3tools.verify_store(smaller.path)
