@@ -241,6 +241,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "clusters modalities": OptionSettings(parse=_names, metavar="A,B"),
     "mark_worst": OptionSettings(metavar="FRACTION"),
     "mark_below": OptionSettings(metavar="Z"),
+    "by": OptionSettings(metavar="COLUMN"),
     "nprobe": _EXPERT,
     "recall": OptionSettings(unused=_recall_unused),
     "fractions": OptionSettings(parse=_numbers, metavar="TRAIN,VAL,TEST"),

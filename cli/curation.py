@@ -24,9 +24,10 @@ def pairs(
 ) -> Any:
     """Find captions that probably belong to another image.
 
-    Prints the estimated share of wrong pairs and the worst-fitting pairs. Writes all pairs to a
-    table, and the worst ones to an HTML page. To leave out bad train pairs, mark them with
-    --mark-worst or --mark-below, then run `c3 leave-out TABLE`. The store itself is not changed.
+    Prints the estimated share of pairs that look unrelated to the encoder, and the worst-fitting
+    pairs. Writes all pairs to a table, and the worst ones to an HTML page. To leave out bad train
+    pairs, mark them with --mark-worst or --mark-below, then run `c3 leave-out TABLE`. The store
+    itself is not changed.
 
     Args:
         table: Parquet file for all pairs. By default pairs.parquet, or no file with ``json``.

@@ -334,8 +334,9 @@ def build_store(
     part_rows: int | Mapping[str, int] = 1000,
     failures: Sequence[tuple[int, Failure]] = (),
     preprocessing: Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Store:
-    """Write rows of one modality each to a new store.
+    """Write rows of one modality each to a new store, which carries ``columns`` of these types.
 
     It says ``normalised`` of their norms; ``failures`` are of image shards, with their numbers.
     """
@@ -346,6 +347,7 @@ def build_store(
         dtype=dtype,
         normalised=normalised,
         preprocessing=dict(preprocessing or {}),
+        columns=dict(columns or {}),
     )
     create_store(path, info)
     for rows in modalities:

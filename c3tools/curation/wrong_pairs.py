@@ -12,15 +12,23 @@ unrelated, as long as few of the others are below it:
 
     2 P(z < median) = share + 2 (1 - share) P(z < median | related)
 
-An encoder that tells pairs badly puts more related pairs between the exchanged quartile and median
-than below the quartile. Unrelated pairs are as many in both, so a sign test tells such an encoder.
+An encoder that tells pairs badly puts related pairs below the median too. Whether it does is told
+by a ratio in which the share cancels, as unrelated pairs are above the .9 quantile and below the
+median of exchanged pairs in known numbers:
+
+    [(P(z > q90) - .1) / .9] / [1 - 2 P(z < q50)] = P'(z > q90 | related) / P'(z > q50 | related)
+
+with P' less what exchanged pairs have there. It is near 1 if related pairs are far above exchanged
+ones. Related pairs that the encoder tells from exchanged ones in some items alone look like wrong
+ones in the others: so the share is of pairs that look unrelated to this encoder.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
@@ -31,10 +39,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..arrays import Array, Indices, Matrix
+from ..arrays import Array, Indices, Mask, Matrix
 from ..choices import Fraction, checked
-from ..corpus.splits import ALL, split_order
-from ..errors import StoreError
+from ..corpus.splits import split_order
+from ..errors import StoreError, UnusedOptionError
 from ..io.files import naming
 from ..io.locations import location
 from ..io.outputs import write_output
@@ -47,8 +55,8 @@ from ..result_table import Table
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..store.leave_out import shards_metadata
-from ..store.left_out import LEAVE_OUT_COLUMN
-from ..store.rows import ITEM_COLUMNS, embedding_matrix, row_splits
+from ..store.left_out import LEAVE_OUT_COLUMN, LeftOut
+from ..store.rows import ITEM_COLUMNS, embedding_matrix, row_splits, split_mask
 from ..store.shards import shard_schema
 from ..transforms.calibration import Calibration
 from .exports import require_no_export
@@ -57,7 +65,12 @@ from .pictures import NO_PATH, pictures_of
 _OTHERS = 1_000  # rows of the second modality that each pair is ranked among
 _ROWS_AT_A_TIME = 4_096
 _EXCHANGES = 10  # times that each row is paired with a row of another item
-_SIGN_TEST = 1.645  # one-sided, 5%, in standard deviations
+_LEAST_PAIRS_OF_SHARE = 50
+_MOST_UNRELATED = 0.9  # upper end above which pairs look like exchanged ones
+_LEAST_RATIO = 0.7  # see the module; docs/results/curation.md has that of several encoders
+_MOST_BY_HAND = 0.01  # of the pairs: so many could change a share by one point
+_REASON = re.compile(r"z -?\d+\.\d+, rank \d+")  # of the rows that this command marks
+_COPY = re.compile(r"(copy of|equal to) ")  # the reasons that `c3 duplicates` gives
 _EQUAL = 1e-6  # squared distance of unit rows that float16 rounds differently
 _LEAST_PAIRS = 20
 _SHOWN_PAIRS = 60
@@ -99,23 +112,25 @@ class CheckedPair:
 
 @dataclass(frozen=True)
 class UnrelatedShare:
-    """The expected share of pairs that do not belong together.
+    """The expected share of pairs that look unrelated to the encoder.
 
     Attributes:
         split: of the pairs; ``all`` for all of them.
         pairs: their number.
         share: twice the share of pairs with z below the median of exchanged pairs; where it is a
-            bound, the upper end of the interval.
-        interval: its 95% interval; None for fewer than 3 items.
+            bound, the upper end of the interval; None if there is no share.
+        interval: its 95% interval; None for fewer than 3 items, and if there is no share.
         at_most: whether the share is a bound, because the encoder tells these pairs too badly for
             an estimate.
+        missing: why there is no share, in words; empty otherwise.
     """
 
     split: str
     pairs: int
-    share: float
+    share: float | None
     interval: tuple[float, float] | None
     at_most: bool = False
+    missing: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,10 +141,11 @@ class PairCheck:
         store: the path of the store.
         modalities: of the first and the second row of each pair.
         rows: all pairs, ordered by z, ascending: a column for each attribute of `CheckedPair`.
-        shares: the expected shares of unrelated pairs, of all pairs and by split.
+        shares: the expected shares of pairs that look unrelated, of all pairs and by split.
         exchanged: median and standard deviation of z of pairs whose first rows were exchanged.
         others: number of rows that each pair was ranked among.
         shards: metadata of the table: which shards it was made from.
+        notes: what the user should know about the marks.
     """
 
     store: Path
@@ -139,6 +155,7 @@ class PairCheck:
     exchanged: tuple[float, float]
     others: int
     shards: dict[bytes, bytes]
+    notes: Sequence[str] = ()
 
     def __repr__(self) -> str:
         return f"PairCheck({self.store}: {counted(len(self.rows), 'pair')})"
@@ -158,9 +175,14 @@ class PairCheck:
         """The number of pairs that were marked to be left out."""
         return int(pc.sum(self.rows.column(LEAVE_OUT_COLUMN)).as_py())
 
-    def to_dict(self) -> list[dict[str, Any]]:
-        """Return what `c3 pairs --json` prints: the pairs, the likeliest wrong ones first."""
-        return self.rows.select(_JSON_COLUMNS).to_pylist()
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `c3 pairs --json` prints: the shares of pairs that look unrelated to the
+        encoder, and the pairs, the likeliest wrong ones first.
+        """
+        return {
+            "look_unrelated": [asdict(share) for share in self.shares],
+            "pairs": self.rows.select(_JSON_COLUMNS).to_pylist(),
+        }
 
     def explanation(self) -> list[str]:
         """Return what the numbers mean, in sentences."""
@@ -169,32 +191,36 @@ class PairCheck:
         sentences = [
             f"z says how many standard deviations the cosine of a pair is above that of unrelated "
             f"rows. Pairs whose {first} rows were exchanged have the median {median:.2f} and the "
-            f"standard deviation {deviation:.2f}. Half of unrelated pairs are below that median, "
-            "so twice the share of pairs below it is expected to be unrelated.",
-            f"A {second} row of a similar {first} row is not noticed. If the encoder was trained "
-            "on these pairs, wrong ones fit better than they should.",
+            f"standard deviation {deviation:.2f}. Half of the pairs that look unrelated to this "
+            "encoder are below that median, so their share is twice that of the pairs below it.",
+            f"A {second} row of a similar {first} row is not noticed. Correct pairs that the "
+            "encoder does not understand look unrelated too. If it was trained on these pairs, "
+            "wrong ones fit better than they should.",
         ]
+        for missing in dict.fromkeys(share.missing for share in self.shares if share.missing):
+            splits = " and ".join(share.split for share in self.shares if share.missing == missing)
+            sentences.insert(1, f"No share for {splits}: {missing}.")
         if any(share.at_most for share in self.shares):
             sentences.insert(
                 1,
-                "At most: more of the pairs are between the lower quartile and the median of "
-                "exchanged pairs than below that quartile, so the encoder puts related pairs there "
-                "too, and only a bound can be given.",
+                "At most: this encoder puts many pairs that belong together no higher than "
+                "exchanged ones, so only a bound can be given.",
             )
-        return sentences
+        return [*sentences, *self.notes]
 
     def table(self) -> Table:
-        """Return the expected shares of unrelated pairs."""
+        """Return the expected shares of pairs that look unrelated."""
         rows = []
         for share in self.shares:
-            unrelated = f"{share.share:.1%}"
+            unrelated = "" if share.share is None else f"{share.share:.1%}"
             interval = ""
             if share.at_most:
                 unrelated = f"at most {unrelated}"
             elif share.interval is not None:
                 interval = f"{share.interval[0]:.1%} to {share.interval[1]:.1%}"
             rows.append((share.split, f"{share.pairs:,}", unrelated, interval))
-        return Table(("split", "pairs", "unrelated", "95% interval"), rows, str(self.store))
+        columns = ("split", "pairs", "look unrelated", "95% interval")
+        return Table(columns, rows, str(self.store))
 
     def worst(self, count: int = 10) -> Table:
         """Return the worst-fitting pairs."""
@@ -222,7 +248,9 @@ class PairCheck:
             better = pair.better_caption or pair.better
             caption = pair.caption or pair.key
             pairs.append({**vars(pair), **vars(picture), "caption": caption, "better": better})
-        section = Section("How many do not belong together", self.explanation(), [self.table()])
+        section = Section(
+            "How many look unrelated to this encoder", self.explanation(), [self.table()]
+        )
         page = render_page(
             _TEMPLATE,
             title=f"{counted(len(self.rows), 'pair')} of {' and '.join(self.modalities)}",
@@ -271,6 +299,7 @@ def check_pairs(
     split: str | None = None,
     mark_worst: Fraction | None = None,
     mark_below: float | None = None,
+    by: str | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> PairCheck:
@@ -284,12 +313,16 @@ def check_pairs(
         mark_worst: Mark this fraction of the train pairs for c3 leave-out, beginning with the
             worst-fitting.
         mark_below: Mark train pairs with z below this value for c3 leave-out.
+        by: Mark the fraction of --mark-worst for each value of this column, which --keep-columns
+            has kept, for example a category. Without, a store with several kinds of data may lose
+            pairs of one kind only.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
 
     Raises:
         StoreError: if there is no store, it is an export, a modality is missing, there are too few
-            pairs, or their rows of one modality are all equal.
+            pairs, their rows of one modality are all equal, or there is no column ``by``.
+        UnusedOptionError: if ``by`` is given without ``mark_worst``.
 
     Example:
         >>> check = c3tools.check_pairs("c3-store")
@@ -303,10 +336,28 @@ def check_pairs(
     store = Store.open(store, reporter=reporter)
     require_no_export(store)
     first, second = store.choose_modalities(modalities, "A check of pairs")
-    pairs = Pairs.match(*(_rows_on_disk(store, name, split) for name in (first, second)))
-    if len(pairs) < _LEAST_PAIRS:
+    if by is not None and mark_worst is None:
+        raise UnusedOptionError(
+            "--by", "without --mark-worst, whose fraction it marks of each value"
+        )
+
+    # Rows that this command has marked were chosen by z, so the shares are estimated with them
+    left_out = store.left_out.reasons
+    chosen_by_z = {
+        name
+        for name, reason in left_out.items()
+        if name.modality == second and _REASON.fullmatch(reason)
+    }
+    others = {name: reason for name, reason in left_out.items() if name not in chosen_by_z}
+    pairs = Pairs.match(
+        *(_rows_on_disk(store, name, split, by, LeftOut(others)) for name in (first, second))
+    )
+    keys = pairs.second.table.column("key").take(pairs.rows)
+    marked_keys = pa.array([name.key for name in chosen_by_z], pa.string())
+    is_used: Mask = ~np.asarray(pc.is_in(keys, value_set=marked_keys), dtype=np.bool_)
+    if is_used.sum() < _LEAST_PAIRS:
         raise StoreError(
-            f"{store.path} has {counted(len(pairs), 'pair')} of {first} and {second} "
+            f"{store.path} has {counted(int(is_used.sum()), 'pair')} of {first} and {second} "
             f"rows{'' if split is None else f' in the split {split!r}'}; {_LEAST_PAIRS} are needed "
             f"to tell which of them are unusual.",
             remedy="Embed images together with their captions, or name two modalities whose rows "
@@ -330,25 +381,50 @@ def check_pairs(
             remedy="Embed more rows, or load moments from the same model with `c3 means load "
             "FILE`.",
         )
-    scored = score_pairs(pairs, calibration, seed, reporter)
+    scored = score_pairs(pairs, calibration, seed, reporter, is_used)
     splits = np.array(row_splits(pairs.second.table), dtype=object)[pairs.rows]
 
     # Mark train pairs alone
-    is_train = splits == "train"
+    is_train = is_used & (splits == "train")
     marked = np.zeros(len(pairs), dtype=bool)
+    notes = []
     if mark_worst is not None:
         if mark_worst == 1:
             raise StoreError(
                 f"--mark-worst is a fraction of the train pairs and cannot be {mark_worst:g}.",
                 remedy="For example: --mark-worst 0.02",
             )
-        train = np.flatnonzero(is_train)
-        worst = train[np.argsort(scored.z[train], kind="stable")]
-        marked[worst[: math.floor(mark_worst * len(train))]] = True
+        groups = np.zeros(len(pairs), np.int64)
+        if by is not None:
+            groups = _groups(pairs, by, store.path)
+        else:
+            notes.append(
+                "If the store has several kinds of data, the worst pairs may all be of the kind "
+                "that the encoder knows least. --by COLUMN marks as large a fraction of each kind."
+            )
+        for group in np.unique(groups):
+            train = np.flatnonzero(is_train & (groups == group))
+            worst = train[np.argsort(scored.z[train], kind="stable")]
+            marked[worst[: math.floor(mark_worst * len(train))]] = True
     if mark_below is not None:
         marked |= is_train & (scored.z < mark_below)
 
+    # Rows left out by hand may have been chosen by z too; nobody has said
+    by_hand = [
+        name
+        for name, reason in others.items()
+        if name.modality in (first, second) and not _COPY.match(reason)
+    ]
+    missing = ""
+    if len(by_hand) > _MOST_BY_HAND * len(pairs):
+        missing = (
+            f"{counted(len(by_hand), 'row was', 'rows were')} left out by hand, and if these "
+            "fitted least, the others look better than they are. To see a share, take them back "
+            "with `c3 leave-out --undo`"
+        )
+
     order = np.argsort(scored.z, kind="stable")
+    order = order[is_used[order]]
     better = scored.better[order]
     better_rows: Any = pa.array(better, mask=better < 0)
     columns = {
@@ -368,10 +444,11 @@ def check_pairs(
         store=store.path,
         modalities=(first, second),
         rows=pa.table(columns),
-        shares=unrelated_shares(scored, splits, items),
+        shares=unrelated_shares(scored, splits, items, is_used, missing),
         exchanged=(float(np.median(scored.exchanged)), float(np.std(scored.exchanged))),
         others=scored.others,
         shards=shards_metadata(store),
+        notes=notes,
     )
 
 
@@ -399,13 +476,27 @@ class ScoredPairs:
 
 
 def score_pairs(
-    pairs: Pairs, calibration: Calibration, seed: int, reporter: Reporter
+    pairs: Pairs,
+    calibration: Calibration,
+    seed: int,
+    reporter: Reporter,
+    is_used: Mask | None = None,
 ) -> ScoredPairs:
-    """Compare the rows of all pairs with each other and with unrelated rows."""
+    """Compare the rows of all pairs with each other and with unrelated rows.
+
+    Args:
+        pairs: n of them.
+        calibration: of both modalities.
+        seed: of the rows to compare with.
+        reporter: shows the progress.
+        is_used: the pairs whose rows others are ranked among, (n,); all by default.
+    """
     count = len(pairs)
     items = pairs.item_index[pairs.rows]
-    size = min(_OTHERS, count)
-    sample = np.sort(generator(seed, "other rows of pairs").choice(count, size, replace=False))
+    candidates = np.arange(count) if is_used is None else np.flatnonzero(is_used)
+    size = min(_OTHERS, len(candidates))
+    rng = generator(seed, "other rows of pairs")
+    sample = np.sort(rng.choice(candidates, size, replace=False))
     sampled_texts = _centred(calibration, pairs.second, pairs.rows[sample])
     cosine = np.empty(count)
     z = np.empty(count)
@@ -445,21 +536,32 @@ def score_pairs(
     return ScoredPairs(cosine, z, rank, better, np.concatenate(exchanged), size)
 
 
-def _rows_on_disk(store: Store, modality: str, split: str | None) -> Rows:
+def _rows_on_disk(
+    store: Store, modality: str, split: str | None, by: str | None, left_out: LeftOut
+) -> Rows:
     """Return rows whose embeddings, in the precision of the store, are in a temporary file: those
     of millions of rows need no memory.
+
+    Args:
+        store: to read from.
+        modality: of the rows.
+        split: of the rows; None for all splits.
+        by: another column to read, if the modality has it.
+        left_out: the rows not to read.
 
     Raises:
         OSError: if the disk is full.
     """
     schema = shard_schema(modality, store.info)
-    names = [name for name in _READ_COLUMNS if name in schema.names]
+    names = [name for name in dict.fromkeys((*_READ_COLUMNS, by)) if name in schema.names]
     tables = [schema.empty_table().select(names)]
     folder = Path(gettempdir())
     with naming(folder), TemporaryFile(dir=folder) as file:
-        for batch in store.batches(modality, [*names, "embedding"], split=split or ALL):
-            file.write(embedding_matrix(batch, store.info.dtype).data)
-            tables.append(pa.table(batch.select(names)))
+        for batch in store.batches(modality, [*names, "embedding"]):
+            chosen, _ = left_out.divide(modality, batch)
+            chosen = chosen.filter(pa.array(split_mask(chosen, split)))
+            file.write(embedding_matrix(chosen, store.info.dtype).data)
+            tables.append(pa.table(chosen.select(names)))
         file.flush()
         table = pa.concat_tables(tables).combine_chunks()
         shape = (max(len(table), 1), store.info.dim)  # an empty file cannot be mapped
@@ -508,56 +610,120 @@ def _z(calibration: Calibration, pairs: Pairs, x: Matrix, y: Matrix, partner: In
     return np.asarray((of_first + np.take_along_axis(of_y, partner, axis=0)) / 2)
 
 
-def unrelated_shares(scored: ScoredPairs, splits: Any, items: Indices) -> list[UnrelatedShare]:
-    """Return the expected shares of unrelated pairs, of all and of each split.
+def unrelated_shares(
+    scored: ScoredPairs,
+    splits: Any,
+    items: Indices,
+    is_used: Mask | None = None,
+    missing: str = "",
+) -> list[UnrelatedShare]:
+    """Return the expected shares of pairs that look unrelated to the encoder, of all and of each
+    split.
 
     The interval goes from the lower end of four times the share below the exchanged quartile to the
     upper end of twice that below the median. Related pairs are more between the two than below the
     quartile (b): if a > b pairs are between the two, the interval begins at the lower end of
     4 (b - (a - b) / 2), which is exact for related pairs that are three times as many between as
-    below. If a one-sided test at 5% says that a > b, the share is a bound, the upper end of four
-    times the share below the quartile. The test is the sign test, with the correction for whole
-    numbers, where each item has one pair.
+    below. Where the upper end is at least 90%, there is no share; else, where the ratio of the
+    module is below .7, the share is a bound, the upper end.
+
+    Where pairs are left out because of their z, the share is that of all, less what is expected to
+    be unrelated among those left out: as many as there would be among exchanged pairs of that z.
 
     Args:
         scored: of n pairs.
         splits: of the pairs: object (n,).
         items: of the pairs: int64 (n,).
+        is_used: the pairs that are not left out: bool (n,); all by default.
+        missing: why there can be no share, in words; empty otherwise.
     """
-    quartile, median = np.quantile(scored.exchanged, (0.25, 0.5))
+    if is_used is None:
+        is_used = np.ones(len(splits), dtype=bool)
+    quartile, median, high_quantile = np.quantile(scored.exchanged, (0.25, 0.5, 0.9))
     below_quartile = (scored.z < quartile).astype(np.float64)
     below_median = (scored.z < median).astype(np.float64)
-    names = sorted(set(splits.tolist()), key=split_order)
+    names = sorted(set(splits[is_used].tolist()), key=split_order)
     masks = {"all": np.ones(len(splits), dtype=bool)}
     if len(names) > 1:
         masks |= {name: splits == name for name in names}
     shares = []
     for name, mask in masks.items():
-        count = int(mask.sum())
+        used = int(is_used[mask].sum())
+        if missing or used < _LEAST_PAIRS_OF_SHARE:
+            why = missing or f"it needs at least {_LEAST_PAIRS_OF_SHARE} pairs"
+            shares.append(UnrelatedShare(name, used, None, None, missing=why))
+            continue
+
+        # Which fraction of unrelated pairs is left out, as far as z tells
+        order = np.argsort(scored.z[mask])
+        nearest = np.searchsorted(scored.z[mask][order], scored.exchanged)
+        is_left_out = ~is_used[mask][order]
+        fraction = float(is_left_out[np.minimum(nearest, len(order) - 1)].mean())
+        left_out = int(is_left_out.sum())
+
         share = min(2 * float(below_median[mask].mean()), 1.0)
         of_quartile = share_interval(below_quartile[mask], items[mask])
         of_median = share_interval(below_median[mask], items[mask])
         if of_quartile is None or of_median is None:
-            shares.append(UnrelatedShare(name, count, share, None))
+            shares.append(
+                UnrelatedShare(name, used, _of_rest(share, used, left_out, fraction), None)
+            )
+            continue
+        high = min(2 * of_median[1], 1.0)
+        if high >= _MOST_UNRELATED:
+            why = (
+                "these pairs look like exchanged ones: most are wrong, or this encoder cannot "
+                "tell them"
+            )
+            shares.append(UnrelatedShare(name, used, None, None, missing=why))
+            continue
+        above = (float((scored.z[mask] > high_quantile).mean()) - 0.1) / 0.9
+        if above / (1 - share) < _LEAST_RATIO:
+            most = _of_rest(high, used, left_out, fraction)
+            shares.append(UnrelatedShare(name, used, most, (0.0, most), at_most=True))
             continue
 
-        # By item: pairs between quartile and median, less those below the quartile
-        numbers = np.unique(items[mask], return_inverse=True)[1]
-        differences = np.bincount(numbers, weights=below_median[mask] - 2 * below_quartile[mask])
-        more = float(differences.sum())
-        if more - 1 > _SIGN_TEST * math.sqrt(differences @ differences):
-            most = min(4 * of_quartile[1], 1.0)
-            shares.append(UnrelatedShare(name, count, most, (0.0, most), at_most=True))
-        else:
-            low = min(4 * of_quartile[0], share)
-            if more > 0:
-                # Related pairs make the excess; about half as many of them are below the quartile
-                corrected = 8 * below_quartile[mask] - 2 * below_median[mask]  # 4 (b - (a - b) / 2)
-                ends = mean_interval(corrected, items[mask])
-                low = 0.0 if ends is None else max(min(low, ends[0]), 0.0)
-            high = min(2 * of_median[1], 1.0)
-            shares.append(UnrelatedShare(name, count, share, (low, high)))
+        low = min(4 * of_quartile[0], share)
+        if below_median[mask].sum() > 2 * below_quartile[mask].sum():
+            # Related pairs make the excess; about half as many of them are below the quartile
+            corrected = 8 * below_quartile[mask] - 2 * below_median[mask]  # 4 (b - (a - b) / 2)
+            ends = mean_interval(corrected, items[mask])
+            low = 0.0 if ends is None else max(min(low, ends[0]), 0.0)
+        low, share, high = (
+            _of_rest(value, used, left_out, fraction) for value in (low, share, high)
+        )
+        shares.append(UnrelatedShare(name, used, share, (low, high)))
     return shares
+
+
+def _of_rest(share: float, used: int, left_out: int, fraction: float) -> float:
+    """Return the unrelated share of the pairs that are used, from that of all pairs.
+
+    Args:
+        share: of all pairs.
+        used: the number of pairs that are used.
+        left_out: the number of the others.
+        fraction: of the unrelated pairs, those that are expected to be left out.
+    """
+    unrelated = share * (used + left_out)
+    return min((unrelated - min(fraction * unrelated, left_out)) / used, 1.0)
+
+
+def _groups(pairs: Pairs, column: str, store: Path) -> Indices:
+    """Return the number of each pair's value in a column of its second row or, where that has
+    none, of its first: int64 (n,).
+    """
+    if column not in pairs.second.table.column_names:
+        raise StoreError(
+            f"{store} has no column {column!r} of {pairs.second.modality} rows.",
+            remedy="Name a column that `c3 embed --keep-columns` has kept.",
+        )
+    of_second: Any = pairs.second.table.column(column).take(pairs.rows)
+    values = of_second
+    if column in pairs.first.table.column_names:
+        of_first: Any = pairs.first.table.column(column).take(pairs.item_index[pairs.rows])
+        values = pc.coalesce(of_second, of_first)
+    return np.unique([repr(value) for value in values.to_pylist()], return_inverse=True)[1]
 
 
 def _texts(rows: Rows, name: str) -> Any:

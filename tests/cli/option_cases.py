@@ -268,6 +268,7 @@ CASES = {
     "pairs modalities": Case("image,audio", "pairs --store three"),
     "pairs mark_worst": Case("0.1"),
     "pairs mark_below": Case("100"),
+    "pairs by": Case("kind", "pairs --mark-worst 0.3 --store kinds"),
     "duplicates cosine": Case("0.5"),
     "duplicates store": Case("updated-store"),
     "duplicates modality": Case("text", "duplicates --store updated-store"),

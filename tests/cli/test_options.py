@@ -159,7 +159,7 @@ def results_of(value: Any) -> Any:
 
 
 SETTINGS = {parameter.name for command in COMMANDS for parameter in parameters_of(command)}
-SETTINGS -= {"captions", "images", "texts", "modality", "split"}
+SETTINGS -= {"captions", "images", "texts", "pairs", "modality", "split"}
 SETTINGS |= {"settings", "seconds", "training_seconds", "made_from", "command", "provenance"}
 SETTINGS |= {"fingerprint", "digest", "changes", "notes", "tokens", "elapsed", "timings", "rate"}
 
@@ -457,7 +457,10 @@ def options_workplace(
             np.save(f"{name}.npy", array)
         np.savez("arrays.npz", a=arrays["longer"], b=-arrays["longer"])
         np.savez("many.npz", a=arrays["many"], b=arrays["many2"])
-        of_many = [{"id": f"{n}", "split": folds[n % 6]} for n in range(60)]
+        of_many = [
+            {"id": f"{n}", "split": folds[n % 6], "kind": "photo" if n < 30 else "drawing"}
+            for n in range(60)
+        ]
         write_jsonl(Path("ids-of-many.jsonl"), *of_many)
         texts_of_many = [{"id": f"t{n}", "image_key": f"{59 - n}"} for n in range(60)]
         write_jsonl(Path("texts-of-many.jsonl"), *texts_of_many)
@@ -482,6 +485,7 @@ def options_workplace(
         c3(embed("album").replace("--store s", "--store updated-store --update"))
         # Results that are read again
         c3(f"{MANY} three")
+        c3(f"{MANY} kinds --meta ids-of-many.jsonl --keep-columns kind")
         c3("means save m2.safetensors --store other")
         c3("means save two.safetensors --split all")
         c3(HEADS.replace("new", "c3-heads"))
