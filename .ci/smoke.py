@@ -4,7 +4,7 @@ a network.
 The wheel of the example of an encoder is installed beside it, and used. A second environment has
 only the packages that a fitted pipeline needs.
 
-    python .ci/smoke.py dist/c3tools-0.1.0-py3-none-any.whl
+    python .ci/smoke.py dist/connect_collapse_corrupt-0.1.0-py3-none-any.whl
 
 The packages that c3tools needs are those of the Python that runs this; nothing is downloaded. It
 takes about a minute.

@@ -30,6 +30,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# on the package index, the name c3tools belongs to another project
+DISTRIBUTION = "connect-collapse-corrupt"
+UPDATE = f"Update c3tools: pip install -U {DISTRIBUTION}"
+
 
 class C3Error(Exception):
     """Base class of errors that the user can fix.
@@ -167,7 +171,7 @@ def explain_missing(purpose: str) -> Iterator[None]:
         # Not at the top: it loads fifty modules
         from importlib.metadata import requires
 
-        required = requires("c3tools") or []
+        required = requires(DISTRIBUTION) or []
         requirement = next((name for name in required if name.startswith(package)), package)
         raise MissingRequirementError(
             f"{purpose} needs the package {package}, which is not installed.",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import re
 
+from .errors import DISTRIBUTION
+
 _REQUIREMENT = re.compile(
     r"""^(?P<requirement>[^;]+?)\s*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']"""
 )
-_OTHER_EXTRA = re.compile(r"^c3tools\[(?P<extra>[\w-]+)\]$")
+_OTHER_EXTRA = re.compile(rf"^{DISTRIBUTION}\[(?P<extra>[\w-]+)\]$")
 
 
 def extra_requirements() -> dict[str, list[str]]:
@@ -18,7 +20,7 @@ def extra_requirements() -> dict[str, list[str]]:
         PackageNotFoundError: if c3tools is on the path but not installed.
     """
     listed: dict[str, list[str]] = {}
-    for line in importlib.metadata.requires("c3tools") or ():
+    for line in importlib.metadata.requires(DISTRIBUTION) or ():
         match = _REQUIREMENT.match(line)
         if match is not None:
             listed.setdefault(match["extra"], []).append(match["requirement"])
@@ -35,7 +37,7 @@ def extra_requirements() -> dict[str, list[str]]:
 def install_command(extra: str) -> str:
     """Return the command that installs an extra.
 
-    It names the requirements themselves: c3tools on the package index is another project.
+    It names the requirements themselves, because c3tools is not on the package index.
     """
     try:
         requirements = extra_requirements().get(extra)

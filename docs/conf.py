@@ -17,7 +17,7 @@ from c3tools import __version__
 from c3tools.pages import palette
 
 project = "c3tools"
-SUMMARY = metadata("c3tools")["Summary"]
+SUMMARY = metadata("connect-collapse-corrupt")["Summary"]
 copyright = "The c3tools developers"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

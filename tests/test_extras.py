@@ -1,5 +1,5 @@
 """The command that installs an extra names its requirements, not c3tools: that name on the package
-index is another project's.
+index is another project's, and no requirement has it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def test_the_requirements_come_from_the_metadata(
         "numpy>=1.26",
         'fsspec>=2024.3; extra == "url"',
         'ray>=2.40; extra == "ray"',
-        'c3tools[url]; extra == "s3"',
+        'connect-collapse-corrupt[url]; extra == "s3"',
         's3fs>=2024.3; extra == "s3"',
     ]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
@@ -52,3 +52,29 @@ def test_the_page_of_installing_lists_all_extras() -> None:
     page = (ROOT / "docs" / "start" / "install.md").read_text("utf-8")
     rows = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
     assert set(re.findall(r"`([\w-]+)`", " ".join(rows))) == extras
+
+
+# As files name a distribution: pip's commands, requirements with extras or an address, wheels, and
+# the metadata of an installation
+WRITTEN = (".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".html")
+OTHER_PROJECT = re.compile(
+    r"""pip\ install\ [^`#\n]*(?<![\w./-])c3tools(?![\w./-])
+    | (?<![\w.])c3tools(\[\w|\ @\ |-\d|[=<>~]=)
+    | (requires|metadata|version|distribution)\(.c3tools
+    | (dependencies|^name)\ =.*"c3tools""",
+    re.VERBOSE | re.MULTILINE,
+)
+
+
+def test_the_name_of_another_project_is_no_requirement() -> None:
+    found = {}
+    folders = ("c3tools", "cli", "docs", "examples", "benchmarks", ".ci", ".github", "tests")
+    files = [path for path in ROOT.iterdir() if path.suffix in WRITTEN]
+    files += [ROOT / "Dockerfile", ROOT / "Makefile", ROOT / "CITATION.cff"]
+    for folder in folders:
+        files += [path for path in (ROOT / folder).rglob("*") if path.suffix in WRITTEN]
+    for path in files:
+        matches = [match.group() for match in OTHER_PROJECT.finditer(path.read_text("utf-8"))]
+        if matches and path != Path(__file__):
+            found[str(path.relative_to(ROOT))] = matches
+    assert not found

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 from safetensors import SafetensorError
 
-from ..errors import C3Error, OutputError, note_on_interrupt
+from ..errors import UPDATE, C3Error, OutputError, note_on_interrupt
 from ..reporter import SILENT, Reporter
 from .files import (
     MALFORMED,
@@ -129,7 +129,7 @@ def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict
         if int(content["format_version"]) > FORMAT_VERSION:
             raise kind.error(
                 f"{folder / kind.record} was written by a newer version of c3tools.",
-                remedy="Update c3tools: pip install -U c3tools",
+                remedy=UPDATE,
             )
         for name, digest in content["files"].items():
             path = recorded_file(folder, name)

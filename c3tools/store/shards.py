@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..corpus.items import Failure as Failure  # noqa: PLC0414 - other modules take it from here
-from ..errors import StoreError, UnreachableError
+from ..errors import UPDATE, StoreError, UnreachableError
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
 from ..io.files import MALFORMED, read_json, read_limited, write_atomically
@@ -56,7 +56,6 @@ FAILURES_FILE = "failures.parquet"
 MANIFEST_FILE = "manifest.json"
 COPY_FILE = "copied.json"  # of `c3 merge` and `c3 split`
 PIPELINE_FILE = "transform.json"  # beside rows that went through a pipeline
-UPDATE = "Update c3tools: pip install -U c3tools"
 _Dim = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 _Carried = Annotated[str, msgspec.Meta(pattern="^(string|int64|double|bool)$")]
 _Dtype = Annotated[str, msgspec.Meta(pattern="^float(16|32)$")]

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..corpus.items import part_key
-from ..errors import OutputError, StoreError, note_on_interrupt
+from ..errors import UPDATE, OutputError, StoreError, note_on_interrupt
 from ..io.files import json_text, sha256_of, write_text_atomically
 from ..io.locations import kind_of, location, on_this_machine, remove
 from ..io.lock import locked, require_unlocked
@@ -34,7 +34,6 @@ from .shards import (
     FAILURES_FILE,
     INFO_FILE,
     MANIFEST_FILE,
-    UPDATE,
     ShardName,
     ShardRecord,
     StoreInfo,

@@ -28,7 +28,7 @@ from safetensors.numpy import save as save_tensors
 
 from ..arrays import Matrix
 from ..choices import ExportMetric, checked
-from ..errors import TransformError, explain_missing, optional_module, reason_of
+from ..errors import UPDATE, TransformError, explain_missing, optional_module, reason_of
 from ..identity import ModelIdentity
 from ..io.files import json_text, read_limited, write_atomically, write_text_atomically
 from ..io.hub import Card, HubRepository, local_folder
@@ -598,7 +598,7 @@ class Pipeline(HubRepository):
                 raise TransformError(
                     f"{path} has format {file_format}; this version of c3tools reads formats up to "
                     f"{FORMAT}.",
-                    remedy="Update c3tools: pip install -U c3tools",
+                    remedy=UPDATE,
                 )
             record = msgspec.json.decode(content, type=_Saved)
             if record.checksum != _checksum(json.loads(content)):
