@@ -65,6 +65,7 @@ ENCODERS = {
     "weak": (1.75, 0.0),
     "very weak": (2.15, 0.0),
 }
+COUNTS = ("covers", "at most", "no share")
 NEAR = 10
 PHOTOS = 1_000
 TRAIN_IMAGES = 1_000
@@ -154,38 +155,40 @@ def measure_pairs(store: Store, folder: Path, seeds: int) -> None:
                 ]
                 means = np.mean([values for values, _ in measured], axis=0)
                 estimates = [estimate for _, estimate in measured]
-                found = [f"{value:.3f}" for value in means[1:]] if share else ["–"] * 6
+                shares = [estimate.share for estimate in estimates if estimate.share is not None]
+                found = [f"{value:.3f}" for value in means] if share else ["–"] * 6
                 kind = "near" if near else "random"
-                rows.append(
-                    [f"{share:.0%}", kind, *found, f"{means[0]:.1%}", *counts(estimates, share)]
-                )
+                estimated = f"{np.mean(shares):.1%}" if shares else "–"
+                rows.append([f"{share:.0%}", kind, *found, estimated, *counts(estimates, share)])
         print(f"\n{title}: {len(pairs):,} pairs\n")
         methods = ("z", "cosine", "rank")
         columns = [f"{name} {measure}" for name in methods for measure in ("precision", "area")]
-        print_table(["exchanged", "with", *columns, "estimated", "covers", "at most"], rows)
+        print_table(["exchanged", "with", *columns, "estimated", *COUNTS], rows)
 
 
 def counts(estimates: list[UnrelatedShare], share: float) -> list[str]:
-    """Return the fraction of intervals that have a share to one point, and that of bounds."""
+    """Return the fraction of estimates whose interval has a share to one point, that of bounds, and
+    that of refusals, which have no interval.
+    """
     covers = 0
     for estimate in estimates:
-        low, high = estimate.interval or (0.0, 1.0)
-        covers += low - TOLERANCE <= share <= high + TOLERANCE
+        if estimate.interval is not None:
+            low, high = estimate.interval
+            covers += low - TOLERANCE <= share <= high + TOLERANCE
     bounds = sum(estimate.at_most for estimate in estimates)
-    return [f"{covers / len(estimates):.2f}", f"{bounds / len(estimates):.2f}"]
+    refusals = sum(estimate.share is None for estimate in estimates)
+    return [f"{count / len(estimates):.2f}" for count in (covers, bounds, refusals)]
 
 
 def measure_once(
     pairs: Pairs, calibration: Calibration, share: float, seed: int, *, near: bool
 ) -> tuple[list[float], UnrelatedShare]:
-    """Return the estimated share, then precision and area of z, cosine and rank; and the
-    estimate.
-    """
+    """Return precision and area of z, cosine and rank, and the estimate of the share."""
     changed, wrong = with_exchanged(pairs, share, seed, near=near)
     scored = score_pairs(changed, calibration, seed, SILENT)
     items: Indices = changed.item_index[changed.rows]
     estimate = unrelated_shares(scored, np.full(len(items), "all", dtype=object), items)[0]
-    values = [estimate.share]
+    values: list[float] = []
     for scores in (scored.z, scored.cosine, -scored.rank + scored.cosine / 2):
         values += [precision(scores, wrong), area_under_curve(scores, wrong)] if share else [0, 0]
     return values, estimate
@@ -204,7 +207,7 @@ def measure_shares(draws: int) -> None:
                     estimates.append(measure_once(pairs, calibration, share, draw, near=False)[1])
                 cells += counts(estimates, share)
             rows.append([name, f"{size:,}", *cells])
-    columns = [f"{share:.0%} {count}" for share in SHARES for count in ("covers", "at most")]
+    columns = [f"{share:.0%} {count}" for share in SHARES for count in COUNTS]
     print_table(["encoder", "pairs", *columns], rows)
 
 
