@@ -251,7 +251,7 @@ class StoreWriter:
                 LeftOut.load(path, listed.files[LEFT_OUT_FILE])  # says so, and what to do
         elif left_out.reasons:
             left_out.save(self.rewriting.file(LEFT_OUT_FILE))
-        elif LEFT_OUT_FILE in listed.files:
+        elif LEFT_OUT_FILE in listed.files or kind_of(path / LEFT_OUT_FILE):
             self.rewriting.remove(LEFT_OUT_FILE)
         if missing:
             reporter.message(

@@ -152,6 +152,7 @@ class Store(HubRepository):
             return cls(folder, info, recorded=manifest)
         opened = cls(folder, info, manifest)
         if manifest is None:
+            opened.require_manifest()
             if "rows_of" not in info.extra:
                 reporter.message(
                     f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are "
@@ -183,6 +184,20 @@ class Store(HubRepository):
         opened.require_listed(INFO_FILE)
         opened.require_listed(PIPELINE_FILE)  # of an export
         return opened
+
+    def require_manifest(self) -> None:
+        """Refuse a store that has rows that are left out, and has lost its manifest.
+
+        Raises:
+            IncompleteStoreError: with what to do.
+        """
+        if self._recorded is None and kind_of(self.path / LEFT_OUT_FILE):
+            raise IncompleteStoreError(
+                f"The store {self.path} has lost its {MANIFEST_FILE}, without which the rows that "
+                f"{LEFT_OUT_FILE} lists would not be left out.",
+                remedy=f"Copy {MANIFEST_FILE} again from another copy of the store, or write it "
+                f"again: c3 verify --store {self.path} --repair",
+            )
 
     def require_listed(self, name: str) -> bool:
         """Refuse a small file that is not the one listed; return False if a writer has replaced it
@@ -341,6 +356,7 @@ class Store(HubRepository):
     @cached_property
     def left_out(self) -> LeftOut:
         """The rows that are left out, as they are named."""
+        self.require_manifest()
         listed = self._recorded.files if self._recorded else {}
         try:
             return LeftOut.load(self.path, listed.get(LEFT_OUT_FILE))

@@ -17,6 +17,7 @@ from c3tools.choices import ExportFormat
 from c3tools.errors import IncompleteStoreError, OutputError, StoreError
 from c3tools.store import Rows, Store, verify
 from c3tools.store.leave_out import shards_metadata
+from c3tools.store.means import save_means
 from tests.conftest import build_store, contents, slice_of, unit_rows, write_jsonl
 from tests.crashes import kill_at, operations
 from tests.stores import colour_corpus, embed_colours
@@ -389,6 +390,25 @@ def test_two_at_once_are_refused(store: Store) -> None:
 
     with locked(store.path), pytest.raises(OutputError, match="Another run is writing"):
         c3tools.leave_out(store.path, keys=["img0"])
+
+
+def test_a_lost_manifest_takes_no_row_back(smaller: Store, tmp_path: Path) -> None:
+    (smaller.path / "manifest.json").unlink()
+    with pytest.raises(IncompleteStoreError, match="has lost its manifest") as refusal:
+        Store.open(smaller.path)
+    assert f"c3 verify --store {smaller.path} --repair" in str(refusal.value)
+    with pytest.raises(IncompleteStoreError, match="has lost its manifest"):
+        c3tools.export_store(smaller.path, output=tmp_path / "export", preset="c1")
+    with pytest.raises(IncompleteStoreError, match="has lost its manifest"):
+        save_means(smaller.path, tmp_path / "means.safetensors")
+    c3tools.verify_store(smaller.path, repair=True)
+    assert keys_left_out(smaller.path) == ["img0", "img0#0", "img0#1", "img1#0"]
+
+
+def test_all_rows_are_taken_back_without_a_manifest_too(smaller: Store) -> None:
+    (smaller.path / "manifest.json").unlink()
+    c3tools.leave_out(smaller.path, undo=True)
+    assert keys_left_out(smaller.path) == []
 
 
 @pytest.mark.parametrize("content", [None, b"the next list"])
