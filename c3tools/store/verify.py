@@ -190,11 +190,11 @@ def verify_store(
                 _repair(result, repair=repair, forget=forget)
                 result.open = len(_check(path, reporter).defects)
         return result
-    digest = _manifest_digest(path)
+    before = _state(path)
     result = _check(path, reporter)
     if result.defects:
         require_unlocked(path)  # what another run is writing is not damaged
-        if _manifest_digest(path) != digest:
+        if _state(path) != before:
             raise OutputError(
                 f"{path} was changed while it was checked: another run has written to it.",
                 remedy="Run the same command again.",
@@ -202,10 +202,13 @@ def verify_store(
     return result
 
 
-def _manifest_digest(path: Path) -> str | None:
-    """Return the SHA-256 of the manifest, damaged or not; None if there is none."""
+def _state(path: Path) -> tuple[bool, str | None]:
+    """Return whether files of a store are being replaced, and the SHA-256 of its manifest, damaged
+    or not; None if there is none.
+    """
+    is_rewritten = kind_of(path / REWRITING_LIST) is not None
     manifest = path / MANIFEST_FILE
-    return sha256_of(manifest) if kind_of(manifest) else None
+    return is_rewritten, sha256_of(manifest) if kind_of(manifest) else None
 
 
 def _check(path: Path, reporter: Reporter) -> Verification:

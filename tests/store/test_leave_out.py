@@ -440,3 +440,14 @@ def test_verify_does_not_take_a_change_in_the_meantime_for_damage(
     monkeypatch.setattr(verify, "_check_keys", change)
     with pytest.raises(OutputError, match="was changed while it was checked"):
         c3tools.verify_store(smaller.path)
+
+
+def test_verify_does_not_take_a_change_that_just_ended_for_an_interrupted_one(
+    smaller: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = smaller.path / ".rewriting/list.json"
+    mark.parent.mkdir()
+    mark.write_text("[]")
+    monkeypatch.setattr(verify, "_check_keys", lambda *_: mark.unlink())
+    with pytest.raises(OutputError, match="was changed while it was checked"):
+        c3tools.verify_store(smaller.path)
