@@ -10,17 +10,17 @@ import faulthandler
 import hashlib
 import io
 import math
-import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Self
@@ -34,7 +34,7 @@ from ..corpus.items import ImageItem
 from ..devices import Compute
 from ..encoders import UNREADABLE, ImagePreprocessor
 from ..errors import C3Error, UnreachableError, reason_of
-from ..executors import cores, end_with_parent
+from ..executors import cores, default_context, end_with_parent, start_undisturbed
 from ..io.limits import LARGEST_DECODED
 from ..store import Failure
 
@@ -277,7 +277,8 @@ class _Pool:
         self.slots = slots
         self._workers = workers
         shape = (slots, part_size, *preprocess.size, 3)
-        memory = multiprocessing.RawArray("B", math.prod(shape) if preprocess.fixed else 0)
+        self._context = default_context(preprocess)
+        memory = self._context.RawArray("B", math.prod(shape) if preprocess.fixed else 0)
         self._pixels = _as_pixels(memory, shape) if preprocess.fixed else None
         self._worker_arguments = (preprocess, time_limit, memory, shape)
         self._executor: ProcessPoolExecutor | None = None
@@ -304,18 +305,16 @@ class _Pool:
                 if self._executor is None:
                     self._executor = ProcessPoolExecutor(
                         self._workers,
+                        mp_context=self._context,
                         initializer=_start_worker,
                         initargs=self._worker_arguments,
                     )
                 try:
-                    # Ctrl-C and SIGTERM raise in the main thread. A process that it had started and
-                    # not yet noted in the executor would never be killed, and Python would wait for
-                    # it at its end.
-                    with ThreadPoolExecutor(1) as starter:
-                        submitted = starter.submit(
-                            self._executor.submit, _decode_in_worker, slot, items
-                        )
-                        future = submitted.result()
+                    # A process that is not noted in the executor would never be killed, and Python
+                    # would wait for it at its end
+                    future = start_undisturbed(
+                        partial(self._executor.submit, _decode_in_worker, slot, items)
+                    )
                     return _Job(shard, items, slot, self._executor, future)
                 except BrokenProcessPool:
                     self._executor = None

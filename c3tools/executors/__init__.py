@@ -13,8 +13,18 @@ from typing import Any
 
 from ..errors import C3Error
 from .local import Executor, Report, Work, cores, end_with_parent
+from .starting import default_context, start_undisturbed
 
-__all__ = ["Executor", "Report", "Work", "cores", "end_with_parent", "open_executor"]
+__all__ = [
+    "Executor",
+    "Report",
+    "Work",
+    "cores",
+    "default_context",
+    "end_with_parent",
+    "open_executor",
+    "start_undisturbed",
+]
 
 
 def open_executor(

@@ -10,11 +10,16 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, TypeVar
 
 from ..errors import OUT_OF_MEMORY, C3Error, is_out_of_memory
+from .starting import names_main, spawn_context, start_undisturbed
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -109,47 +114,51 @@ def _in_processes(
     Raises:
         C3Error: if a task fails, or a process is killed.
     """
-    context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
+    # Work is sent when a process has said that it is there: what does not fit in the pipe of a
+    # process that died while it started would be waited for without end
+    pickled = ForkingPickler.dumps((work, tasks))
+    context = spawn_context(pickled)  # a forked process could not use a GPU
     cores_of_process = max(1, cores() // len(devices))
     device_of: dict[Connection, str] = {}  # of the processes that run
-    processes = []
+    processes: list[BaseProcess] = []
     early_results: dict[int, Result] = {}  # of tasks before their turn
     next_position = 0
+
+    def start(number: int, device: str) -> None:
+        ours, theirs = context.Pipe()
+        positions = range(number, len(tasks), len(devices))
+        process = context.Process(target=_serve, args=(device, cores_of_process, positions, theirs))
+        process.start()
+        processes.append(process)
+        theirs.close()
+        device_of[ours] = device
+
     try:
         for number, device in enumerate(devices):
-            receiver, sender = context.Pipe(duplex=False)
-            positions = range(number, len(tasks), len(devices))
-            process = context.Process(
-                target=_serve, args=(device, cores_of_process, work, tasks, positions, sender)
-            )
-            processes.append(process)
-            process.start()
-            sender.close()
-            device_of[receiver] = device
+            start_undisturbed(partial(start, number, device))
+        starting = set(device_of)
         while device_of:
             for ready in wait_for_any(list(device_of)):
                 assert isinstance(ready, Connection)
                 try:
-                    kind, value = ready.recv()
-                except (EOFError, ConnectionError):
-                    raise C3Error(
-                        f"The process for {device_of[ready]} was killed.",
-                        remedy="Finished work is kept. Run the same command again to continue.",
-                    ) from None
-                if kind == "progress":
-                    finished, failed = value
-                    report(finished, failed)
-                elif kind == "failed":
-                    message, remedy = value
-                    raise C3Error(f"{device_of[ready]}: {message}", remedy=remedy)
-                elif kind == "result":
-                    position, result = value
-                    early_results[position] = result
-                    while next_position in early_results:
-                        yield early_results.pop(next_position)
-                        next_position += 1
-                else:
-                    del device_of[ready]
+                    message = ready.recv()
+                    if isinstance(message, _There):
+                        ready.send_bytes(pickled)
+                except (EOFError, OSError):
+                    raise _killed(device_of[ready], pickled, at_start=ready in starting) from None
+                starting.discard(ready)
+                match message:
+                    case _Progress(finished, failed):
+                        report(finished, failed)
+                    case _Failed(reason, remedy):
+                        raise C3Error(f"{device_of[ready]}: {reason}", remedy=remedy)
+                    case _Done(position, result):
+                        early_results[position] = result
+                        while next_position in early_results:
+                            yield early_results.pop(next_position)
+                            next_position += 1
+                    case _Ended():
+                        del device_of[ready]
     except BaseException:
         for process in processes:
             process.terminate()
@@ -159,33 +168,74 @@ def _in_processes(
             process.join()
 
 
-def _serve(
-    device: str,
-    threads: int,
-    work: Work[Any, Any],
-    tasks: Sequence[Any],
-    positions: range,
-    sender: Connection,
-) -> None:
-    """Do the tasks at these positions in a process of its own.
+def _killed(device: str, pickled: memoryview, *, at_start: bool) -> C3Error:
+    """Return the error for a process that ended without a message."""
+    if at_start and names_main(pickled):
+        return C3Error(
+            f"The process for {device} ended while it started.",
+            remedy="It imports your script, because the work uses something of it. Put the calls "
+            'of the script below `if __name__ == "__main__":`.',
+        )
+    return C3Error(
+        f"The process for {device} was killed.",
+        remedy="Finished work is kept. Run the same command again to continue.",
+    )
 
-    Messages to the main process are pairs: ("progress", counts), ("result", (position, result)),
-    ("failed", (message, remedy)), ("end", None).
-    """
+
+@dataclass(frozen=True)
+class _There:
+    """Message: the process has started, and waits for its work."""
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Message: further inputs are finished, of which some failed."""
+
+    finished: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Message: the result of a task."""
+
+    position: int
+    result: Any
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """Message: why a task failed, and what to do."""
+
+    reason: str
+    remedy: str | None
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """Message: all tasks are done."""
+
+
+def _serve(device: str, threads: int, positions: range, pipe: Connection) -> None:
+    """Do the tasks at these positions in a process of its own; the pipe brings work and tasks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `start_undisturbed`
     threading.Thread(target=end_with_parent, daemon=True).start()
 
     def report(finished: int, failed: int) -> None:
-        sender.send(("progress", (finished, failed)))
+        pipe.send(_Progress(finished, failed))
 
     try:
+        pipe.send(_There())
+        work, tasks = pipe.recv()
         work.load(device, threads)
         results = work.run((tasks[position] for position in positions), report)
         for position, result in zip(positions, results, strict=True):
-            sender.send(("result", (position, result)))
-        sender.send(("end", None))
+            pipe.send(_Done(position, result))
+        pipe.send(_Ended())
     except C3Error as error:
-        sender.send(("failed", (error.message, error.remedy)))
+        pipe.send(_Failed(error.message, error.remedy))
     except Exception as error:
         lines = [OUT_OF_MEMORY] if is_out_of_memory(error) else traceback.format_exception(error)
-        sender.send(("failed", ("".join(lines), None)))
+        pipe.send(_Failed("".join(lines), None))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,7 +54,7 @@ def test_a_batch_is_decoded_in_parts(
     bad = ImageItem("bad", str(photos / "captions.jsonl"), None, None)
     shards = [(0, [bad, *good[:3], bad]), (1, [*good, *good, bad])]
     memory = Mock(wraps=multiprocessing.RawArray)
-    monkeypatch.setattr(multiprocessing, "RawArray", memory)
+    monkeypatch.setattr(BaseContext, "RawArray", memory)
     for preprocess in (encoder.preprocess, replace(encoder.preprocess, fixed=False)):
         expected, batches = (
             list(decoded_batches(shards, preprocess, batch_size=7, workers=workers))

@@ -3,6 +3,7 @@ here."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import zip_longest
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +115,94 @@ def test_on_ray_a_task_whose_worker_is_lost_is_tried_again(
 ) -> None:
     assert squares(cluster, Squares(tmp_path, trouble, times=2)) == (SQUARES, [60, 6])
     assert len(list(tmp_path.glob("3-*"))) == 3
+
+
+# is imported by each process that starts, before anything else
+DIES = """
+import os, sys
+if "--multiprocessing-fork" in sys.orig_argv:
+    os._exit(9)
+"""
+WORK_OF_SCRIPT = """
+from pathlib import Path
+from c3tools.executors import Executor
+from tests.executors.works import Squares
+class Work(Squares):
+    pass
+work = Work(Path("."))
+"""
+RUN_WORK = 'print(*Executor(["cpu", "cpu"]).run(work, range(6), lambda *_: None))\n'
+EMBED = """
+import multiprocessing, sys
+multiprocessing.set_start_method("{}")
+import c3tools
+c3tools.embed("photos", device="cpu,cpu", workers=1, shard_size=2)
+"""
+
+
+def run_script(
+    folder: Path, script: str, *, piped: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a script from a file, or from standard input."""
+    (folder / "script.py").write_text(script)
+    return subprocess.run(
+        [sys.executable, "-" if piped else "script.py"],
+        input=script if piped else "",
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+def test_a_process_that_dies_while_it_starts_is_an_error_however_large_the_work(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(DIES)
+    script = WORK_OF_SCRIPT.replace("Work(Path", "Squares(Path") + 'work.trouble = "x" * 2**20\n'
+    said = run_script(tmp_path, script + RUN_WORK)
+    assert "C3Error: The process for cpu was killed." in said.stderr
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_script_that_embeds_is_not_run_again_by_its_processes(
+    tmp_path: Path, photos: Path, method: str
+) -> None:
+    said = run_script(tmp_path, EMBED.format(method), piped=method == "forkserver")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert Store.open(tmp_path / "c3-store").count("image") == 4
+
+
+def test_work_that_is_defined_in_a_script_needs_the_guard_of_main(tmp_path: Path) -> None:
+    said = run_script(tmp_path, WORK_OF_SCRIPT + RUN_WORK)
+    assert "ended while it started.\n" in said.stderr
+    assert 'below `if __name__ == "__main__":`' in said.stderr
+    said = run_script(tmp_path, f'{WORK_OF_SCRIPT}if __name__ == "__main__":\n    {RUN_WORK}')
+    assert (said.returncode, said.stdout) == (0, "0 1 4 9 16 25\n")
+
+
+def test_ctrl_c_while_processes_start_ends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    start = SpawnProcess._Popen  # type: ignore[attr-defined]
+
+    def start_and_interrupt(process: Any) -> Any:
+        popen = start(process)
+        started.append(popen.pid)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        return popen
+
+    monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(start_and_interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        squares(Executor(["cpu", "cpu"]), Squares(tmp_path))
+    (process,) = started
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
 
 
 def test_processes_go_on_to_the_same_bytes_where_one_process_was_interrupted(
