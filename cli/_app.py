@@ -206,14 +206,19 @@ def _root(
 def main() -> None:
     """Entry point of the console script."""
 
-    def terminate(*_: object) -> None:
-        raise KeyboardInterrupt("Terminated.")
+    def interrupt(number: int, _: object) -> None:
+        # What follows is quick, and is not interrupted again
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt(*["Terminated."] * (number == signal.SIGTERM))
 
     def end_without_message() -> None:
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
+        signal.signal(signal.SIGINT, interrupt)
     if hasattr(os, "register_at_fork"):  # not on Windows
         os.register_at_fork(after_in_child=end_without_message)  # in workers
     for stream in (sys.stdout, sys.stderr):

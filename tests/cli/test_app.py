@@ -175,6 +175,31 @@ def test_a_command_that_is_terminated_says_so_once() -> None:
     )
 
 
+INTERRUPTED_TWICE = """
+import os, signal, c3tools
+from c3tools.cli import _app
+def verify(store, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+def message_after_signal(text):
+    os.kill(os.getpid(), signal.SIGINT)
+    message(text)
+message, _app.message = _app.message, message_after_signal
+c3tools.verify_store = verify
+_app.main()
+"""
+
+
+def test_a_second_ctrl_c_prints_nothing() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_TWICE, "verify"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    kept = "Interrupted. No output of this run was kept.\n"
+    assert (said.returncode, said.stdout, said.stderr) == (128 + signal.SIGINT, "", kept)
+
+
 def test_pandas_is_hidden_from_pyarrow_alone(c3: C3) -> None:
     c3("means", "show", "--store", "none")
     assert not any("hide_pandas" in str(finder) for finder in sys.meta_path)
