@@ -30,8 +30,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .extras import DISTRIBUTION, install_command
+
 # on the package index, the name c3tools belongs to another project
-DISTRIBUTION = "connect-collapse-corrupt"
 UPDATE = f"Update c3tools: pip install -U {DISTRIBUTION}"
 
 
@@ -136,8 +137,6 @@ class MissingExtraError(C3Error):
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         # Not at the top: reading metadata takes 20 ms of every start
-        from .extras import install_command
-
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed.",
             remedy=f"Install it with: {install_command(extra)}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 
-from .errors import DISTRIBUTION
+DISTRIBUTION = "connect-collapse-corrupt"
 
 _REQUIREMENT = re.compile(
     r"""^(?P<requirement>[^;]+?)\s*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']"""

@@ -200,9 +200,9 @@ def find_duplicates(
 
     In groups of identical files and of copies by content, train rows are marked to be left out; if
     all rows are in train, the one with the most captions is kept, then the one that shows what both
-    show on the larger area or without a border. Rows of val and test are never marked. Groups of the
-    same scene, of identical texts and of similar embeddings are listed without marks, and so are
-    pictures on a plain background (emoji, logos, products) that differ only in colour.
+    show on the larger area or without a border. Rows of val and test are never marked. Groups of
+    the same scene, of identical texts and of similar embeddings are listed without marks, and so
+    are pictures on a plain background (emoji, logos, products) that differ only in colour.
 
     Photos that were rotated, stretched or cropped by more than 30% are not found, nor are photos
     that became part of a screenshot or collage.
