@@ -1,4 +1,4 @@
-"""Whether the rows that a pipeline centres were centred before."""
+"""A help against centring rows twice: the mean of the first rows that a pipeline centres."""
 
 from __future__ import annotations
 
