@@ -217,7 +217,7 @@ def cluster(
         finished = target.finished(digest, Clusters.load)
         if finished is not None:
             return finished
-        tables = {name: source.table(name, _COLUMNS) for name in names}
+        tables = {name: source.table(name, (*_COLUMNS, *store.info.columns)) for name in names}
         fewest = min(len(table) for table in tables.values())
         count = len(former) if former else settings["k"] or round(fewest**0.5)
         if count > fewest and former is None:

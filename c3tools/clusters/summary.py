@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..arrays import Indices, Matrix
-from ..store.rows import item_keys, match_items, one_array
+from ..store.rows import ITEM_COLUMNS, item_keys, match_items, one_array
 
 _WORDS = 5
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -24,7 +24,7 @@ class ClusteredRows:
     """The rows of one modality, in the order of the store.
 
     Attributes:
-        table: key, caption, path and item of each row.
+        table: key, caption, path, item and kept columns of each row.
         labels: int64 (n,), the cluster of each row.
         cosines: float32 (n,), of each row with the centroid that it was assigned by.
     """
@@ -105,7 +105,9 @@ def summarise(
 
 
 def table_of(clustered: Mapping[str, ClusteredRows]) -> pa.Table:
-    """Return modality, key, cluster and cosine to the centroid of each row."""
+    """Return modality, key, cluster, cosine to the centroid, path, caption and kept columns of
+    each row.
+    """
     tables = []
     for name, rows in clustered.items():
         columns = {
@@ -114,5 +116,8 @@ def table_of(clustered: Mapping[str, ClusteredRows]) -> pa.Table:
             "cluster": pa.array(rows.labels, pa.int32()),
             "cosine": pa.array(rows.cosines, pa.float32()),
         }
+        for column in rows.table.column_names:
+            if column not in ITEM_COLUMNS:
+                columns.setdefault(column, rows.table.column(column))
         tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables, promote_options="default")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..choices import Fraction, NonNegativeFloat, NonNegativeInt, checked
@@ -28,6 +29,7 @@ from ..result_table import Table
 from ..store import Store
 from ..store.leave_out import shards_metadata
 from ..store.left_out import LEAVE_OUT_COLUMN
+from ..store.shards import CARRIED_TYPES
 from .exports import require_no_export
 from .groups import TIERS, Copy, DuplicateGroup
 from .near_copies import search_copies
@@ -61,6 +63,8 @@ _COLUMNS: Any = [
     (LEAVE_OUT_COLUMN, pa.bool_()),
     ("reason", pa.string()),
     ("lost_captions", pa.list_(pa.string())),
+    ("path", pa.string()),
+    ("caption", pa.string()),
 ]
 _TABLE = pa.schema(_COLUMNS)
 
@@ -76,6 +80,8 @@ class Duplicates:
         notes: what the user should know, such as photos that no longer exist.
         captions: of texts by key.
         paths: of photos by key.
+        kept_columns: values of the columns of --keep-columns by modality and key.
+        column_types: of these columns.
         shards: metadata of the table: which shards it was made from.
     """
 
@@ -85,6 +91,8 @@ class Duplicates:
     notes: list[str]
     captions: dict[str, str]
     paths: dict[str, str]
+    kept_columns: dict[tuple[str, str], dict[str, Any]]
+    column_types: dict[str, pa.DataType]
     shards: dict[bytes, bytes]
 
     def __repr__(self) -> str:
@@ -173,12 +181,19 @@ class Duplicates:
             for copy in (kept, *group.copies):
                 row = {"modality": group.modality, "group": number, "tier": group.tier}
                 row |= {**asdict(copy), "kept": copy is kept}
+                row["path"] = self.paths.get(copy.key) if group.modality != "text" else None
+                row["caption"] = self.captions.get(copy.key) if group.modality == "text" else None
+                row = self.kept_columns.get((group.modality, copy.key), {}) | row
                 if copy.leave_out:
                     relation = "equal to" if group.tier == "exact" else "copy of"
                     row["reason"] = f"{relation} {group.kept} ({group.kept_split})"
                 rows.append(row)
         target = location(path)
-        table = pa.Table.from_pylist(rows, _TABLE.with_metadata(self.shards))
+        schema = _TABLE.with_metadata(self.shards)
+        for name, kind in self.column_types.items():
+            if name not in schema.names:
+                schema = schema.append(pa.field(name, kind))
+        table = pa.Table.from_pylist(rows, schema)
         write_output(target, ".parquet", lambda file: pq.write_table(table, file))
         return target
 
@@ -241,6 +256,8 @@ def find_duplicates(
     notes: list[str] = []
     captions: dict[str, str] = {}
     paths: dict[str, str] = {}
+    kept_columns: dict[tuple[str, str], dict[str, Any]] = {}
+    column_types = {name: CARRIED_TYPES[kind] for name, kind in store.info.columns.items()}
     compared = 0
     for name in modality or store.modalities:
         store.require(name)
@@ -261,6 +278,13 @@ def find_duplicates(
             if column in rows.table.column_names:
                 by_key = zip(rows.keys, rows.column(column), strict=True)
                 values.update((key, value) for key, value in by_key if value and key in in_groups)
+        if column_types:
+            columns = rows.table.select(["key", *column_types])
+            of_groups = columns.filter(
+                pc.is_in(columns.column("key"), pa.array([*in_groups], pa.string()))
+            )
+            for row in of_groups.to_pylist():
+                kept_columns[name, row.pop("key")] = row
 
     # Leaks come first, texts after images, and large groups before small ones
     groups.sort(
@@ -279,4 +303,6 @@ def find_duplicates(
             f"are in the column lost_captions of the table."
         )
     shards = shards_metadata(store)
-    return Duplicates(store.path, groups, compared, notes, captions, paths, shards)
+    return Duplicates(
+        store.path, groups, compared, notes, captions, paths, kept_columns, column_types, shards
+    )

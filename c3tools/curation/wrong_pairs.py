@@ -140,7 +140,8 @@ class PairCheck:
     Attributes:
         store: the path of the store.
         modalities: of the first and the second row of each pair.
-        rows: all pairs, ordered by z, ascending: a column for each attribute of `CheckedPair`.
+        rows: all pairs, ordered by z, ascending: a column for each attribute of `CheckedPair`, and
+            those of --keep-columns.
         shares: the expected shares of pairs that look unrelated, of all pairs and by split.
         exchanged: median and standard deviation of z of pairs whose first rows were exchanged.
         others: number of rows that each pair was ranked among.
@@ -168,7 +169,8 @@ class PairCheck:
         return self._worst_pairs(len(self.rows))
 
     def _worst_pairs(self, count: int) -> list[CheckedPair]:
-        return [CheckedPair(**row) for row in self.rows.slice(0, count).to_pylist()]
+        shown = self.rows.slice(0, count).select([*CheckedPair.__dataclass_fields__])
+        return [CheckedPair(**row) for row in shown.to_pylist()]
 
     @property
     def left_out(self) -> int:
@@ -282,6 +284,8 @@ class PairCheck:
             LEAVE_OUT_COLUMN: self.rows.column(LEAVE_OUT_COLUMN),
             "reason": pa.array(reasons, pa.string()),
         }
+        for name in self.rows.column_names:
+            columns.setdefault(name, self.rows.column(name))
         table = pa.table(columns).replace_schema_metadata(self.shards)
         target = location(path)
         write_output(target, ".parquet", lambda file: pq.write_table(table, file))
@@ -440,6 +444,8 @@ def check_pairs(
         "better_caption": _texts(pairs.second, "caption").take(better_rows),
         "path": _texts(pairs.first, "path").take(items[order]),
     }
+    for name in store.info.columns:
+        columns.setdefault(name, pairs.second.table.column(name).take(pairs.rows[order]))
     return PairCheck(
         store=store.path,
         modalities=(first, second),
@@ -553,7 +559,8 @@ def _rows_on_disk(
         OSError: if the disk is full.
     """
     schema = shard_schema(modality, store.info)
-    names = [name for name in dict.fromkeys((*_READ_COLUMNS, by)) if name in schema.names]
+    wanted = dict.fromkeys((*_READ_COLUMNS, by, *store.info.columns))
+    names = [name for name in wanted if name in schema.names]
     tables = [schema.empty_table().select(names)]
     folder = Path(gettempdir())
     with naming(folder), TemporaryFile(dir=folder) as file:

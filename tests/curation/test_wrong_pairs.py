@@ -303,6 +303,7 @@ def test_a_fraction_of_each_kind_is_marked(tmp_path: Path) -> None:
 def test_the_table_has_a_row_a_pair(check: PairCheck, tmp_path: Path) -> None:
     table = pq.read_table(check.save_table(tmp_path / "pairs.parquet"))
     names = ["key", "image_key", "modality", "cosine", "z", "rank", "split", "leave_out", "reason"]
+    names += ["better", "caption", "better_caption", "path"]
     assert table.column_names == names
     assert table.num_rows == IMAGES
 
