@@ -136,7 +136,6 @@ class MissingExtraError(C3Error):
     """An optional dependency is needed and not installed."""
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
-        # Not at the top: reading metadata takes 20 ms of every start
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed.",
             remedy=f"Install it with: {install_command(extra)}",

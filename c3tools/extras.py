@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 
 DISTRIBUTION = "connect-collapse-corrupt"
@@ -19,8 +18,11 @@ def extra_requirements() -> dict[str, list[str]]:
     Raises:
         PackageNotFoundError: if c3tools is on the path but not installed.
     """
+    # Not at the top: it loads fifty modules
+    from importlib import metadata
+
     listed: dict[str, list[str]] = {}
-    for line in importlib.metadata.requires(DISTRIBUTION) or ():
+    for line in metadata.requires(DISTRIBUTION) or ():
         match = _REQUIREMENT.match(line)
         if match is not None:
             listed.setdefault(match["extra"], []).append(match["requirement"])
@@ -41,7 +43,7 @@ def install_command(extra: str) -> str:
     """
     try:
         requirements = extra_requirements().get(extra)
-    except importlib.metadata.PackageNotFoundError:
+    except ImportError:  # PackageNotFoundError is one
         requirements = None
     if requirements is None:
         return f'pip install ".[{extra}]"'

@@ -354,13 +354,13 @@ def build_store(
         size = part_rows if isinstance(part_rows, int) else part_rows[rows.modality]
         for part, start in enumerate(range(0, len(rows), size)):
             chosen = rows.select(np.arange(len(rows))[start : start + size])
-            columns = {name: chosen.column(name) for name in chosen.table.column_names}
+            row_columns = {name: chosen.column(name) for name in chosen.table.column_names}
             failed = [
                 failure
                 for number, failure in failures
                 if (rows.modality, part) == ("image", number)
             ]
-            add_shard(path, info, rows.modality, part, chosen.embeddings, columns, failed)
+            add_shard(path, info, rows.modality, part, chosen.embeddings, row_columns, failed)
     StoreWriter(path).finish()
     return Store.open(path)
 

@@ -124,6 +124,7 @@ def test_the_share_is_of_pairs_below_the_median(
     elif kind == "at most":
         assert share.interval == (0, 2 * of_median[1])
     else:
+        assert share.share is not None
         assert share.share == pytest.approx(2 * (below_quartile + between) / 400)
         low = min(4 * of_quartile[0], share.share)
         assert share.interval == pytest.approx((low, 2 * of_median[1]))

@@ -188,7 +188,7 @@ def test_ctrl_c_while_processes_start_ends_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
-    start = SpawnProcess._Popen  # type: ignore[attr-defined]
+    start = SpawnProcess._Popen
 
     def start_and_interrupt(process: Any) -> Any:
         popen = start(process)
