@@ -278,9 +278,10 @@ class Store(HubRepository):
             StoreError: if it cannot be read, or is not the one that the manifest lists.
         """
         schema = shard_schema(modality, self.info)
+        path = self.file(modality, part)
         with self._opened_shard(modality, part) as shard:
-            batches = list(shard_batches(shard, schema))
-            failures = header_of(shard, self.file(modality, part)).failures
+            batches = list(shard_batches(shard, path, schema))
+            failures = header_of(shard, path).failures
         return pa.Table.from_batches(batches, None if batches else schema), failures
 
     @contextmanager
@@ -494,7 +495,7 @@ class Store(HubRepository):
         schema = shard_schema(modality, self.info)
         for part in parts:
             with self._opened_shard(modality, part, wanted) as shard:
-                for batch in shard_batches(shard, schema, wanted):
+                for batch in shard_batches(shard, self.file(modality, part), schema, wanted):
                     chosen = batch
                     if leaves_out:
                         chosen, _ = self.left_out.divide(modality, batch)

@@ -19,7 +19,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -513,11 +513,12 @@ def read_header(path: Path) -> _ShardHeader:
 
 def header_of(shard: pq.ParquetFile, path: Path) -> _ShardHeader:
     """Return the metadata of an open shard; ``path`` is for messages."""
-    metadata = shard.schema_arrow.metadata or {}
-    info = StoreInfo.decode(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
-    failures = msgspec.json.decode(metadata.get(FAILURES_KEY, b"[]"), type=list[Failure])
-    made_from = metadata.get(MADE_FROM_KEY, b"").decode()
-    return _ShardHeader(shard.metadata.num_rows, info, failures, made_from)
+    with refusing_damage(path):
+        metadata = shard.schema_arrow.metadata or {}
+        info = StoreInfo.decode(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
+        failures = msgspec.json.decode(metadata.get(FAILURES_KEY, b"[]"), type=list[Failure])
+        made_from = metadata.get(MADE_FROM_KEY, b"").decode()
+        return _ShardHeader(shard.metadata.num_rows, info, failures, made_from)
 
 
 @contextmanager
@@ -551,12 +552,14 @@ def open_shard(
     reads_vectors = columns is None or not VECTOR_COLUMNS.isdisjoint(columns)
     checks_digest = record is not None and reads_vectors
     version = None
-    with refusing_damage(path):
-        if checks_digest and verified is not None and not isinstance(path, Path):
-            version = version_at(path)
-            checks_digest = verified.get(path) != version
-        block = None if reads_vectors else SMALL_BLOCK
-        with _open_once(path, block, download=checks_digest) as source:
+    # What the caller does with the open shard is not taken for damage
+    with ExitStack() as opened:
+        with refusing_damage(path):
+            if checks_digest and verified is not None and not isinstance(path, Path):
+                version = version_at(path)
+                checks_digest = verified.get(path) != version
+            block = None if reads_vectors else SMALL_BLOCK
+            source = opened.enter_context(_open_once(path, block, download=checks_digest))
             if record is not None:
                 size = source.seek(0, os.SEEK_END)
                 source.seek(0)
@@ -570,19 +573,21 @@ def open_shard(
             if version is not None and verified is not None:
                 verified[path] = version
             # The checksums of pages would say again what the SHA-256 has said
-            with pq.ParquetFile(source, page_checksum_verification=not checks_digest) as shard:
-                rows = shard.metadata.num_rows
-                if record is not None and rows != record.rows:
-                    raise _wrong(path, f"it has {rows:,} rows instead of {record.rows:,}")
-                metadata = shard.schema_arrow.metadata or {}
-                written_as = metadata.get(MODALITY_KEY, modality.encode()).decode()
-                if written_as != modality:
-                    raise WrongShardError(
-                        f"{path} contains {written_as} rows, but lies in the folder of {modality} "
-                        f"rows.",
-                        remedy=_MAKE_AGAIN,
-                    )
-                yield shard
+            shard = opened.enter_context(
+                pq.ParquetFile(source, page_checksum_verification=not checks_digest)
+            )
+            rows = shard.metadata.num_rows
+            if record is not None and rows != record.rows:
+                raise _wrong(path, f"it has {rows:,} rows instead of {record.rows:,}")
+            metadata = shard.schema_arrow.metadata or {}
+            written_as = metadata.get(MODALITY_KEY, modality.encode()).decode()
+            if written_as != modality:
+                raise WrongShardError(
+                    f"{path} contains {written_as} rows, but lies in the folder of {modality} "
+                    f"rows.",
+                    remedy=_MAKE_AGAIN,
+                )
+        yield shard
 
 
 @contextmanager
@@ -606,27 +611,43 @@ def _wrong(path: Path, difference: str) -> WrongShardError:
 
 
 def shard_batches(
-    shard: pq.ParquetFile, schema: pa.Schema, columns: Sequence[str] | None = None
+    shard: pq.ParquetFile, path: Path, schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of an open shard with the columns of a schema, or those of them that are
     named, null where the shard has none, and then the other columns of the shard; the checksums of
     its pages are compared.
+
+    Args:
+        shard: open.
+        path: of its file, for messages.
+        schema: of the rows.
+        columns: their names; None for all.
+
+    Raises:
+        StoreError: if rows cannot be read. Errors of the caller pass as they are.
     """
     wanted = [field for field in schema if columns is None or field.name in columns]
     names = None if columns is None else list(columns)
-    for batch in shard.iter_batches(batch_size=ROW_GROUP_ROWS, columns=names):
-        batch.validate(full=True)  # text that is not UTF-8 would fail later
-        others = dict(zip(batch.schema.names, batch.columns, strict=True))
-        arrays = []
-        for column in wanted:
-            values = others.pop(column.name, None)
-            if values is None:
-                values = pa.nulls(len(batch), column.type)
-            if values.null_count and not column.nullable:
-                raise ValueError(f"it has rows without {column.name!r}")
-            arrays.append(values.cast(column.type))
-        all_columns = pa.schema([*wanted, *(batch.schema.field(name) for name in others)])
-        yield pa.RecordBatch.from_arrays([*arrays, *others.values()], schema=all_columns)
+    with refusing_damage(path):
+        batches = shard.iter_batches(batch_size=ROW_GROUP_ROWS, columns=names)
+    while True:
+        with refusing_damage(path):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            batch.validate(full=True)  # text that is not UTF-8 would fail later
+            others = dict(zip(batch.schema.names, batch.columns, strict=True))
+            arrays = []
+            for column in wanted:
+                values = others.pop(column.name, None)
+                if values is None:
+                    values = pa.nulls(len(batch), column.type)
+                if values.null_count and not column.nullable:
+                    raise ValueError(f"it has rows without {column.name!r}")
+                arrays.append(values.cast(column.type))
+            all_columns = pa.schema([*wanted, *(batch.schema.field(name) for name in others)])
+            rows = pa.RecordBatch.from_arrays([*arrays, *others.values()], schema=all_columns)
+        yield rows
 
 
 def read_batches(
@@ -634,7 +655,7 @@ def read_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a shard that is not compared with a manifest; see `shard_batches`."""
     with open_shard(path, modality, columns) as shard:
-        yield from shard_batches(shard, shard_schema(modality, info), columns)
+        yield from shard_batches(shard, path, shard_schema(modality, info), columns)
 
 
 def add_moments(groups: dict[str, Moments], modality: str, batch: pa.RecordBatch) -> None:

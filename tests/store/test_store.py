@@ -101,6 +101,18 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
             opened.external_moments()
 
 
+def test_an_error_of_the_reader_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(rows: pa.RecordBatch, split: str) -> None:
+        raise TypeError("our own")
+
+    store = whole_store(tmp_path / "c3-store")
+    monkeypatch.setattr("c3tools.store.reader.split_mask", broken)
+    with pytest.raises(TypeError, match="our own"):
+        list(store.batches("image", split="train"))
+
+
 def test_an_unfinished_store_is_read_as_far_as_it_is_listed(tmp_path: Path) -> None:
     store, said = whole_store(tmp_path / "s"), Messages()
     path, info = store.path, store.info
