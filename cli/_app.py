@@ -210,7 +210,9 @@ def main() -> None:
         # What follows is quick, and is not interrupted again
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt(*["Terminated."] * (number == signal.SIGTERM))
+        if number == signal.SIGTERM:
+            raise KeyboardInterrupt("Terminated.")
+        raise KeyboardInterrupt
 
     def end_without_message() -> None:
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
