@@ -206,6 +206,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "caption modality": OptionSettings(needs=("embeddings",)),
     "caption array": OptionSettings(needs=("embeddings",)),
     "search modality": OptionSettings(needs=("vector",)),
+    "search where": OptionSettings(metavar="CONDITION"),
     "search weights": OptionSettings(parse=_numbers, metavar="W,W"),
     "search query_prompt": OptionSettings(needs=("text",)),
     # Vectors of other programs

@@ -78,6 +78,9 @@ def search(
     --weights -1,1 finds rows that are like the photo and unlike the text. If text and image count
     the same, the score is the plain cosine (except in an index of fused rows).
 
+    --where 'colour=red' returns only rows with this value in a column that c3 embed
+    --keep-columns has kept; quote < and > for the shell: --where 'price<20'.
+
     Args:
         image: Search with this image.
         audio: Search with this audio file.

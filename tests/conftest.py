@@ -336,7 +336,8 @@ def build_store(
     preprocessing: Mapping[str, Any] | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Store:
-    """Write rows of one modality each to a new store, which carries ``columns`` of these types.
+    """Write rows of one modality each to a new store, which carries ``columns`` of these types
+    (string, int64, double or bool).
 
     It says ``normalised`` of their norms; ``failures`` are of image shards, with their numbers.
     """

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..arrays import Matrix
+from ..arrays import Mask, Matrix
 from ..errors import StoreError, optional_module
 from ..export.formats import ParquetFormat
 from ..reporter import SILENT, Reporter
@@ -123,6 +123,25 @@ def set_nprobe(index: Any, nprobe: int | None) -> None:
         faiss = load_faiss()
         parameters = getattr(faiss, "GpuParameterSpace", faiss.ParameterSpace)()
         parameters.set_index_parameter(index, "nprobe", nprobe)
+
+
+def search_parameters(index: Any, nprobe: int, is_allowed: Mask) -> Any | None:
+    """Return the parameters of a search of a FAISS index on the CPU in so many inverted lists, for
+    the rows that ``is_allowed`` (n,) marks; None for the kinds that cannot pass over rows.
+    """
+    faiss = load_faiss()
+    inner = _behind_rotations(index)
+    takes_all = (faiss.IndexPQ, faiss.IndexAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizer)
+    if isinstance(inner, takes_all):
+        return None
+    selector = faiss.IDSelectorBitmap(np.packbits(is_allowed, bitorder="little"))
+    if isinstance(inner, faiss.IndexIVF):
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+    else:
+        parameters = faiss.SearchParameters(sel=selector)
+    if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
+        parameters = faiss.SearchParametersPreTransform(index_params=parameters)
+    return parameters
 
 
 def on_gpus(index: Any, reporter: Reporter = SILENT) -> Any:

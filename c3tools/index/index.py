@@ -60,8 +60,10 @@ from .codes import (
     load_faiss,
     on_gpus,
     open_codes,
+    search_parameters,
     set_nprobe,
 )
+from .conditions import Columns
 from .items import Items
 from .pair_scores import fit_on_pairs
 from .queries import Query, combined
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
 
 LONGEST_CAPTION = 200  # characters of a hit that are printed
 _MOST_ON_GPU = 2048  # rows that FAISS returns from a GPU, and lists that it visits there
+_EXACT_ROWS = 20_000  # that a filter leaves, up to which all are compared
 _OWN = Path("c3-index")  # where c3 index writes to
 # nprobe is an attribute of a FAISS index, and an index on a GPU answers one thread at a time
 _ONE_SEARCH = Lock()
@@ -237,6 +240,11 @@ class Index:
         return Items.of(self.rows)
 
     @cached_property
+    def columns(self) -> Columns:
+        """The columns that ``rows`` keep, which a search may be limited by."""
+        return Columns.of(self.rows, sorted(self.source.info.columns))
+
+    @cached_property
     def places(self) -> dict[str, range]:
         """The numbers of the rows of each modality."""
         places = {}
@@ -394,6 +402,7 @@ class Index:
         modality: str = "text",
         only: str | None = None,
         split: str | None = None,
+        where: Sequence[str] | None = None,
         separate: bool = False,
         by: HitKind = "item",
         k: PositiveInt = 10,
@@ -431,6 +440,9 @@ class Index:
             only: Return only rows of this modality (image, text, ...).
             split: Return only rows of this split: train, val, test or a name of your own. By
                 default all.
+            where: Return only rows whose kept columns fulfil this condition, such as "colour=red"
+                or "price<20" (with =, <, <=, > or >=); of several conditions, all. A column of
+                texts that are all numbers, as in a CSV, is compared as numbers.
             separate: Return the best hits of each modality separately, instead of one list.
             by: The kind of hit: item (an image with its texts and exact copies) or row (each image
                 and each text).
@@ -439,7 +451,8 @@ class Index:
                 audio, vectors, key. A negative weight finds rows unlike that part. When
                 queries of different kinds are combined, each has weight 1 by default.
             nprobe: Number of inverted lists to search. More lists are slower and find more. By
-                default the index's tuned value, or more if that gives fewer than ``k`` hits.
+                default the index's tuned value; more with ``split`` or ``where``, which leave few
+                rows in a list, or if that gives fewer than ``k`` hits.
             store: The store that has the row of ``key``. By default the store of the index.
             pairs: Learn the ranking from this store's image-caption pairs (test rows excluded).
                 Ranks image queries better; adds a few seconds.
@@ -454,8 +467,8 @@ class Index:
 
         Raises:
             StoreError: if there is no query, a text is empty, the index has no rows of ``only``,
-                the key is unknown, or vectors or the store are of another model; see `combined` for
-                queries of several parts.
+                of ``split`` or with a value of ``where``, the key is unknown, or vectors or the
+                store are of another model; see `combined` for queries of several parts.
             UnusedOptionError: if there is an ``nprobe``, and the index has no inverted lists; if
                 there are ``weights`` and one part, or ``pairs`` and several.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
@@ -539,6 +552,7 @@ class Index:
             k,
             only=only,
             split=split,
+            where=where,
             separate=separate,
             by=by,
             nprobe=nprobe,
@@ -596,6 +610,7 @@ class Index:
         *,
         only: str | None = None,
         split: str | None = None,
+        where: Sequence[str] | None = None,
         separate: bool = False,
         by: HitKind = "item",
         nprobe: int | None = None,
@@ -631,11 +646,7 @@ class Index:
                 f"{', '.join(groups)}.",
                 remedy="Choose one of them with --only, or leave it out for all.",
             )
-        is_allowed = np.ones(self.rows.num_rows, bool)  # (n,)
-        if split not in (None, ALL):
-            is_in_split = pc.equal(self.rows.column("split"), pa.scalar(split))
-            is_allowed = np.asarray(is_in_split.fill_null(False))
-
+        is_allowed = self._allowed(split, where)
         searched = [only] if only else groups
         nearest = {
             name: self._nearest(name, queries, k, is_allowed, nprobe, by) for name in searched
@@ -686,6 +697,24 @@ class Index:
                 hits.extend(sorted(item_hits, key=lambda hit: -hit.score))
         return lists
 
+    def _allowed(self, split: str | None, where: Sequence[str] | None) -> Mask:
+        """Return which rows a search may return, (n,)."""
+        is_allowed = np.ones(self.rows.num_rows, bool)
+        if split not in (None, ALL):
+            is_in_split = pc.equal(self.rows.column("split"), pa.scalar(split))
+            is_allowed = np.asarray(is_in_split.fill_null(False))
+            if not is_allowed.any():
+                splits = self.rows.column("split").drop_null().unique().to_pylist()
+                raise StoreError(
+                    f"The index {self.path} has no rows of the split {split!r}. Its splits are "
+                    f"{', '.join(sorted(map(str, splits))) or 'unknown'}.",
+                    remedy="Choose one of them with --split, or leave it out for all.",
+                )
+        conditions = as_list(where)
+        if conditions:
+            is_allowed = is_allowed & self.columns.matching(conditions)
+        return is_allowed
+
     def _hit(self, row: int, score: float, cosine: float) -> Hit:
         about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
         del about["sha256"]
@@ -705,29 +734,44 @@ class Index:
         it, of those that ``is_allowed`` (n,) marks, and their inner products: at least the rows of
         ``k`` hits, or all.
         """
-        first_row = self.places[modality].start
+        place = self.places[modality]
+        allowed = is_allowed[place.start : place.stop]
+        allowed_count = int(allowed.sum())
+        if not allowed_count:
+            return [(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
+        share = allowed_count / len(allowed)
         cells = cell_count(self.indexes[modality]) if nprobe is None else 0
         visited_cells = nprobe or self.record.get("nprobe") or 0
+        if nprobe is None and share < 1:
+            # The nearest allowed rows lie in more cells; few are searched exactly
+            wanted = max(4 * visited_cells / share, cells * _EXACT_ROWS / allowed_count)
+            visited_cells = min(math.ceil(wanted), cells)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         asked = k if by == "row" else math.ceil(k * self.items.mean_rows)
         nearest: dict[int, tuple[Indices, Matrix]] = {}  # by the number of the query
         while len(nearest) < len(queries):
             unanswered = [number for number in range(len(queries)) if number not in nearest]
             fits_on_gpu = max(asked, visited_cells) <= _MOST_ON_GPU
+            parameters = None
+            if share < 1:
+                parameters = search_parameters(self.indexes[modality], visited_cells, allowed)
             with _ONE_SEARCH:
-                index = (self._searched() if fits_on_gpu else self.indexes)[modality]
+                # On GPUs, FAISS does not pass over rows
+                on_gpu = fits_on_gpu and parameters is None
+                index = (self._searched() if on_gpu else self.indexes)[modality]
                 set_nprobe(index, visited_cells)
                 all_products, all_found = index.search(
-                    queries[unanswered], min(asked, index.ntotal)
+                    queries[unanswered], min(asked, index.ntotal), params=parameters
                 )
-            is_last = asked >= index.ntotal and visited_cells >= cells
+            most = len(allowed) if parameters is None else allowed_count
+            is_last = asked >= most and visited_cells >= cells
             for number, products, found in zip(unanswered, all_products, all_found, strict=True):
-                rows = found[found >= 0] + first_row
-                allowed = is_allowed[rows]
-                rows = rows[allowed]
+                is_hit = found >= 0
+                is_hit[is_hit] = allowed[found[is_hit]]
+                rows = found[is_hit] + place.start
                 hits = len(rows) if by == "row" else len(np.unique(self.items.numbers[rows]))
                 if hits >= k or is_last:
-                    nearest[number] = (rows, products[found >= 0][allowed])
+                    nearest[number] = (rows, products[is_hit])
             # Look further for the other queries
             asked *= 4
             if nprobe is None:

@@ -10,9 +10,10 @@
     GET  /thumbnail/ROW     the photo of a row, small, as JPEG
     GET  /sound/ROW         the sound of a row, as it is (audio/mpeg, audio/ogg, ...)
 
-`k` (10), `in` (a modality), `split`, `separate` and `by` (item or row) may be added to the address
-of a search. Wrong input is answered with {"error": ...} and a status of 4xx. Requests name rows,
-never files: only photos and sounds of the index are opened.
+`k` (10), `only` (a modality), `split`, `where` (a condition such as `colour=red`, of several all),
+`separate` and `by` (item or row) may be added to the address of a search. Wrong input is answered
+with {"error": ...} and a status of 4xx. Requests name rows, never files: only photos and sounds of
+the index are opened.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ class _Server:
             "split": index.rows.column("split").unique().to_pylist(),
             "by": get_args(HitKind),
         }
-        index.items  # noqa: B018 - now, or the first query would wait for it
+        # Now, or the first query would wait for them
+        index.items  # noqa: B018
+        index.columns  # noqa: B018
         self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
 
     async def run(self, method: Callable[..., Response], *arguments: Any) -> Response:
@@ -142,6 +145,8 @@ class _Server:
             rows=counted(self.index.rows.num_rows, "row"),
             choices=self.choices,
             asked={name: request.query_params.get(name, "") for name in ("q", "only", "split")},
+            conditions=_conditions(request),
+            example=next(iter(self.index.columns.values), None),
             hits=hits,
             note=note,
             most=_ON_PAGE,
@@ -255,6 +260,7 @@ class _Server:
             int(k),
             only=asked.get("only") or None,
             split=asked.get("split") or None,
+            where=_conditions(request),
             separate="separate" in asked,
             by="row" if asked.get("by") == "row" else "item",
             transformed=query.is_transformed,
@@ -277,6 +283,10 @@ class _Server:
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=85)
         return stream.getvalue()
+
+
+def _conditions(request: Request) -> list[str]:
+    return [condition for condition in request.query_params.getlist("where") if condition.strip()]
 
 
 @contextmanager

@@ -440,6 +440,7 @@ TESTED_BY = {
     "search pairs": (
         "tests/index/test_index.py::test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos"
     ),
+    "search where": "tests/index/test_conditions.py::test_few_rows_are_searched_exactly",
     "import source": "tests/store/test_import_embeddings.py::test_a_pickle_of_c3",
     "push folder": "tests/io/test_hub.py::test_push_and_pull",
     "serve index": (

@@ -323,6 +323,48 @@ def test_the_page_shows_the_columns_that_rows_carry(
     assert "nsfw" not in page
 
 
+@pytest.fixture
+def shop_client(tmp_path: Path) -> Iterator[Any]:
+    """A client of a server of four images with a colour and a price."""
+    from c3tools.serve.app import create_app
+
+    rows = Rows.of(
+        "image",
+        ["a", "b", "c", "d"],
+        unit_rows(4, 8),
+        colour=["red", "red", "blue", None],
+        price=["9.5", "30", "9", ""],
+    )
+    columns = {"colour": "string", "price": "string"}
+    build_store(tmp_path / "s", rows, columns=columns)
+    index = build_index(tmp_path / "s", output=tmp_path / "index", preset="c1")
+    with testclient.TestClient(
+        create_app(index, colour_encoder()), base_url="http://127.0.0.1"
+    ) as client:
+        yield client
+
+
+def test_a_search_with_conditions_finds_the_rows_that_fulfil_all(shop_client: Any) -> None:
+    def found(query: str) -> str:
+        hits = shop_client.get(f"/search?q=x&{query}").json()["hits"]
+        return "".join(sorted(hit["key"] for hit in hits))
+
+    assert found("where=colour%3Dred") == "ab"
+    assert found("where=price<10") == "ac"
+    assert found("where=price<10&where=colour%3Dred&where=") == "a"
+    unknown = shop_client.get("/search?q=x&where=color%3Dred")
+    assert unknown.status_code == 400
+    assert "Its columns are: colour, price." in unknown.json()["error"]
+
+
+def test_the_page_has_the_conditions_of_its_address_and_one_more(shop_client: Any) -> None:
+    page = shop_client.get("/?q=x&where=price<10&where=colour%3Dred").text
+    assert re.findall(r"<figcaption>.*?<span>(\w)</span>", page) == ["a"]
+    assert re.findall(r'name="where" value="(.*?)"', page) == ["price&lt;10", "colour=red", ""]
+    page = shop_client.get("/?q=x&where=colour%3Dpink").text
+    assert "The values of colour are: red, blue." in page
+
+
 def test_a_number_that_json_has_not_is_null(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     hit = Hit(2.3, 0.3, 0, "a", "text", columns={"price": float("inf")})
     monkeypatch.setattr(Index, "rank", lambda *_, **__: [[hit]])
