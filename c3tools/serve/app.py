@@ -19,6 +19,7 @@ the index are opened.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,11 +46,14 @@ from ..corpus.containers import PhotoFinder
 from ..corpus.items import AUDIO_TYPES, is_sound
 from ..encoders import UNREADABLE, Encoder, open_image
 from ..errors import C3Error, reason_of
+from ..identity import ModelIdentity
 from ..index import Index
 from ..index.queries import Query, combined
 from ..io.files import json_text
+from ..io.locations import read_all
 from ..pages import render_page
-from ..reporter import counted
+from ..reporter import SILENT, Reporter, counted
+from ..store.shards import MANIFEST_FILE
 from .batches import QueryEncoder
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -74,23 +78,31 @@ class _VectorQuery(msgspec.Struct):
     modality: str = "text"
 
 
-def create_app(index: Index, encoder: Encoder, *, hosts: Sequence[str] = LOCAL_HOSTS) -> Starlette:
-    """Return the ASGI application of an index.
+def create_app(
+    index: Index,
+    encoder: Encoder,
+    *,
+    hosts: Sequence[str] = LOCAL_HOSTS,
+    reporter: Reporter = SILENT,
+) -> Starlette:
+    """Return the ASGI application of an index; a search opens the index anew if its manifest has
+    changed.
 
     Args:
         index: what is searched.
         encoder: the model of the index.
         hosts: names that the server may be addressed by, so that pages of other sites cannot read
             it under a name of theirs; ``*`` for any.
+        reporter: gets a message if the index has changed.
     """
-    server = _Server(index, encoder)
+    server = _Server(index, encoder, reporter)
     return Starlette(
         routes=[
-            Route("/", partial(server.run, server.page)),
-            Route("/search", partial(server.run, server.search_text), methods=["GET"]),
+            Route("/", partial(server.run, _Site.page)),
+            Route("/search", partial(server.run, _Site.search_text), methods=["GET"]),
             Route("/search", server.search_upload, methods=["POST"]),
-            Route("/thumbnail/{row}", partial(server.run, server.thumbnail)),
-            Route("/sound/{row}", partial(server.run, server.sound)),
+            Route("/thumbnail/{row}", partial(server.run, _Site.thumbnail)),
+            Route("/sound/{row}", partial(server.run, _Site.sound)),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         exception_handlers={HTTPException: _refused, C3Error: _refused},
@@ -98,15 +110,102 @@ def create_app(index: Index, encoder: Encoder, *, hosts: Sequence[str] = LOCAL_H
 
 
 class _Server:
-    """Hold what is loaded once: the index, the encoder, and thumbnails that were shown."""
+    """Hold what is loaded once: the index, which may be followed by another, and the encoder."""
 
-    def __init__(self, index: Index, encoder: Encoder) -> None:
+    def __init__(self, index: Index, encoder: Encoder, reporter: Reporter) -> None:
+        self.site = _Site(index, encoder, QueryEncoder(encoder), Lock())
+        self.reporter = reporter
+        self.opening = Lock()
+        self.seen = self.site.manifest  # the newest manifest, also of an index that is refused
+        self.running = 0  # requests that are being answered
+
+    async def run(self, method: Callable[..., Response], *arguments: Any) -> Response:
+        """Answer a request in a thread, or refuse it while `_AT_ONCE` others are answered.
+
+        Args:
+            method: of `_Site`.
+            arguments: of the method.
+        """
+        if self.running == _AT_ONCE:
+            raise HTTPException(503, "The server is busy. Try again later.")
+        self.running += 1
+        try:
+            return await run_in_threadpool(self._answer, method, *arguments)
+        finally:
+            self.running -= 1
+
+    async def search_upload(self, request: Request) -> Response:
+        """Search with a photo or a vector."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.startswith("image/"):
+            raise HTTPException(415, "Send a photo as image/..., or a vector as application/json.")
+        body = await _read(request)
+        search = _Site.search_vector if kind == "application/json" else _Site.search_photo
+        return await self.run(search, request, body)
+
+    def _answer(self, method: Callable[..., Response], *arguments: Any) -> Response:
+        # While one request opens a new index, the others are answered from the former one
+        if self.opening.acquire(blocking=False):
+            try:
+                self._follow()
+            finally:
+                self.opening.release()
+        return method(self.site, *arguments)
+
+    def _follow(self) -> None:
+        """Open the index anew if its manifest has changed."""
+        former = self.site
+        path = former.index.path
+        try:
+            manifest = read_all(path / MANIFEST_FILE)
+        except (C3Error, OSError):  # it is being made, or cannot be reached now
+            return
+        if manifest == self.seen:
+            return
+        self.seen = manifest
+        try:
+            index = Index.open(path)
+            ModelIdentity(former.index.record["model"]).require_same(
+                index.record["model"],
+                own="The server",
+                theirs=f"the index {path}",
+                remedy="Start `c3 serve` again.",
+            )
+        except (C3Error, OSError) as error:
+            self.reporter.message(
+                f"The index {path} has changed, but the former one is still served: {error}"
+            )
+            return
+        self.site = _Site(index, former.encoder, former.queries, former.reading)
+        self.seen = self.site.manifest
+        rows = counted(index.rows.num_rows, "row")
+        self.reporter.message(f"The index {path} has changed and was opened again: {rows}.")
+
+
+class _Site:
+    """Answer requests from one index, with the thumbnails that were shown.
+
+    Attributes:
+        index: what is searched.
+        encoder: the model of the index.
+        queries: encodes queries with it.
+        reading: held while a photo is decoded, one at a time, because that may take hundreds of
+            megabytes.
+        manifest: of the index.
+        version: of the index; thumbnails and sounds are asked for with it, since row numbers
+            differ in another version.
+    """
+
+    def __init__(
+        self, index: Index, encoder: Encoder, queries: QueryEncoder, reading: Lock
+    ) -> None:
         self.index = index
         self.encoder = encoder
-        self.queries = QueryEncoder(encoder)
-        self.running = 0  # requests that are being answered
-        # One photo is decoded at a time, because that may take hundreds of megabytes
-        self.reading = Lock()
+        self.queries = queries
+        self.reading = reading
+        assert index.source.manifest is not None  # that of an index that was opened
+        self.manifest = index.source.manifest.text().encode()
+        self.version = hashlib.sha256(self.manifest).hexdigest()[:16]
         self.photos = PhotoFinder(beside=index.store_path)
         # The values that options in the address of a search may have
         self.choices = {
@@ -118,16 +217,6 @@ class _Server:
         index.items  # noqa: B018
         index.columns  # noqa: B018
         self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
-
-    async def run(self, method: Callable[..., Response], *arguments: Any) -> Response:
-        """Answer a request in a thread, or refuse it while `_AT_ONCE` others are answered."""
-        if self.running == _AT_ONCE:
-            raise HTTPException(503, "The server is busy. Try again later.")
-        self.running += 1
-        try:
-            return await run_in_threadpool(method, *arguments)
-        finally:
-            self.running -= 1
 
     def page(self, request: Request) -> Response:
         """Return the page, with the hits of the text in the address."""
@@ -158,16 +247,8 @@ class _Server:
         """Search for the text of the address."""
         return _json(self._find(request))
 
-    async def search_upload(self, request: Request) -> Response:
-        """Search with a photo or a vector."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.startswith("image/"):
-            raise HTTPException(415, "Send a photo as image/..., or a vector as application/json.")
-        body = await _read(request)
-        search = self._search_vector if kind == "application/json" else self._search_photo
-        return await self.run(search, request, body)
-
-    def _search_photo(self, request: Request, body: bytes) -> Response:
+    def search_photo(self, request: Request, body: bytes) -> Response:
+        """Search with a photo."""
         try:
             with (
                 self.reading,
@@ -183,7 +264,8 @@ class _Server:
             self._find(request, lambda: Query(["photo"], self.queries.encode(photo), "image"))
         )
 
-    def _search_vector(self, request: Request, body: bytes) -> Response:
+    def search_vector(self, request: Request, body: bytes) -> Response:
+        """Search with a vector."""
         try:
             query = msgspec.json.decode(body, type=_VectorQuery)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -199,25 +281,28 @@ class _Server:
         """Return the photo of a row."""
         row = request.path_params["row"]
         with _not_found(f"photo of row {row}"):
-            return _file(self.jpeg(self._path(row)), "image/jpeg")
+            return _file(self.jpeg(self._path(request)), "image/jpeg")
 
     def sound(self, request: Request) -> Response:
         """Return the sound of a row."""
         row = request.path_params["row"]
         with _not_found(f"audio of row {row}"):
-            path = self._path(row)
+            path = self._path(request)
             if not is_sound(path):
                 raise ValueError("it is not an audio file")
             media_type = AUDIO_TYPES[Path(path).suffix.lower()]
             with self.reading:
                 return _file(self.photos.read_again(path), media_type)
 
-    def _path(self, row: str) -> str:
-        """Return the path of a row's photo or sound, empty if it has none.
+    def _path(self, request: Request) -> str:
+        """Return the path of the photo or sound of the row of an address, empty if it has none.
 
         Raises:
             ValueError: if there is no such row.
         """
+        if request.query_params.get("index", self.version) != self.version:
+            raise ValueError("the index has changed")
+        row = request.path_params["row"]
         rows = self.index.rows.num_rows
         # int() takes no number of thousands of digits
         if not row.isdecimal() or len(row) > len(str(rows)) or int(row) >= rows:
@@ -270,7 +355,7 @@ class _Server:
             values = hit.to_dict()
             if hit.path:
                 kind = "sound" if is_sound(hit.path) else "thumbnail"
-                values[kind] = f"{kind}/{hit.row}"
+                values[kind] = f"{kind}/{hit.row}?index={self.version}"
             hit_values.append(values)
         return {"query": query.labels[0], "hits": hit_values}
 

@@ -22,6 +22,8 @@ def serve_index(
 ) -> None:
     """Serve a search page for an index until it is interrupted, and the same search in JSON.
 
+    If the index is made anew, the next request opens the new one.
+
     Args:
         index: The folder of the index. By default c3-index or, if it is missing, the index that c3
             embed --faiss built next to the store.
@@ -30,7 +32,7 @@ def serve_index(
         port: Port to listen on.
         device: cpu, cuda, cuda:1 or mps. By default the fastest device.
         backend: See `embed`.
-        reporter: Gets the address, and the messages of the encoder.
+        reporter: Gets the address, the messages of the encoder, and one if the index has changed.
 
     Raises:
         StoreError: if there is no index, or the server cannot listen on the address.
@@ -52,7 +54,8 @@ def serve_index(
     )
     is_ipv6 = ":" in host
     name = f"[{host}]" if is_ipv6 else host
-    app = create_app(opened, encoder, hosts=LOCAL_HOSTS if name in LOCAL_HOSTS else ("*",))
+    hosts = LOCAL_HOSTS if name in LOCAL_HOSTS else ("*",)
+    app = create_app(opened, encoder, hosts=hosts, reporter=reporter)
     try:
         listening = socket.create_server(
             (host, port), family=socket.AF_INET6 if is_ipv6 else socket.AF_INET

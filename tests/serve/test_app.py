@@ -20,7 +20,7 @@ from PIL import Image
 from c3tools.index import Hit, Index, build_index
 from c3tools.store import Rows
 from tests.bombs import png
-from tests.conftest import C3, build_store, done, unit_rows
+from tests.conftest import C3, Messages, build_store, done, unit_rows
 from tests.stores import colour_corpus, colour_encoder, embed_colours
 
 pytest.importorskip("faiss", reason="faiss is an extra")
@@ -363,6 +363,96 @@ def test_the_page_has_the_conditions_of_its_address_and_one_more(shop_client: An
     assert re.findall(r'name="where" value="(.*?)"', page) == ["price&lt;10", "colour=red", ""]
     page = shop_client.get("/?q=x&where=colour%3Dpink").text
     assert "The values of colour are: red, blue." in page
+
+
+@pytest.fixture
+def changing(tmp_path: Path) -> Iterator[tuple[Any, Path, Messages]]:
+    """A client of a server of the photos a and b; their folder, and the server's messages."""
+    from c3tools.serve.app import create_app
+
+    embed_colours(colour_corpus(tmp_path / "photos", {"a": "red", "b": "blue"}), tmp_path / "s")
+    build_index(tmp_path / "s", output=tmp_path / "index", preset="c1")
+    messages = Messages()
+    app = create_app(Index.open(tmp_path / "index"), colour_encoder(), reporter=messages)
+    with testclient.TestClient(app, base_url="http://127.0.0.1") as client:
+        yield client, tmp_path, messages
+
+
+def found(client: Any) -> dict[str, str]:
+    """The addresses of the thumbnails that a server has now, by the key of the photo."""
+    hits = client.get("/search?q=x&only=image").json()["hits"]
+    return {hit["key"]: hit["thumbnail"] for hit in hits}
+
+
+def test_an_index_that_is_made_anew_is_served_from_the_next_request_on(
+    changing: tuple[Any, Path, Messages],
+) -> None:
+    client, folder, messages = changing
+    before = found(client)
+    assert sorted(before) == ["a", "b"]
+    more = colour_corpus(folder / "photos", {"a": "red", "b": "blue", "c": "lime"})
+    embed_colours(more, folder / "s")
+    assert sorted(found(client)) == ["a", "b"]
+    build_index(folder / "s", output=folder / "index", preset="c1")
+    after = found(client)
+    assert sorted(after) == ["a", "b", "c"]
+    assert messages.texts == [
+        f"The index {folder / 'index'} has changed and was opened again: 9 rows."
+    ]
+    # A row of the former index may be another photo now
+    assert client.get(after["b"]).status_code == 200
+    assert "the index has changed" in client.get(before["b"]).json()["error"]
+
+
+def test_the_former_index_is_served_if_the_new_one_cannot_be(
+    changing: tuple[Any, Path, Messages],
+) -> None:
+    client, folder, messages = changing
+    manifest = folder / "index" / "manifest.json"
+    sound = manifest.read_bytes()
+    manifest.write_bytes(b"{}")
+    assert [sorted(found(client)) for _ in range(2)] == [["a", "b"]] * 2
+    manifest.unlink()
+    assert sorted(found(client)) == ["a", "b"]
+    (message,) = messages.texts
+    assert "has changed, but the former one is still served: " in message
+    manifest.write_bytes(sound)
+    assert sorted(found(client)) == ["a", "b"]
+
+
+def test_an_index_of_another_model_is_not_searched_with_the_former_model(
+    changing: tuple[Any, Path, Messages],
+) -> None:
+    client, folder, messages = changing
+    other = {"name": "other", "weights_sha256": "1" * 64}
+    build_store(folder / "t", Rows.of("image", ["c", "d"], unit_rows(2, 8)), model=other)
+    build_index(folder / "t", output=folder / "index", preset="c1", rebuild=True)
+    assert sorted(found(client)) == ["a", "b"]
+    assert "Start `c3 serve` again." in messages.texts[0]
+
+
+def test_the_former_index_answers_while_the_new_one_is_opened(
+    changing: tuple[Any, Path, Messages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, folder, _ = changing
+    is_opening = Event()
+    may_open = Event()
+    open_index = Index.open
+
+    def open_slowly(path: Path) -> Index:
+        is_opening.set()
+        assert may_open.wait(60)
+        return open_index(path)
+
+    monkeypatch.setattr(Index, "open", open_slowly)
+    embed_colours(colour_corpus(folder / "photos", {"c": "lime"}), folder / "s")
+    build_index(folder / "s", output=folder / "index", preset="c1")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(found, client)
+        assert is_opening.wait(60)
+        assert sorted(found(client)) == ["a", "b"]
+        may_open.set()
+    assert sorted(first.result()) == ["a", "b", "c"]
 
 
 def test_a_number_that_json_has_not_is_null(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
