@@ -68,6 +68,7 @@ _AT_ONCE = 100  # requests that have arrived whole; more are answered with 503
 # others have decoders that a stranger's file could keep busy
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _UNREADABLE = (*UNREADABLE, Image.DecompressionBombWarning)
+_PARAMETERS = ("q", "k", "only", "split", "where", "separate", "by", "weights")  # of a search
 _THUMBNAIL = 320  # pixels of the longer side
 _KEPT_THUMBNAILS = 2_000
 _TEMPLATE = Path(__file__).parent / "templates" / "page.html"
@@ -222,12 +223,15 @@ class _Site:
         """Return the page, with the hits of the text in the address."""
         hits: list[dict[str, Any]] = []
         note = ""
+        status = 200
         if request.query_params.get("q", "").strip():
             try:
                 hits = self._find(request, k=str(_ON_PAGE))["hits"]
                 note = "" if hits else "Nothing was found."
-            except (HTTPException, C3Error) as error:
-                note = error.detail if isinstance(error, HTTPException) else str(error)
+            except HTTPException as error:
+                note, status = error.detail, error.status_code
+            except C3Error as error:
+                note, status = str(error), 400
         page = render_page(
             _TEMPLATE,
             title=self.index.path.name,
@@ -241,7 +245,7 @@ class _Site:
             most=_ON_PAGE,
             takes_photos="image" in self.encoder.modalities,
         )
-        return HTMLResponse(page)
+        return HTMLResponse(page, status)
 
     def search_text(self, request: Request) -> Response:
         """Search for the text of the address."""
@@ -316,6 +320,12 @@ class _Site:
         address.
         """
         asked = request.query_params
+        unknown = [name for name in asked if name not in _PARAMETERS]
+        if unknown:
+            raise HTTPException(
+                400,
+                f"There is no parameter {unknown[0]}; those there are {', '.join(_PARAMETERS)}.",
+            )
         text = asked.get("q", "").strip()
         if len(text) > _MOST_CHARACTERS or not (text or posted):
             raise HTTPException(400, f"q must be a text of 1 to {_MOST_CHARACTERS:,} characters.")

@@ -461,6 +461,16 @@ def test_a_number_that_json_has_not_is_null(client: Any, monkeypatch: pytest.Mon
     assert client.get("/search?q=dog").json()["hits"][0]["columns"] == {"price": None}
 
 
+def test_an_unknown_parameter_is_refused_with_those_there_are(client: Any) -> None:
+    message = "There is no parameter olny; those there are q, k, only, split, where,"
+    for address in ("/search?q=dog&olny=image", "/?q=dog&olny=image"):
+        response = client.get(address)
+        assert response.status_code == 400
+        assert message in response.text
+    response = client.post("/search?olny=image", json={"vector": [1.0] * 8})
+    assert message in response.json()["error"]
+
+
 def test_the_page_says_what_is_wrong_with_its_address(client: Any) -> None:
     page = client.get("/?q=dog&only=<b>")
     assert "only must be one of image, text." in page.text
