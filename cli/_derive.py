@@ -56,6 +56,7 @@ _PAGES = {
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 _REFERENCE = re.compile(r"See `(\w+)`\.")
 _SECTION = re.compile(r"\n\n(?:Args|Returns|Raises|Yields):\n")
+_FILE_NAME = re.compile(r"[\w./~][^\s:*]*\.[A-Za-z]{2,5}")
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -284,9 +285,17 @@ class _DerivedCommand(_PlainFlags):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line; refuse a second value for an option that has one."""
+        arguments = [name for name, one in self.derived.parameters.items() if one.is_argument]
+        takes_texts = bool({"text", "texts"} & set(arguments))
         rewritten = []
         for argument, following in zip_longest(args, args[1:], fillvalue=""):
             rewritten.append(argument)
+            is_file_name = _FILE_NAME.fullmatch(following) and not following.endswith(".json")
+            if argument == "--json" and takes_texts and is_file_name:
+                ctx.fail(
+                    f"--json writes to a path that ends in .json. Write --json={following} for "
+                    f"this name, or put it before --json if it is a text."
+                )
             if argument == "--json" and not following.endswith(".json"):
                 # without a path, the result is printed
                 rewritten += [] if following == "-" else ["-"]
