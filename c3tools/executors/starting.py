@@ -17,6 +17,8 @@ from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
+from ..interrupts import interrupts_held
+
 T = TypeVar("T")
 _starting = threading.local()  # has ``without_main`` while a thread starts such a process
 
@@ -99,4 +101,6 @@ def start_undisturbed(start: Callable[[], T]) -> T:
         return start()
 
     with ThreadPoolExecutor(1) as starter:
-        return starter.submit(start_in_thread).result()
+        with interrupts_held():  # the executor waits only for threads that it has noted
+            started = starter.submit(start_in_thread)
+        return started.result()

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -30,6 +27,7 @@ from torch import Tensor, nn
 
 from ..arrays import Indices
 from ..errors import C3Error, OutputError, note_on_interrupt
+from ..interrupts import interrupts_held
 from ..io.artifact import Target
 from ..io.files import MALFORMED, remove_leftovers, write_atomically
 from ..reporter import SILENT, Progress, Reporter
@@ -260,43 +258,6 @@ def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]
             group, _, name = key.rpartition("/")
             groups.setdefault(group, {})[name] = file.get_tensor(key)
     return header, groups
-
-
-@contextmanager
-def interrupts_held() -> Iterator[Callable[[], bool]]:
-    """Hold SIGINT (Ctrl-C) and SIGTERM back, so that a training can be saved between two steps.
-
-    Yields a function that returns whether one has arrived. It acts when the block ends; a second
-    one acts at once. Python delivers signals to the main thread; elsewhere this does nothing, and
-    neither where a signal is ignored.
-    """
-    arrived: list[int] = []
-    handlers: dict[int, Any] = {}  # those that are replaced during the block
-
-    def restore() -> None:
-        while handlers:
-            number, handler = handlers.popitem()
-            signal.signal(number, handler)
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        arrived.append(number)
-        if len(arrived) > 1:
-            restore()
-            signal.raise_signal(number)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            if handler not in (signal.SIG_IGN, None):
-                handlers[number] = handler
-                signal.signal(number, hold)
-    try:
-        yield lambda: bool(arrived)
-    finally:
-        restore()
-    if arrived:
-        signal.raise_signal(arrived[0])
-        raise KeyboardInterrupt
 
 
 class Task(ABC):

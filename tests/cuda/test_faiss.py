@@ -29,7 +29,9 @@ class GpuIndex(faiss.IndexReplicas):  # type: ignore[misc]
         for _ in range(2):
             self.addIndex(faiss.clone_index(index))
 
-    def search(self, queries: Matrix, k: int) -> Any:
+    def search(self, queries: Matrix, k: int, *, params: Any = None) -> Any:
+        if params is not None:
+            raise RuntimeError("GpuIndex: search parameters not supported for this index")
         if k > 2048:
             raise RuntimeError(f"GPU index only supports min/max-K selection up to 2048 (not {k})")
         return super().search(queries, k)

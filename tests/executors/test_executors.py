@@ -16,6 +16,7 @@ from importlib import import_module
 from itertools import zip_longest
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -184,20 +185,33 @@ def test_work_that_is_defined_in_a_script_needs_the_guard_of_main(tmp_path: Path
     assert (said.returncode, said.stdout) == (0, "0 1 4 9 16 25\n")
 
 
+@pytest.mark.parametrize("where", ["thread", "process"])
 def test_ctrl_c_while_processes_start_ends_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
-    start = SpawnProcess._Popen
+    interrupted: list[str] = []
+    start_process = SpawnProcess._Popen
+    start_thread = Thread.start
+
+    def interrupt(here: str) -> None:
+        if where == here and not interrupted:
+            interrupted.append(here)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
 
     def start_and_interrupt(process: Any) -> Any:
-        popen = start(process)
+        popen = start_process(process)
+        interrupt("process")
         started.append(popen.pid)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.2)
         return popen
 
+    def start_thread_and_interrupt(thread: Thread) -> None:
+        start_thread(thread)
+        interrupt("thread")
+
     monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(start_and_interrupt))
+    monkeypatch.setattr(Thread, "start", start_thread_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         squares(Executor(["cpu", "cpu"]), Squares(tmp_path))
     (process,) = started

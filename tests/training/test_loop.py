@@ -29,7 +29,6 @@ from c3tools.training.loop import (
     Run,
     Task,
     adamw,
-    interrupts_held,
     train,
 )
 from tests.conftest import Messages
@@ -343,44 +342,3 @@ def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:
     expected = [0.2, 1.0, 2.0, 1.0, 1 + math.cos(math.pi * 89 / 90)]
     assert [plan.rate(step) for step in (0, 4, 9, 55, 99)] == pytest.approx(expected)
     assert replace(plan, rise=50, decay="linear").rate(75) == pytest.approx(1.0)
-
-
-def test_a_signal_waits_for_the_end_of_the_block_and_a_second_acts_at_once() -> None:
-    noted: Any = []
-    own = lambda number, frame: noted.append(number)  # noqa: E731 - raises nothing; the block still ends as interrupted
-    both = (signal.SIGINT, signal.SIGTERM)
-    former = [(number, signal.signal(number, own)) for number in both]
-    try:
-        for signals in ([both[0]], [both[1]], both):
-            with pytest.raises(KeyboardInterrupt), interrupts_held() as interrupted:
-                for number in signals:
-                    noted.append(interrupted())
-                    signal.raise_signal(number)
-                noted.append(interrupted())
-        assert noted == [
-            False,
-            True,
-            both[0],
-            False,
-            True,
-            both[1],
-            False,
-            True,
-            both[1],
-            True,
-            both[0],
-        ]
-        with pytest.raises(ValueError, match="mine"), interrupts_held():
-            signal.raise_signal(signal.SIGINT)
-            raise ValueError("mine")  # is not hidden
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with interrupts_held() as interrupted:
-            signal.raise_signal(signal.SIGTERM)
-            assert not interrupted()
-        assert ([signal.getsignal(number) for number in both], len(noted)) == (
-            [own, signal.SIG_IGN],
-            11,
-        )
-    finally:
-        for number, handler in former:
-            signal.signal(number, handler)
