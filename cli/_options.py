@@ -92,6 +92,14 @@ def _json_destination(text: str) -> str:
     return text
 
 
+def _list_file(text: str | Path) -> Path:
+    # Not at the top: it imports pyarrow
+    from c3tools.store.kept_list import list_suffix
+
+    path = _local_path(text)
+    return output_file(path, list_suffix(path))
+
+
 def _local_path(text: str | Path) -> Path:
     if is_url(text):
         raise C3Error(
@@ -192,6 +200,8 @@ _SETTINGS: dict[str, OptionSettings] = {
     "leave-out keys": OptionSettings(flags=("--key",), is_repeated=True),
     "leave-out modality": OptionSettings(needs=("keys",)),
     "leave-out reason": OptionSettings(needs=("keys",)),
+    "leave-out yes": OptionSettings(needs=("tables", "keys")),
+    "leave-out kept": OptionSettings(parse=_list_file, metavar="FILE"),
     "embed paths": _PATHS,
     "connect lit paths": _PATHS,
     "connect full paths": _PATHS,

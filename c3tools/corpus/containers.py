@@ -140,6 +140,15 @@ def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) 
     return ImageItem(key, str(file), row.split, status.st_size, mtime=status.st_mtime_ns)
 
 
+def container_of(path: str) -> str | None:
+    """Return the tar or table that the path of an image (`ImageItem.path`) leads into; None if the
+    image is a file of its own.
+    """
+    is_file = not is_url(path) and Path(path).is_file()
+    inside = None if is_file else _INSIDE.fullmatch(path)
+    return inside["file"] if inside else None
+
+
 class PhotoFinder(ImageReader):
     """Reads the images of a store again by the path in their row (see `ImageItem.path`).
 
@@ -169,9 +178,8 @@ class PhotoFinder(ImageReader):
         """Return an image by its path, ready to be read; see `read_again`."""
         if not path:
             raise ValueError("the row has no path to its photo")
-        is_file = not is_url(path) and Path(path).is_file()
-        in_container = None if is_file else _INSIDE.fullmatch(path)
-        file = in_container["file"] if in_container else path
+        container_file = container_of(path)
+        file = container_file or path
 
         # A relative path may start from the folder that the store is in
         if isinstance(self._beside, Path) and not is_url(path):
@@ -179,7 +187,7 @@ class PhotoFinder(ImageReader):
             if not Path(file).exists() and (folder / file).exists():
                 return self.find(str(folder.absolute() / path))
 
-        if in_container:
+        if container_file:
             try:
                 # The images of a tar or table are listed once
                 if file not in self._containers:
@@ -201,6 +209,6 @@ class PhotoFinder(ImageReader):
             if not self._options.download:
                 raise error_without_download(path)
             return ImageItem(path, path, None, None, ImageSource(path, download=True))
-        if not is_file:
+        if not Path(path).is_file():
             raise FileNotFoundError(0, "there is no such file")
         return ImageItem(path, path, None, None)

@@ -26,6 +26,9 @@ _KINDS = {
     ".parquet": ("Parquet file", rb"PAR1"),
     ".safetensors": ("moments file", rb".{6}\0\0\{"),
     ".svg": ("figure", rb"<\?xml|<svg|\x89PNG|%PDF"),
+    # lists of `c3 leave-out`: other tables have no start of their own
+    ".csv": ("list that c3 leave-out wrote", rb"key,path,caption,split[,\r\n]"),
+    ".jsonl": ("list that c3 leave-out wrote", rb'\{"key": .*, "path": .*, "caption": '),
 }
 
 
@@ -35,7 +38,7 @@ def require_replaceable(path: Path, suffix: str) -> None:
     Args:
         path: of the file to write. A URL, or what is no regular file, is not looked at.
         suffix: the usual ending of what is written, which stands for its kind: .html, .json,
-            .parquet, .safetensors, or .svg for all figures.
+            .parquet, .csv, .jsonl, .safetensors, or .svg for all figures.
 
     Raises:
         OutputError: if the file may not be replaced.

@@ -8,14 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..corpus.splits import ALL
 from ..corpus.tables import IMAGE_KEY, pick, read_table, text_columns
 from ..errors import StoreError
 from ..io.locations import location
 from ..io.lock import locked
+from ..io.outputs import require_replaceable
 from ..lists import as_list
 from ..reporter import counted
 from ..result_table import Table
 from .ids import ids_in
+from .kept_list import list_suffix, require_listable, write_list
 from .left_out import LEAVE_OUT_COLUMN, LeftOut, RowName
 from .manifest import StoreWriter
 from .reader import Store
@@ -51,7 +54,8 @@ class LeftOutRows:
         store: the path of the store.
         rows: in the order of the store.
         added: how many of them this call has left out.
-        notes: what the user should know, such as keys that the store does not have.
+        notes: what the user should know: keys that the store does not have, and the command that
+            embeds what is left.
     """
 
     store: Path
@@ -90,6 +94,8 @@ def leave_out(
     modality: str | None = None,
     reason: str | None = None,
     undo: bool = False,
+    yes: bool = False,
+    kept: str | Path | None = None,
 ) -> LeftOutRows:
     """Leave rows out of a store, list those that are left out, or take all of them back.
 
@@ -106,10 +112,15 @@ def leave_out(
         modality: The modality of ``keys``, if several modalities have that key.
         reason: The reason to record for ``keys``.
         undo: Take back all rows that were left out.
+        yes: Leave the rows out even if they are more than half of a modality.
+        kept: Also write what is left to this table (.csv, .jsonl or .parquet), with the path,
+            caption, split and kept columns of each row. The command that embeds it is printed.
 
     Raises:
         StoreError: if there is no store, or it is an export; a table cannot be read or belongs to
-            other embeddings; a key belongs to no row, or to several.
+            other embeddings; a key belongs to no row, or to several; more than half of a modality
+            would be left out without ``yes``; or a list cannot name the rows that are left.
+        OutputError: if ``kept`` may not be replaced.
 
     Example:
         >>> c3tools.leave_out("c3-store", keys=["000000121647#3"], reason="other photo")
@@ -117,8 +128,9 @@ def leave_out(
     """
     tables = as_list(tables)
     keys = as_list(keys)
+    kept_path = None if kept is None else Path(kept)
     if not (tables or keys or undo):
-        return _list_rows(Store.open(store))
+        return _list_rows(Store.open(store), kept_path)
     if undo and (tables or keys):
         raise StoreError(
             "--undo takes all rows back; it cannot be combined with rows to leave out.",
@@ -135,7 +147,7 @@ def leave_out(
     with locked(path):
         if undo:
             StoreWriter(path, left_out=LeftOut()).finish()
-            return _list_rows(Store.open(path))
+            return _list_rows(Store.open(path), kept_path)
         StoreWriter(path)  # puts in place what a killed run has left
         opened = Store.open(path)
         marks = [_Mark(key, modality, reason or "") for key in keys]
@@ -171,6 +183,11 @@ def leave_out(
                 "captions end in a number, for example 'photo#0'.",
             )
 
+        if not yes:
+            _require_at_most_half(opened, LeftOut(reasons))
+        if kept_path is not None:
+            require_replaceable(kept_path, list_suffix(kept_path))
+            require_listable(opened)
         rows_before = sum(opened.left_out_counts.values())
         if len(reasons) > len(opened.left_out.reasons):
             StoreWriter(path, left_out=LeftOut(reasons)).finish()
@@ -179,8 +196,9 @@ def leave_out(
     if unknown:
         rows = counted(len(unknown), "row of the tables is", "rows of the tables are")
         notes.append(f"{rows} not in the store, for example {unknown[0]!r}.")
-    listed = _list_rows(opened)
-    return replace(listed, added=len(listed.rows) - rows_before, notes=notes)
+    listed = _list_rows(opened, kept_path)
+    added = len(listed.rows) - rows_before
+    return replace(listed, added=added, notes=[*notes, *listed.notes])
 
 
 class _Mark(NamedTuple):
@@ -229,14 +247,36 @@ def _marks_in(path: Path, store: Store) -> list[_Mark]:
     return marks
 
 
+def _require_at_most_half(store: Store, left_out: LeftOut) -> None:
+    """Refuse to leave out more than half of the rows that are used of a modality.
+
+    Raises:
+        StoreError: with their number.
+    """
+    for modality in store.modalities:
+        used = 0
+        lost = 0
+        for batch in store.batches(modality, ["key", "image_key"], split=ALL):
+            used += len(batch)
+            lost += len(left_out.divide(modality, batch)[1])
+        if lost > used / 2:
+            raise StoreError(
+                f"{lost:,} of {used:,} {modality} rows of {store.path} would be left out.",
+                remedy="A table needs to name the rows to leave out, not all rows. If these are "
+                "the ones, run the command again with --yes.",
+            )
+
+
 def shards_metadata(store: Store) -> dict[bytes, bytes]:
     """Return the metadata of a table of rows that say which shards it was made from."""
     digests = sorted(record.sha256 for record in store.shards.values())
     return {_SHARDS_KEY: json.dumps(digests).encode()}
 
 
-def _list_rows(store: Store) -> LeftOutRows:
-    """List the rows that are left out, in the order of the store."""
+def _list_rows(store: Store, kept: Path | None) -> LeftOutRows:
+    """List the rows that are left out, in the order of the store, and write what is left to the
+    table ``kept``.
+    """
     reasons = store.left_out.reasons
     media = [name for name in store.modalities if name != "text"]
     rows = []
@@ -254,4 +294,5 @@ def _list_rows(store: Store) -> LeftOutRows:
                 names = [RowName(modality, key), *(RowName(name, item or "") for name in media)]
                 reason = next((reasons[name] for name in names if name in reasons), "")
                 rows.append(LeftOutRow(modality, key, reason, content))
-    return LeftOutRows(store.path, rows)
+    notes = [] if kept is None else [write_list(store, kept)]
+    return LeftOutRows(store.path, rows, notes=notes)

@@ -456,6 +456,8 @@ TESTED_BY = {
     "leave-out undo": (
         "tests/store/test_leave_out.py::test_undo_takes_all_rows_back_to_the_same_bytes"
     ),
+    "leave-out yes": "tests/store/test_leave_out.py::test_more_than_half_of_a_modality_needs_a_yes",
+    "leave-out kept": "tests/store/test_kept_list.py::test_what_is_left_is_embedded_again",
     "ablate-captions list_all": "tests/cli/test_words.py::test_commands_say_what_they_made",
     "ablate-images list_all": "tests/cli/test_words.py::test_commands_say_what_they_made",
     "export list_all": "tests/cli/test_words.py::test_commands_say_what_they_made",

@@ -216,6 +216,22 @@ def test_a_key_of_two_modalities_needs_one(tmp_path: Path) -> None:
     assert Store.open(store.path).left_out_counts == {"text": 1}
 
 
+def test_more_than_half_of_a_modality_needs_a_yes(store: Store, tmp_path: Path) -> None:
+    """As the catalogue itself does, which names every photo."""
+    catalogue = write_jsonl(tmp_path / "c.jsonl", *[{"key": f"img{n}"} for n in range(21)])
+    before = contents(store.path)
+    with pytest.raises(StoreError, match=r"21 of 40 image rows of .* would be left") as refusal:
+        c3tools.leave_out(store, [catalogue])
+    assert "--yes" in str(refusal.value.remedy)
+    assert contents(store.path) == before
+    c3tools.leave_out(store, keys=[f"img{n}" for n in range(20)])
+    assert c3tools.leave_out(store.path, [catalogue]).added == 3
+    captions = [f"img{n}#{caption}" for n in range(21, 31) for caption in range(2)]
+    with pytest.raises(StoreError, match="20 of 38 text rows"):
+        c3tools.leave_out(store.path, keys=captions)
+    assert c3tools.leave_out(store.path, keys=captions, yes=True).added == 20
+
+
 def test_an_export_is_refused(store: Store, tmp_path: Path) -> None:
     c3tools.export_store(store, output=tmp_path / "export", preset="c1")
     with pytest.raises(StoreError, match="Rows are left out of the store"):
