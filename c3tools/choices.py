@@ -92,6 +92,9 @@ Steer = Literal["magic", "zerocap"]
 TowerMode = Literal["lit", "full"]
 """The towers to train: the text tower, or both."""
 
+MarkSplits = Literal["train", "all"]
+"""The splits whose rows are marked for c3 leave-out."""
+
 HitKind = Literal["item", "row"]
 """The kind of hit of a search: an item with its rows, or a row."""
 

@@ -252,6 +252,7 @@ _SETTINGS: dict[str, OptionSettings] = {
     "clusters modalities": OptionSettings(parse=_names, metavar="A,B"),
     "mark_worst": OptionSettings(metavar="FRACTION"),
     "mark_below": OptionSettings(metavar="Z"),
+    "pairs mark_splits": OptionSettings(needs=("mark_worst", "mark_below")),
     "by": OptionSettings(metavar="COLUMN"),
     "nprobe": _EXPERT,
     "recall": OptionSettings(unused=_recall_unused),

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..choices import Fraction, NonNegativeFloat, NonNegativeInt, checked
+from ..choices import Fraction, MarkSplits, NonNegativeFloat, NonNegativeInt, checked
 from ..errors import StoreError
 from ..io.locations import location
 from ..io.outputs import write_output
@@ -31,7 +31,7 @@ from ..store.leave_out import shards_metadata
 from ..store.left_out import LEAVE_OUT_COLUMN
 from ..store.shards import CARRIED_TYPES
 from .exports import require_no_export
-from .groups import TIERS, Copy, DuplicateGroup
+from .groups import MARKED_TIERS, TIERS, Copy, DuplicateGroup
 from .near_copies import search_copies
 from .pictures import NO_PATH, pictures_of
 
@@ -207,6 +207,7 @@ def find_duplicates(
     *,
     modality: Sequence[str] | None = None,
     cosine: Fraction | None = None,
+    mark_splits: MarkSplits = "train",
     image_timeout: NonNegativeFloat = 60,
     workers: NonNegativeInt = 2,
     reporter: Reporter = SILENT,
@@ -215,9 +216,10 @@ def find_duplicates(
 
     In groups of identical files and of copies by content, train rows are marked to be left out; if
     all rows are in train, the one with the most captions is kept, then the one that shows what both
-    show on the larger area or without a border. Rows of val and test are never marked. Groups of
-    the same scene, of identical texts and of similar embeddings are listed without marks, and so
-    are pictures on a plain background (emoji, logos, products) that differ only in colour.
+    show on the larger area or without a border. By default, no row of val and test is
+    marked. Groups of the same scene, of identical texts and of similar embeddings are listed
+    without marks, and so are pictures on a plain background (emoji, logos, products) that differ
+    only in colour.
 
     Photos that were rotated, stretched or cropped by more than 30% are not found, nor are photos
     that became part of a screenshot or collage.
@@ -226,6 +228,8 @@ def find_duplicates(
         store: See `embed`.
         modality: Search only these modalities.
         cosine: Also list rows whose embeddings have at least this cosine.
+        mark_splits: Mark copies in train, or in all splits: without those of val and test, scores
+            on them are no longer comparable with earlier ones.
         image_timeout: See `embed`.
         workers: Number of processes that decode photos.
         reporter: Shows the progress.
@@ -266,6 +270,7 @@ def find_duplicates(
             store,
             rows,
             cosine=cosine,
+            mark_splits=mark_splits,
             image_timeout=image_timeout,
             workers=workers,
             reporter=reporter,
@@ -301,6 +306,17 @@ def find_duplicates(
         notes.append(
             f"{counted(lost, 'caption')} of marked rows are not among those of the kept rows. They "
             f"are in the column lost_captions of the table."
+        )
+    not_marked = sum(
+        not copy.leave_out
+        for group in groups
+        if group.tier in MARKED_TIERS and group.modality != "text"
+        for copy in group.copies
+    )
+    if not_marked:
+        notes.append(
+            f"{counted(not_marked, 'copy is', 'copies are')} not in train and not marked. "
+            f"--mark-splits all marks copies of every split."
         )
     shards = shards_metadata(store)
     return Duplicates(

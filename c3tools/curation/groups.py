@@ -10,6 +10,7 @@ Tier = Literal["exact", "copy", "same scene", "alike"]
 """The evidence that rows of a group are alike: equal files, rows or texts; what photos show, which
 are copies or of the same scene; embeddings that are near."""
 TIERS: tuple[Tier, ...] = ("exact", "copy", "same scene", "alike")
+MARKED_TIERS: tuple[Tier, ...] = ("exact", "copy")
 HELD_OUT = ("test", "val")
 
 

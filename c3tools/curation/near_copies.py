@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Floats, Indices, Mask, Matrix, Pixels
+from ..choices import MarkSplits
 from ..corpus.containers import PhotoFinder
 from ..corpus.splits import ALL, split_order
 from ..embedding.decoding import decode_photos
@@ -20,7 +21,7 @@ from ..moments import unit_rows
 from ..reporter import Reporter, counted
 from ..store import Rows, Store
 from .agreement import SAME_SCENE, THUMBNAILS, Photo, compare
-from .groups import HELD_OUT, Copy, DuplicateGroup, Tier
+from .groups import HELD_OUT, MARKED_TIERS, Copy, DuplicateGroup, Tier
 
 _NEAREST = 10  # rows of the same modality whose content is compared with that of a row at a time
 _EXACT_SEARCH = 50_000  # rows beyond which a CPU looks for the nearest in some of the cells alone
@@ -31,7 +32,6 @@ _ITERATIONS = 4
 _SEARCHED_AT_A_TIME = 1_024
 _PHOTOS_IN_MEMORY = 1_000
 _NO_WORD = re.compile(r"[^\w]+")
-_MATCHED = ("exact", "copy")  # tiers whose train rows are left out
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def search_copies(
     rows: Rows,
     *,
     cosine: float | None,
+    mark_splits: MarkSplits,
     image_timeout: float,
     workers: int,
     reporter: Reporter,
@@ -159,6 +160,7 @@ def search_copies(
         store: that the rows are of.
         rows: all rows of a modality.
         cosine: See `find_duplicates`.
+        mark_splits: See `find_duplicates`.
         image_timeout: See `embed`.
         workers: Number of processes that decode photos.
         reporter: Shows the progress.
@@ -196,11 +198,11 @@ def search_copies(
         links = _link_until_none_joins(nearest, precedence, "alike", link_alike)
         groups += _group_around_kept(links, precedence, "alike")
 
-    # Name the rows by their keys, and mark those of train that are to be left out
+    # Name the rows by their keys, and mark those that are to be left out
     results = []
     splits = rows.splits
     for group in groups:
-        is_marked = group.tier in _MATCHED and rows.modality != "text"
+        is_marked = group.tier in MARKED_TIERS and rows.modality != "text"
         kept_captions = {_words(caption) for caption in captions.get(rows.keys[group.kept], ())}
         numbers = [group.kept, *group.agreements]
         unit = unit_rows(rows.embeddings[numbers])
@@ -209,7 +211,7 @@ def search_copies(
         for cosine_with_kept, (row, agreement) in zip(
             cosines[1:].tolist(), group.agreements.items(), strict=True
         ):
-            leave_out = is_marked and splits[row] == "train"
+            leave_out = is_marked and (splits[row] == "train" or mark_splits == ALL)
             key = rows.keys[row]
             lost = []
             if leave_out:

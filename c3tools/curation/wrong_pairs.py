@@ -40,8 +40,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..arrays import Array, Indices, Mask, Matrix
-from ..choices import Fraction, checked
-from ..corpus.splits import split_order
+from ..choices import Fraction, MarkSplits, checked
+from ..corpus.splits import ALL, split_order
 from ..errors import StoreError, UnusedOptionError
 from ..io.files import naming
 from ..io.locations import location
@@ -303,6 +303,7 @@ def check_pairs(
     split: str | None = None,
     mark_worst: Fraction | None = None,
     mark_below: float | None = None,
+    mark_splits: MarkSplits = "train",
     by: str | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
@@ -317,6 +318,8 @@ def check_pairs(
         mark_worst: Mark this fraction of the train pairs for c3 leave-out, beginning with the
             worst-fitting.
         mark_below: Mark train pairs with z below this value for c3 leave-out.
+        mark_splits: Mark pairs of train, or of all splits: without those of val and test, scores on
+            them are no longer comparable with earlier ones.
         by: Mark the fraction of --mark-worst for each value of this column, which --keep-columns
             has kept, for example a category. Without, a store with several kinds of data may lose
             pairs of one kind only.
@@ -388,8 +391,8 @@ def check_pairs(
     scored = score_pairs(pairs, calibration, seed, reporter, is_used)
     splits = np.array(row_splits(pairs.second.table), dtype=object)[pairs.rows]
 
-    # Mark train pairs alone
-    is_train = is_used & (splits == "train")
+    # Mark train pairs alone, unless all splits are asked for
+    may_be_marked = is_used & ((splits == "train") | (mark_splits == ALL))
     marked = np.zeros(len(pairs), dtype=bool)
     notes = []
     if mark_worst is not None:
@@ -398,20 +401,21 @@ def check_pairs(
                 f"--mark-worst is a fraction of the train pairs and cannot be {mark_worst:g}.",
                 remedy="For example: --mark-worst 0.02",
             )
-        groups = np.zeros(len(pairs), np.int64)
-        if by is not None:
-            groups = _groups(pairs, by, store.path)
-        else:
+        if by is None:
             notes.append(
                 "If the store has several kinds of data, the worst pairs may all be of the kind "
                 "that the encoder knows least. --by COLUMN marks as large a fraction of each kind."
             )
-        for group in np.unique(groups):
-            train = np.flatnonzero(is_train & (groups == group))
-            worst = train[np.argsort(scored.z[train], kind="stable")]
-            marked[worst[: math.floor(mark_worst * len(train))]] = True
+        groups = np.zeros(len(pairs), int) if by is None else _groups(pairs, by, store.path)
+        marked = _worst(scored.z, mark_worst, may_be_marked, groups)
     if mark_below is not None:
-        marked |= is_train & (scored.z < mark_below)
+        marked |= may_be_marked & (scored.z < mark_below)
+    is_held_out = is_used & ~may_be_marked
+    if is_held_out.any() and (mark_worst, mark_below) != (None, None):
+        notes.append(
+            f"{is_held_out.sum():,} of {counted(int(is_used.sum()), 'pair')} are not in train, so "
+            f"none of them is marked. --mark-splits all marks pairs of every split."
+        )
 
     # Rows left out by hand may have been chosen by z too; nobody has said
     by_hand = [
@@ -714,6 +718,23 @@ def _of_rest(share: float, used: int, left_out: int, fraction: float) -> float:
     """
     unrelated = share * (used + left_out)
     return min((unrelated - min(fraction * unrelated, left_out)) / used, 1.0)
+
+
+def _worst(z: Array, fraction: float, may_be_marked: Mask, groups: Indices) -> Mask:
+    """Return the pairs of least z, as large a fraction of each group: bool (n,).
+
+    Args:
+        z: of the pairs: float64 (n,).
+        fraction: of the pairs of a group that may be marked.
+        may_be_marked: the pairs to choose from: bool (n,).
+        groups: the number of each pair's group: int64 (n,).
+    """
+    is_worst = np.zeros(len(z), dtype=bool)
+    for group in np.unique(groups):
+        of_group = np.flatnonzero(may_be_marked & (groups == group))
+        worst_first = of_group[np.argsort(z[of_group], kind="stable")]
+        is_worst[worst_first[: math.floor(fraction * len(of_group))]] = True
+    return is_worst
 
 
 def _groups(pairs: Pairs, column: str, store: Path) -> Indices:

@@ -268,6 +268,7 @@ CASES = {
     "pairs modalities": Case("image,audio", "pairs --store three"),
     "pairs mark_worst": Case("0.1"),
     "pairs mark_below": Case("100"),
+    "pairs mark_splits": Case("all", "pairs --mark-worst 0.3"),
     "pairs by": Case("kind", "pairs --mark-worst 0.3 --store kinds"),
     "duplicates cosine": Case("0.5"),
     "duplicates store": Case("updated-store"),
@@ -445,6 +446,9 @@ TESTED_BY = {
     "push folder": "tests/io/test_hub.py::test_push_and_pull",
     "serve index": (
         "tests/serve/test_app.py::test_the_command_serves_other_names_only_if_it_listens_to_others"
+    ),
+    "duplicates mark_splits": (
+        "tests/curation/test_duplicates.py::test_copies_of_all_splits_are_marked_on_demand"
     ),
     "leave-out tables": (
         "tests/store/test_leave_out.py::test_a_table_names_rows_by_key_with_reasons"

@@ -175,6 +175,19 @@ def test_the_photo_with_the_most_pixels_is_kept(tmp_path: Path) -> None:
     assert find_duplicates(store).groups[0].kept == "image9"
 
 
+def test_copies_of_all_splits_are_marked_on_demand(tmp_path: Path) -> None:
+    embeddings = unit_rows(6, DIM)
+    embeddings[3:] = embeddings[:3]
+    store = image_store(tmp_path / "s", embeddings, split=["test", "val", "train"] * 2)
+    found = find_duplicates(store)
+    assert found.left_out == 1
+    assert found.notes[-1].startswith("2 copies are not in train and not marked")
+
+    found = find_duplicates(store, mark_splits="all")
+    assert found.left_out == 3
+    assert not any("--mark-splits" in note for note in found.notes)
+
+
 def captioned(image: str, *captions: str) -> Rows:
     keys = [f"{image}#{number}" for number in range(len(captions))]
     embeddings = unit_rows(len(captions), DIM, seed=3)

@@ -203,6 +203,17 @@ def test_a_fraction_of_the_train_pairs_is_marked(tmp_path: Path) -> None:
     marked = [pair for pair in check.pairs if pair.leave_out]
     assert len(marked) == 10  # of 200 train pairs
     assert all(int(pair.key.removeprefix("text")) % 2 == 0 for pair in marked)
+    assert check.notes[-1].startswith(
+        "200 of 400 pairs are not in train, so none of them is marked"
+    )
+
+
+def test_pairs_of_all_splits_are_marked_on_demand(tmp_path: Path) -> None:
+    splits = ["test" if number % 2 else "train" for number in range(IMAGES)]
+    store = paired_store(tmp_path / "s", exchanged=40, splits=splits)
+    check = check_pairs(store, mark_worst=0.05, mark_splits="all")
+    assert [pair.leave_out for pair in check.pairs] == [True] * 20 + [False] * 380
+    assert not any("--mark-splits" in note for note in check.notes)
 
 
 def test_train_pairs_below_a_z_are_marked(tmp_path: Path) -> None:
