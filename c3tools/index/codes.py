@@ -115,6 +115,11 @@ def cell_count(index: Any) -> int:
     return int(inverted.nlist) if inverted else 0
 
 
+def has_whole_vectors(index: Any) -> bool:
+    """Return whether a FAISS index with inverted lists keeps the vectors themselves (Flat)."""
+    return isinstance(_behind_rotations(index), load_faiss().IndexIVFFlat)
+
+
 def set_nprobe(index: Any, nprobe: int | None) -> None:
     """Let a FAISS index, on the CPU or on GPUs, visit so many inverted lists; None if it has
     none.

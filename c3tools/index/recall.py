@@ -15,7 +15,15 @@ from ..store.manifest import StoreWriter
 from ..store.shards import part_name, read_batches
 from ..transforms import Pipeline, preset
 from ..transforms.fitting import first_rows
-from .codes import CodeFormat, add_codes, cell_count, codes_of, load_faiss, set_nprobe
+from .codes import (
+    CodeFormat,
+    add_codes,
+    cell_count,
+    codes_of,
+    has_whole_vectors,
+    load_faiss,
+    set_nprobe,
+)
 from .transformed_rows import TransformedRows
 
 _NEIGHBOURS = 10
@@ -45,8 +53,11 @@ def measure_recall(
             for batch in read_batches(path, modality, recipe.info, ["code"]):
                 add_codes(index, codes_of(batch))
 
-    # Search it in 1, 2, 4, ... cells, until that is enough
-    probes: list[int | None] = [1 << power for power in range(cell_count(index).bit_length())]
+    # Search it in 1, 2, 4, ... and all cells, until that is enough
+    cells = cell_count(index)
+    probes: list[int | None] = [1 << power for power in range(cells.bit_length())]
+    if cells and cells not in probes:
+        probes.append(cells)
     recall = 0.0
     nprobe: int | None = None
     for nprobe in probes or [None]:
@@ -54,10 +65,9 @@ def measure_recall(
         _, rows = index.search(queries, truth.shape[1])
         previous = recall
         recall = float((rows[:, :, None] == truth[:, None, :]).any(axis=2).mean())
-        # without inverted lists' misses, more probes change nothing: what is lost is lost by
-        # quantisation
+        # What more cells do not find is lost by quantisation
         is_steady = nprobe is not None and nprobe >= 64 and recall - previous < 1e-3
-        if recall >= target or is_steady:
+        if recall >= target or (is_steady and not has_whole_vectors(index)):
             break
     name = f"recall@{truth.shape[1]}"
     return {"nprobe": nprobe, name: round(recall, 4), "recall_queries": len(queries)}

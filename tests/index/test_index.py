@@ -101,15 +101,17 @@ def test_the_search_is_tuned_until_more_lists_do_not_help(store: Store, tmp_path
         Rows.of("image", [f"{row}" for row in range(len(rows))], rows),
         part_rows=9999,
     )
-    for place, cells, recall, expected in (
-        (store, 4, 0.1, 1),
-        (store, 4, 1.1, 4),
-        (far, 128, 1.1, 64),
+    for place, factory, recall, expected in (
+        (store, "IVF4,Flat", 0.1, 1),
+        (store, "IVF4,Flat", 1.1, 4),
+        (store, "IVF5,Flat", 1.1, 5),
+        (far, "IVF120,SQ8", 1.1, 64),  # the rest is lost by quantisation
+        (far, "IVF120,Flat", 1.1, 120),
     ):
-        options = {"factory": f"IVF{cells},Flat", "recall": recall}
+        options = {"factory": factory, "recall": recall}
         # A recall of more than 1, which is refused, is never reached
         unchecked: Any = inspect.unwrap(build_index)
-        record = unchecked(place, output=tmp_path / f"{cells} {recall}", **options).record
+        record = unchecked(place, output=tmp_path / f"{factory} {recall}", **options).record
         assert (record["nprobe"], record["recall_queries"]) == (
             expected,
             200 if place is far else 90,
