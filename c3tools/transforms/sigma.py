@@ -371,6 +371,9 @@ def spread_of_captions(
             f"sigma 'auto' is derived from captions, but the store {store.path} has no texts.",
             remedy="Set sigma to a number, or fit on a store with captions.",
         )
+    if not store.count("text", split):
+        missing = f"the {split} split has no captions"
+        return SigmaRule("caption_spread", None, "texts alone", missing)
     texts = fitting.first_rows(store, "text", split, most, columns=["key", "image_key"])
     captions = texts.keys
     if store.info.preprocessing.get("long_texts") == "chunk":

@@ -305,6 +305,17 @@ def test_parts_of_a_document_are_one_caption(tmp_path: Path) -> None:
     assert sigma == PUBLISHED_SIGMA and "every item has one caption" in why
 
 
+def test_no_captions_to_train_on_is_not_one_caption_for_each_image(tmp_path: Path) -> None:
+    """Twelve images with three captions each, none of them in the split train."""
+    images = unit_rows(12, 8, 1)
+    captions = unit(np.repeat(images, 3, axis=0) + 0.3 * unit_rows(36, 8, 2))
+    owners = np.repeat(range(12), 3).tolist()
+    store = make_store(tmp_path / "store", images, captions, owners=owners, split="modifier")
+    sigma, why = sigma_by_rule("auto", store)
+    assert sigma == sigma_by_rule("pairs", store)[0]
+    assert why.endswith("because the train split has no captions")
+
+
 def test_a_divided_caption_counts_as_the_mean_of_its_parts(tmp_path: Path) -> None:
     """Images with two captions, of which the second was divided; another store has its mean."""
     images = [f"image {i}" for i in range(12)]
