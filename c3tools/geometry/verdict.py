@@ -64,6 +64,8 @@ FAIR = 0.15
 """Distance of that share from `NO_BIAS`, in the calibrated list, up to which one list is fair."""
 UNFAIR = 0.3
 """That distance, beyond which it is not."""
+FOUND = 0.5
+"""Share of the answers among its first ten, below which one list finds few."""
 TOGETHER = 0.3
 """Lower end of the interval of kappa, from which pairs come into one cluster."""
 HARDLY_TOGETHER = 0.05
@@ -282,28 +284,35 @@ def _judge_one_list(report: Measured) -> Answer:
     """Judge whether the calibrated list mixes both modalities and finds answers, for the worse kind
     of query.
     """
-
-    # Queries that find answers by chance are the worse kind; among equals, those with more bias
-    def goodness(asked: str) -> tuple[bool, float]:
-        one_list = report.one_list[asked]
-        return (not _finds_by_chance(one_list), -_bias(one_list))
-
-    asked = min(report.one_list, key=goodness)
+    # The worse kind of query; of two with the same answer, the one with more bias
+    from_worst: Sequence[Word] = ("no", "partly", "yes")
+    words = {asked: _one_list_word(one_list) for asked, one_list in report.one_list.items()}
+    asked = min(
+        words, key=lambda name: (from_worst.index(words[name]), -_bias(report.one_list[name]))
+    )
     worst = report.one_list[asked]
     other = next(name for name in report.modalities if name != asked)
     raw, centred, calibrated = (10 * share.value for share in worst.other_modality.values())
+    found = worst.recall["calibrated"].value
     because = (
         f"When the answers are {other}s, the first ten hits of {asked} queries contain {raw:.1f} "
         f"{other}s by cosine, {centred:.1f} after Collapse, and {calibrated:.1f} by the calibrated "
-        f"scores of `c3 search` (5 is unbiased), which find "
-        f"{100 * worst.recall['calibrated'].value:.0f}% of the answers (chance: "
-        f"{100 * worst.chance:.0f}%)."
+        f"scores of `c3 search` (5 is unbiased), which find {100 * found:.0f}% of the answers "
+        f"(chance: {100 * worst.chance:.0f}%)."
     )
+    if words[asked] == "partly" and found < FOUND:
+        because += " So most answers are not among the first ten."
     names = " and ".join(f"{name}s" for name in report.modalities)
-    answer = partial(Answer, f"Can {names} be searched in one list?")
-    if _finds_by_chance(worst) or _bias(worst) > UNFAIR:
-        return answer("no", because)
-    return answer("partly" if _bias(worst) > FAIR else "yes", because)
+    return Answer(f"Can {names} be searched in one list?", words[asked], because)
+
+
+def _one_list_word(one_list: OneList) -> Word:
+    """Return the answer for one kind of query."""
+    if _finds_by_chance(one_list) or _bias(one_list) > UNFAIR:
+        return "no"
+    if _bias(one_list) > FAIR or one_list.recall["calibrated"].value < FOUND:
+        return "partly"
+    return "yes"
 
 
 def _bias(one_list: OneList) -> float:

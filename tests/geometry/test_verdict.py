@@ -173,6 +173,8 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
         ("one_list", one_list(0.64), "yes: 6.4 by the calibrated scores"),
         ("one_list", one_list(0.66), "partly: 6.6 by the calibrated scores"),
         ("one_list", one_list(0.81), "no: 8.1 by the calibrated scores"),
+        ("one_list", one_list(0.5, 0.49), "partly: most answers are not among the first ten"),
+        ("one_list", one_list(0.5, 0.51), "yes: find 51% of the answers (chance: 4%)."),
         ("one_list", one_list(0.5, 0.04), "no: 4% of the answers (chance: 4%)"),
         ("one_list", one_list(0.19), "no: 1.9 by the calibrated scores"),
     ],
