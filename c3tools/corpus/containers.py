@@ -92,7 +92,8 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Ima
                 split = corpus.split_of(row.split, split_in_name(path.stem), None)
                 for number, caption in enumerate(row.captions):
                     key = key_of_text(row, number, as_key(path.stem))
-                    text = TextItem(key, caption, None, split, row.columns)
+                    listed_in = str(path) if row.key else None
+                    text = TextItem(key, caption, None, split, row.columns, listed_in)
                     corpus.add_text(text, str(path))
                 rows_of_texts += 1
             else:
@@ -100,8 +101,9 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Ima
             continue
         try:
             image = _listed_image(path, row, image_name, options)
-            image = image._replace(columns=row.columns)
+            image = image._replace(columns=row.columns, listed_in=str(path))
         except (OSError, ValueError) as error:
+            corpus.unread_keys.add(_listed_key(row, image_name, options))
             reason = f"{image_name[:200]}: {reason_of(error)}"
             corpus.skip(name, place, type(error).__name__, reason)
             continue
@@ -117,23 +119,15 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Ima
 
 def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) -> ImageItem:
     """Return the image that a row of a list names by a path or URL."""
+    key = _listed_key(row, name, options)
     if is_url(name):
         if not options.download:
             raise error_without_download(name)
         options.note_use("download")
-        # Without scheme, fragment and suffix. The query stays: it may name the image
-        without_fragment = name.partition("://")[2].partition("#")[0]
-        address, _, query = without_fragment.partition("?")
-        stem = splitext(address)[0]
-        key = row.key or (f"{stem}?{query}" if query else stem)
         return ImageItem(key, name, row.split, size=None, source=ImageSource(name, download=True))
     options.note_use("images_root")
-    root = options.images_root
-    relative_name = name
-    if root is not None and Path(name).is_absolute() and Path(name).is_relative_to(root):
-        relative_name = Path(name).relative_to(root).as_posix()
-    key = row.key or key_of_name(relative_name)
-    file = resolve_inside(root or path.parent, name, anywhere=options.follow_symlinks)
+    root = options.images_root or path.parent
+    file = resolve_inside(root, name, anywhere=options.follow_symlinks)
     if not isinstance(file, Path):  # size and date of a file behind a URL would cost a request
         return ImageItem(key, str(file), row.split, size=None)
     status = file.stat()
@@ -147,6 +141,22 @@ def container_of(path: str) -> str | None:
     is_file = not is_url(path) and Path(path).is_file()
     inside = None if is_file else _INSIDE.fullmatch(path)
     return inside["file"] if inside else None
+
+
+def _listed_key(row: CaptionRow, name: str, options: ReadOptions) -> str:
+    """Return the key of an image that a row of a list names by a path or URL."""
+    if row.key:
+        return row.key
+    if is_url(name):
+        # Without scheme, fragment and suffix. The query stays: it may name the image
+        without_fragment = name.partition("://")[2].partition("#")[0]
+        address, _, query = without_fragment.partition("?")
+        stem = splitext(address)[0]
+        return f"{stem}?{query}" if query else stem
+    root = options.images_root
+    if root is not None and Path(name).is_absolute() and Path(name).is_relative_to(root):
+        name = Path(name).relative_to(root).as_posix()
+    return key_of_name(name)
 
 
 class PhotoFinder(ImageReader):

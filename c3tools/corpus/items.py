@@ -84,6 +84,7 @@ class ImageItem(NamedTuple):
             at ``path``.
         mtime: of a file on this machine, the time of its last modification in nanoseconds.
         columns: the values of the columns to keep; None where no table has them.
+        listed_in: path of the list that names it; None without one.
     """
 
     key: str
@@ -93,6 +94,7 @@ class ImageItem(NamedTuple):
     source: ImageSource | None = None
     mtime: int | None = None
     columns: dict[str, Any] | None = None
+    listed_in: str | None = None
 
 
 class ImageRow(NamedTuple):
@@ -118,6 +120,8 @@ class TextItem(NamedTuple):
         image_key: the key of its image or video, or None for a text without one.
         split: as the corpus names it, or None.
         columns: see `ImageItem`.
+        listed_in: path of the file that names it by a key of its own; None for the caption of an
+            image that was read, and for a text whose key is its line.
     """
 
     key: str
@@ -125,6 +129,7 @@ class TextItem(NamedTuple):
     image_key: str | None
     split: str | None
     columns: dict[str, Any] | None = None
+    listed_in: str | None = None
 
 
 @dataclass(frozen=True)
@@ -169,9 +174,16 @@ _SOURCE = pa.struct(
         ("download", pa.bool_()),
     ]
 )
-_SPLIT = pa.dictionary(pa.int32(), pa.string())
+_FEW_TEXTS = pa.dictionary(pa.int32(), pa.string())
 # None: a struct of the types of the values
-_TYPES = {"size": _NUMBER, "mtime": _NUMBER, "source": _SOURCE, "split": _SPLIT, "columns": None}
+_TYPES = {
+    "size": _NUMBER,
+    "mtime": _NUMBER,
+    "source": _SOURCE,
+    "split": _FEW_TEXTS,
+    "columns": None,
+    "listed_in": _FEW_TEXTS,
+}
 
 
 class ItemTable(Sequence[Item]):
@@ -270,6 +282,7 @@ class Corpus:
         ambiguous_keys: keys of images of which rows have other values of the columns to keep than
             the first one.
         kept_columns: the columns to keep.
+        unread_keys: of images that a list names and that cannot be read.
     """
 
     def __init__(self, kept_columns: KeptColumns | None = None) -> None:
@@ -289,6 +302,7 @@ class Corpus:
         self.folder_splits: dict[str, str] = {}
         self.split_origins = defaultdict[str, set[str]](set)
         self.ambiguous_keys: set[str] = set()
+        self.unread_keys: set[str] = set()
 
     def by_modality(self) -> dict[str, ItemTable[Any]]:
         """Return the items by the names of their modalities."""

@@ -698,7 +698,9 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
             else:
                 key = key_of_text(row, number, key_stem)
             split = corpus.split_of(row.split, file_split, None)
-            corpus.add_text(TextItem(key, caption, image_key, split, row.columns), place)
+            listed_in = place if row.key or image_key else None
+            text = TextItem(key, caption, image_key, split, row.columns, listed_in)
+            corpus.add_text(text, place)
     # Lists have the suffix of a table
     rename = f" Rename it to {stem}.csv first." if file.suffix.lower() in _PLAIN else ""
     if urls:

@@ -411,7 +411,9 @@ def embed_corpus(
         plans = plan_corpus(opened, stored, corpus, options, lost_shards)
         # Record new inputs before the first shard, so that an interrupted run knows the files
         # behind its rows. Inputs tried or embedded again are recorded after the shards are made.
-        record_inputs(opened, stored, _media_to_record(plans, finished=False), overwrite=False)
+        record_inputs(
+            opened, stored, _media_to_record(plans, finished=False), corpus, overwrite=False
+        )
 
         # Make the shards of new and changed inputs; edit those that the encoder is not needed for
         made_media_shards: list[ShardName] = []
@@ -452,6 +454,7 @@ def embed_corpus(
             opened,
             stored,
             _media_to_record(plans, finished=True),
+            corpus,
             made=made_media_shards,
             overwrite=True,
         )

@@ -2,8 +2,9 @@
 facts that depend on the machine.
 
 Shards have the path, size and SHA-256 of each file. `inputs.parquet` has them by key, with the time
-of modification and the folder that a relative path starts from, so that a path means the same file
-wherever a later run is started. It is not part of the promise of the same bytes, and may be
+of modification, the folder that a relative path starts from, so that a path means the same file
+wherever a later run is started, and the list that names the file. It has the texts that a file
+names by keys of their own, too. It is not part of the promise of the same bytes, and may be
 missing: relative paths then start from the current folder.
 """
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..corpus.items import Corpus
 from ..io.files import write_atomically
 from ..io.locations import name_or_file
 from ..store import Store
@@ -34,6 +36,9 @@ _INPUTS = pa.schema(
         ("size", pa.int64()),  # bytes
         ("mtime", pa.int64()),  # nanoseconds
         ("sha256", pa.large_string()),  # null for a file that could not be embedded
+        ("is_text", pa.bool_()),
+        ("list", pa.large_string()),  # absolute path of the list that names it; null for none
+        ("store", pa.large_string()),  # absolute path of the store when this was recorded
     ]  # type: ignore[arg-type]
 )
 _FILE = pa.schema(
@@ -54,8 +59,9 @@ class StoredInputs:
 
     Attributes:
         tables: by modality, its rows, then its failures: key, part (the number of the shard),
-            is_failure, split and columns (see `ImageItem`); of texts caption and image_key; of
-            others size, sha256, mtime and stored_path, which is absolute.
+            is_failure, split, columns (see `ImageItem`) and list, the absolute path of the list
+            that names it; of texts caption and image_key; of others size, sha256, mtime and
+            stored_path, which is absolute.
         recorded: the content of inputs.parquet, but for keys that the store does not have.
     """
 
@@ -66,17 +72,24 @@ class StoredInputs:
     def read(cls, store: Store) -> StoredInputs:
         """Read the inputs of a store; no embeddings are read."""
         recorded: Any = _read_recorded(store.path)
-        tables = {"text": _read_rows(store, "text", _TEXT)}
+        is_text = pc.fill_null(recorded["is_text"], False)
+        of_texts = recorded.filter(is_text)
+        of_files = recorded.filter(pc.invert(is_text))
+        texts: Any = _read_rows(store, "text", _TEXT)
+        entries = of_texts.take(pc.index_in(texts["key"], of_texts["key"]))
+        tables = {"text": texts.append_column("list", entries["list"])}
         for modality in MEDIA:
             rows: Any = _read_rows(store, modality, _FILE)
-            entries = recorded.take(pc.index_in(rows["key"], recorded["key"]))
+            entries = of_files.take(pc.index_in(rows["key"], of_files["key"]))
             paths = absolute_paths(rows["path"], entries["root"])
             size = pc.coalesce(rows["size"], entries["size"])  # failures have none
             rows = rows.append_column("stored_path", paths).append_column("mtime", entries["mtime"])
+            rows = rows.append_column("list", entries["list"])
             tables[modality] = rows.set_column(rows.column_names.index("size"), "size", size)
         opened = cls(tables, recorded)
-        is_stored = pc.is_in(recorded["key"], opened.files()["key"])
-        return replace(opened, recorded=recorded.filter(is_stored))
+        of_files = of_files.filter(pc.is_in(of_files["key"], opened.files()["key"]))
+        of_texts = of_texts.filter(pc.is_in(of_texts["key"], texts["key"]))
+        return replace(opened, recorded=pa.concat_tables([of_files, of_texts]))
 
     def files(self) -> pa.Table:
         """Return the rows and failures of images, videos and sounds in one table."""
@@ -100,6 +113,7 @@ def record_inputs(
     store: Store,
     stored: StoredInputs,
     tried: Iterable[pa.Table],
+    corpus: Corpus,
     made: Iterable[ShardName] = (),
     *,
     overwrite: bool,
@@ -110,17 +124,29 @@ def record_inputs(
         store: the store.
         stored: its inputs before this run.
         tried: images, videos and sounds of this run, with the columns of `ImageItem`.
+        corpus: of this run; entries of an older version learn from it which list names them.
         made: shards of images, videos and sounds that were written since ``stored`` was read.
         overwrite: replace the entries of inputs that are there already; else keep them.
     """
-    entries: Any = stored.recorded
+    recorded: Any = stored.recorded
+    is_text = pc.fill_null(recorded["is_text"], False)
+    of_texts: Any = recorded.filter(is_text)
+    entries: Any = recorded.filter(pc.invert(is_text))
     here = str(Path.cwd())
+    store_path = absolute(str(store.path))
     tables = [_INPUTS.empty_table()]
     for items in tried:
         paths: list[Any] = items["path"].to_pylist()
-        roots = [None if absolute(path) == path else here for path in paths]
-        no_digests = pa.nulls(len(items), pa.large_string())
-        columns: list[Any] = [items["key"], roots, items["size"], items["mtime"], no_digests]
+        columns: dict[str, Any] = {
+            "key": items["key"],
+            "root": [None if absolute(path) == path else here for path in paths],
+            "size": items["size"],
+            "mtime": items["mtime"],
+            "sha256": pa.nulls(len(items), pa.large_string()),
+            "is_text": pa.repeat(False, len(items)),
+            "list": absolute_paths(items["listed_in"]),
+            "store": pa.repeat(store_path, len(items)),
+        }
         tables.append(pa.table(columns, schema=_INPUTS))
     new: Any = pa.concat_tables(tables)
     if overwrite:
@@ -137,12 +163,45 @@ def record_inputs(
     ]
     files: Any = pa.concat_tables([*written, stored.files().select(_FILE.names)])
     files = files.take(pc.index_in(entries["key"], files["key"]))
-    size = pc.coalesce(files["size"], entries["size"])
-    entries = pa.table(
-        [entries["key"], entries["root"], size, entries["mtime"], files["sha256"]], schema=_INPUTS
+    place = _INPUTS.get_field_index("size")
+    entries = entries.set_column(
+        place, _INPUTS.field("size"), pc.coalesce(files["size"], entries["size"])
     )
+    place = _INPUTS.get_field_index("sha256")
+    entries = entries.set_column(place, _INPUTS.field("sha256"), files["sha256"])
+
+    # Lists of texts, and of files that an older version recorded
+    entries = _with_lists(entries, corpus, store_path)
+    texts: Any = corpus.texts.table
+    texts = texts.filter(pc.is_valid(texts["listed_in"]))
+    texts = texts.filter(pc.invert(pc.is_in(texts["key"], of_texts["key"])))
+    listed_texts = {
+        "key": texts["key"],
+        "is_text": pa.repeat(True, len(texts)),
+        "list": absolute_paths(texts["listed_in"]),
+        "store": pa.repeat(store_path, len(texts)),
+    }
+    nulls = {name: pa.nulls(len(texts)) for name in _INPUTS.names if name not in listed_texts}
+    new_texts = pa.table({**listed_texts, **nulls}).select(_INPUTS.names).cast(_INPUTS)
+    entries = pa.concat_tables([entries, of_texts, new_texts])
     if len(entries) and not entries.equals(_read_recorded(store.path)):
         write_atomically(store.path / INPUTS_FILE, lambda path: pq.write_table(entries, path))
+
+
+def _with_lists(entries: Any, corpus: Corpus, store: str) -> Any:
+    """Return the entries of files, those of an older version with the lists of the corpus."""
+    media: Any = pa.concat_tables(
+        [items.table.select(["key", "listed_in"]) for items in corpus.media()]
+    )
+    found = pc.index_in(entries["key"], media["key"])
+    is_to_learn = pc.and_(pc.is_null(entries["store"]), pc.is_valid(found))
+    if not pc.any(is_to_learn, min_count=0).as_py():
+        return entries
+    lists = absolute_paths(media["listed_in"].take(found))
+    for name, values in (("list", lists), ("store", pa.scalar(store, pa.large_string()))):
+        column = pc.if_else(is_to_learn, values, entries[name])
+        entries = entries.set_column(_INPUTS.get_field_index(name), _INPUTS.field(name), column)
+    return entries
 
 
 def _read_recorded(store: Path) -> pa.Table:

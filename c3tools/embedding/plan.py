@@ -17,7 +17,7 @@ are only listed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from types import MappingProxyType
@@ -92,7 +92,9 @@ def plan_corpus(
     # Images come before texts, because the captions of an image go with it
     gone_images: list[str] = []
     for modality in MEDIA:
-        joins[modality] = _join_images(stored.tables[modality], items[modality], sources)
+        joins[modality] = _join_images(
+            stored.tables[modality], items[modality], sources, corpus.unread_keys
+        )
         gone_images += joins[modality].gone["key"].to_pylist()
     joins["text"] = _join_texts(stored.tables["text"], items["text"], sources, gone_images)
 
@@ -123,8 +125,12 @@ def plan_corpus(
     return plans
 
 
-def _join_images(stored: Any, items: ItemTable[Any], sources: Sources) -> _Join:
-    """Join rows and failures of images, videos or sounds with those in the corpus."""
+def _join_images(
+    stored: Any, items: ItemTable[Any], sources: Sources, unread_keys: Collection[str]
+) -> _Join:
+    """Join rows and failures of images, videos or sounds with those in the corpus; those whose file
+    a list names and that cannot be read are not gone.
+    """
     in_both, in_store_only = _join_by_key(stored, items)
     in_corpus: Any = items.table.take(in_both["position"])
     inputs: Any = pa.table(
@@ -146,8 +152,10 @@ def _join_images(stored: Any, items: ItemTable[Any], sources: Sources) -> _Join:
     is_changed = pc.or_(_differ(inputs, "size"), is_other_time)
     is_changed = pc.or_(is_changed, _columns_differ(in_both, in_corpus))
     inputs = inputs.append_column("is_moved", is_moved).append_column("is_changed", is_changed)
-    is_gone = [sources.was_below(path) for path in in_store_only["stored_path"].to_pylist()]
-    return _Join(inputs, in_store_only.filter(pa.array(is_gone, pa.bool_())))
+    was_below = [sources.was_below(path) for path in in_store_only["stored_path"].to_pylist()]
+    is_gone = np.array(was_below, bool) | sources.were_listed(in_store_only)
+    is_unread = pc.is_in(in_store_only["key"], pa.array(sorted(unread_keys), pa.large_string()))
+    return _Join(inputs, in_store_only.filter(pc.and_not(pa.array(is_gone), is_unread)))
 
 
 def _join_texts(

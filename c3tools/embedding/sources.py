@@ -41,9 +41,10 @@ def possible_files(path: str) -> list[str]:
 class Sources:
     """The given paths, and the captions of a corpus.
 
-    An image was removed if it was below one of the paths. A caption was removed with its image, or
-    if the image now has other captions, or none while captions were detected. A text without an
-    image was removed if its file has others.
+    An image was removed if it was below one of the paths, or a list among them named it. A caption
+    was removed with its image, or if the image now has other captions, or none while captions were
+    detected. A text without an image was removed if its file has others, or named it by a key of
+    its own.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -71,6 +72,13 @@ class Sources:
             and self._unusable.isdisjoint(possible_files(path))
         )
 
+    def were_listed(self, rows: pa.Table) -> Mask:
+        """Return which rows, whose keys are not in the corpus, a list among the given paths named
+        that could be read: bool (n,).
+        """
+        lists = sorted({*self._roots} - self._unusable)
+        return _is_in(rows["list"], pa.array(lists, pa.large_string()))
+
     def was_read(self, file: str) -> bool:
         """Return whether a file is a tar, table or list of the corpus that could be read."""
         return file in self._containers and file not in self._unusable
@@ -86,7 +94,7 @@ class Sources:
         lines = self._texts["key"].filter(_stands_alone(self._texts))
         files = _files_of_lines(lines).drop_null()
         is_of_file = _is_in(_files_of_lines(texts["key"]), files)
-        return is_lost | (is_of_file & _as_mask(_stands_alone(texts)))
+        return is_lost | (is_of_file & _as_mask(_stands_alone(texts))) | self.were_listed(texts)
 
 
 def _as_mask(values: Any) -> Mask:

@@ -25,7 +25,7 @@ from c3tools.store import Store, StoreWriter
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, Messages, as_json, contents, done, write_jsonl
 from tests.corpus.packing import damage_column, photos_of, webdataset, write_tar
-from tests.stores import colour_corpus, embed_colours
+from tests.stores import colour_corpus, colour_encoder, embed_colours
 
 RAINBOW = {"a": "red", "b": "lime", "c": "blue", "d": "gold", "e": "navy"}
 
@@ -365,3 +365,59 @@ def test_a_tar_that_was_moved_has_the_same_images(tmp_path: Path) -> None:
     embed_colours(moved, s, update=True)
     embed_colours(moved, tmp_path / "fresh")
     assert contents(s) == contents(tmp_path / "fresh")
+
+
+def test_rows_of_lines_that_a_list_has_no_more_are_removed(tmp_path: Path) -> None:
+    folder = colour_corpus(tmp_path / "p", RAINBOW)
+    images, texts = tmp_path / "images.csv", tmp_path / "texts.csv"
+    of_folder = colour_corpus(tmp_path / "other", {"z": "tan"})
+
+    def run(names: str) -> None:
+        lines = [f"p/{name}.png,title {name},id-{name}" for name in names]
+        images.write_text("\n".join(["photo,title,sku", *lines]))
+        texts.write_text("\n".join(["text,sku", *(f"{name},text-{name}" for name in names)]))
+        options: dict[str, Any] = {"update": True, "prune": True, "workers": 0}
+        options["encoder"] = colour_encoder()
+        columns: dict[str, Any] = {
+            "image_column": "photo",
+            "text_column": "title",
+            "key_column": "sku",
+        }
+        embed(images, tmp_path / "s", **columns, **options)
+        embed(texts, tmp_path / "s", key_column="sku", **options)
+
+    embed_colours(of_folder, tmp_path / "s")
+    run("abcde")
+    (folder / "b.png").unlink()  # its line stays, and so does its row
+    run("abc")
+    assert [*rows(tmp_path / "s")] == ["z", "id-a", "id-b", "id-c"]
+    assert [*rows(tmp_path / "s", "text")] == [
+        *("z#0", "z#1", "id-a#0", "id-b#0", "id-c#0"),
+        *("text-a", "text-b", "text-c"),
+    ]
+
+
+def test_lines_whose_image_cannot_be_read_are_known_by_their_keys(tmp_path: Path) -> None:
+    colour_corpus(tmp_path, {"a": "red"})
+    listed = tmp_path / "images.csv"
+    listed.write_text("photo\na.png\nb.png\nhttp://host.invalid/c.png\n")
+    corpus = read_corpus(listed, image_column="photo")
+    assert corpus.unread_keys == {"b", "host.invalid/c"}
+
+
+def test_a_store_of_an_older_version_learns_its_lists(tmp_path: Path) -> None:
+    colour_corpus(tmp_path / "p", RAINBOW)
+    listed, inputs = tmp_path / "images.jsonl", tmp_path / "s/inputs.parquet"
+
+    def run(names: str) -> None:
+        write_jsonl(listed, *({"image": f"p/{name}.png"} for name in names))
+        options: dict[str, Any] = {"image_column": "image", "workers": 0}
+        options["encoder"] = colour_encoder()
+        embed(listed, tmp_path / "s", prune=True, **options)
+
+    run("abc")
+    columns = ["key", "root", "size", "mtime", "sha256"]
+    pq.write_table(pq.read_table(inputs).select(columns), inputs)
+    run("abc")
+    run("ab")
+    assert [*rows(tmp_path / "s")] == ["p/a", "p/b"]
