@@ -350,7 +350,7 @@ def _planned_store(
         store = Store(folder, recorded)
     stored = StoredInputs.read(store)
     corpus = with_stored_keys(corpus, stored, reporter)
-    plans = plan_corpus(store, stored, corpus, options)
+    plans = plan_corpus(store, stored, corpus, options, reporter=reporter)
     for plan in plans.values():
         plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
         plan.summary.to_update = len(plan.summary.changed) if options.update else 0
@@ -408,7 +408,7 @@ def embed_corpus(
         stored = StoredInputs.read(opened)
         corpus = with_stored_keys(corpus, stored, reporter)
         corpus = _with_settled_splits(corpus, stored, reporter)
-        plans = plan_corpus(opened, stored, corpus, options, lost_shards)
+        plans = plan_corpus(opened, stored, corpus, options, lost_shards, reporter)
         # Record new inputs before the first shard, so that an interrupted run knows the files
         # behind its rows. Inputs tried or embedded again are recorded after the shards are made.
         record_inputs(
@@ -457,6 +457,7 @@ def embed_corpus(
             corpus,
             made=made_media_shards,
             overwrite=True,
+            times=_times_of_same_files(plans),
         )
 
     run_summary = _summary(opened, corpus, plans)
@@ -509,6 +510,17 @@ def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Ta
             is_not_updated = pc.is_in(media["key"], pa.array(plan.summary.not_updated, pa.string()))
             tables.append(media.filter(pc.invert(is_not_updated)))
     return tables
+
+
+def _times_of_same_files(plans: Mapping[str, Plan]) -> pa.Table:
+    """Return key and mtime of the files that have the bytes of their rows, of another time."""
+    tables = []
+    for modality in MEDIA:
+        if modality in plans:
+            table: Any = plans[modality].items.table.select(["key", "mtime"])
+            tables.append(table.take(pa.array(plans[modality].same, pa.int64())))
+    schema: Any = [("key", pa.large_string()), ("mtime", pa.int64())]
+    return pa.concat_tables([pa.schema(schema).empty_table(), *tables])
 
 
 def _all_failed(store: Store, plans: dict[str, Plan]) -> dict[str, str]:

@@ -11,7 +11,7 @@ missing: relative paths then start from the current folder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..io.files import write_atomically
 from ..io.locations import name_or_file
 from ..store import Store
 from ..store.shards import CARRIED_TYPES, ShardName
+from .checkouts import in_this_checkout
 from .sources import absolute
 
 INPUTS_FILE = "inputs.parquet"
@@ -60,8 +61,9 @@ class StoredInputs:
     Attributes:
         tables: by modality, its rows, then its failures: key, part (the number of the shard),
             is_failure, split, columns (see `ImageItem`) and list, the absolute path of the list
-            that names it; of texts caption and image_key; of others size, sha256, mtime and
-            stored_path, which is absolute.
+            that names it; of texts caption and image_key; of others size, sha256, mtime,
+            stored_path, which is absolute, and written_path, which is the same but for files of
+            another checkout (`checkouts.py`), where it is the path that the shard has.
         recorded: the content of inputs.parquet, but for keys that the store does not have.
     """
 
@@ -71,25 +73,36 @@ class StoredInputs:
     @classmethod
     def read(cls, store: Store) -> StoredInputs:
         """Read the inputs of a store; no embeddings are read."""
-        recorded: Any = _read_recorded(store.path)
-        is_text = pc.fill_null(recorded["is_text"], False)
-        of_texts = recorded.filter(is_text)
-        of_files = recorded.filter(pc.invert(is_text))
+        rows_of_media: dict[str, Any] = {
+            modality: _read_rows(store, modality, _FILE) for modality in MEDIA
+        }
+        files = pa.concat_tables([rows.select(_FILE.names) for rows in rows_of_media.values()])
+        checkout = in_this_checkout(store.path, _read_recorded(store.path), files)
+        recorded: Any = checkout.to_record
+        is_text: Any = pc.fill_null(recorded["is_text"], False)
+        of_texts: Any = checkout.entries.filter(is_text)
+        of_files: Any = checkout.entries.filter(pc.invert(is_text))
         texts: Any = _read_rows(store, "text", _TEXT)
         entries = of_texts.take(pc.index_in(texts["key"], of_texts["key"]))
         tables = {"text": texts.append_column("list", entries["list"])}
-        for modality in MEDIA:
-            rows: Any = _read_rows(store, modality, _FILE)
+        for modality, of_modality in rows_of_media.items():
+            rows = of_modality
             entries = of_files.take(pc.index_in(rows["key"], of_files["key"]))
             paths = absolute_paths(rows["path"], entries["root"])
             size = pc.coalesce(rows["size"], entries["size"])  # failures have none
+            rows = rows.append_column("written_path", paths)
+            if checkout.places:
+                pairs = zip(rows["key"].to_pylist(), paths.to_pylist(), strict=True)
+                places = [checkout.places.get(key, path) for key, path in pairs]
+                paths = pa.array(places, pa.large_string())
             rows = rows.append_column("stored_path", paths).append_column("mtime", entries["mtime"])
             rows = rows.append_column("list", entries["list"])
             tables[modality] = rows.set_column(rows.column_names.index("size"), "size", size)
-        opened = cls(tables, recorded)
-        of_files = of_files.filter(pc.is_in(of_files["key"], opened.files()["key"]))
+        of_files = recorded.filter(pc.invert(is_text))
+        of_files = of_files.filter(pc.is_in(of_files["key"], files["key"]))
+        of_texts = recorded.filter(is_text)
         of_texts = of_texts.filter(pc.is_in(of_texts["key"], texts["key"]))
-        return replace(opened, recorded=pa.concat_tables([of_files, of_texts]))
+        return cls(tables, pa.concat_tables([of_files, of_texts]))
 
     def files(self) -> pa.Table:
         """Return the rows and failures of images, videos and sounds in one table."""
@@ -117,6 +130,7 @@ def record_inputs(
     made: Iterable[ShardName] = (),
     *,
     overwrite: bool,
+    times: pa.Table | None = None,
 ) -> None:
     """Write inputs.parquet, if it changes.
 
@@ -127,6 +141,7 @@ def record_inputs(
         corpus: of this run; entries of an older version learn from it which list names them.
         made: shards of images, videos and sounds that were written since ``stored`` was read.
         overwrite: replace the entries of inputs that are there already; else keep them.
+        times: key and mtime of files that have the bytes that were embedded, of another time.
     """
     recorded: Any = stored.recorded
     is_text = pc.fill_null(recorded["is_text"], False)
@@ -154,6 +169,12 @@ def record_inputs(
     else:
         new = new.filter(pc.invert(pc.is_in(new["key"], entries["key"])))
     entries = pa.concat_tables([entries, new])
+
+    if times is not None:
+        of_entries: Any = times["mtime"].take(pc.index_in(entries["key"], times["key"]))
+        place = _INPUTS.get_field_index("mtime")
+        mtimes = pc.coalesce(of_entries, entries["mtime"])
+        entries = entries.set_column(place, _INPUTS.field("mtime"), mtimes)
 
     # What shards say of the bytes that were embedded, the new ones first
     written = [

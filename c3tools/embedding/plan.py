@@ -9,15 +9,16 @@ plans the same shards again.
 
 An input has changed if a column that it keeps has. A text has changed if its words have. An image
 has changed if its size in bytes has or, for a file on this machine, if its time of modification is
-not the recorded one; it has moved if its path is another. No image is read for this. Only inputs
-from the given paths can be removed. Rows keep their splits: those that the corpus names otherwise
-are only listed.
+not the recorded one: with --update such a file is read, and has changed if its bytes have. It has
+moved if its path is another. Only inputs from the given paths can be removed. Rows keep their
+splits: those that the corpus names otherwise are only listed.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from types import MappingProxyType
@@ -30,6 +31,9 @@ import pyarrow.compute as pc
 from ..arrays import Indices
 from ..corpus.items import Corpus, ItemTable
 from ..corpus.splits import splits_of
+from ..io.files import sha256_of
+from ..io.locations import location
+from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..store.rows import own_items
 from ..store.shards import ShardName, ShardRecord
@@ -47,6 +51,7 @@ class Plan:
     new: list[ShardTask]  # inputs to embed
     changed: list[ShardTask]  # inputs to embed again, by the shards that have them
     moved: Indices  # positions of inputs whose new paths are written
+    same: Indices  # positions of files with the bytes of their rows, of another time
     edits: dict[int, ShardEdit]  # by number of shard: rows to remove, and new paths
     replacing_lost: Sequence[int]  # numbers of missing shards whose inputs this run embeds again
     summary: ModalitySummary  # counts the other inputs, and lists those that changed or have gone
@@ -61,10 +66,12 @@ class _Join:
             what is compared (stored_size, corpus_size, …), item, is_moved and is_changed; of images
             new_path, as the corpus names it.
         gone: those whose source no longer exists: key, part, is_failure.
+        same: see `Plan`.
     """
 
     inputs: Any
     gone: Any
+    same: Indices
 
 
 def plan_corpus(
@@ -73,6 +80,7 @@ def plan_corpus(
     corpus: Corpus,
     options: EmbedOptions,
     lost: Mapping[ShardName, ShardRecord] = MappingProxyType({}),
+    reporter: Reporter = SILENT,
 ) -> dict[str, Plan]:
     """Return the plan of each modality that the corpus or the store has.
 
@@ -85,6 +93,7 @@ def plan_corpus(
         corpus: the inputs, with the keys of the store.
         options: of the run.
         lost: shards that the manifest lists and that are missing.
+        reporter: shows the files that are compared.
     """
     sources = Sources(corpus)
     items = corpus.by_modality()
@@ -93,7 +102,11 @@ def plan_corpus(
     gone_images: list[str] = []
     for modality in MEDIA:
         joins[modality] = _join_images(
-            stored.tables[modality], items[modality], sources, corpus.unread_keys
+            stored.tables[modality],
+            items[modality],
+            sources,
+            corpus.unread_keys,
+            reporter if options.update else None,
         )
         gone_images += joins[modality].gone["key"].to_pylist()
     joins["text"] = _join_texts(stored.tables["text"], items["text"], sources, gone_images)
@@ -126,17 +139,22 @@ def plan_corpus(
 
 
 def _join_images(
-    stored: Any, items: ItemTable[Any], sources: Sources, unread_keys: Collection[str]
+    stored: Any,
+    items: ItemTable[Any],
+    sources: Sources,
+    unread_keys: Collection[str],
+    comparing: Reporter | None,
 ) -> _Join:
     """Join rows and failures of images, videos or sounds with those in the corpus; those whose file
-    a list names and that cannot be read are not gone.
+    a list names and that cannot be read are not gone. Files of another time are compared with what
+    was embedded, which a reporter shows; None to take them for changed.
     """
     in_both, in_store_only = _join_by_key(stored, items)
     in_corpus: Any = items.table.take(in_both["position"])
     inputs: Any = pa.table(
         {
             **_shared_columns(in_both, in_corpus),
-            "stored_path": in_both["stored_path"],
+            "stored_path": in_both["written_path"],
             "corpus_path": absolute_paths(in_corpus["path"]),
             "stored_size": in_both["size"],
             "corpus_size": in_corpus["size"],
@@ -146,16 +164,38 @@ def _join_images(
         }
     )
     is_moved = _differ(inputs, "path")
-    # A row that was moved has the bytes of its file, however old the copy is
-    is_moved_row = pc.and_not(is_moved, inputs["is_failure"])
-    is_other_time = pc.and_not(_differ(inputs, "mtime"), is_moved_row)
-    is_changed = pc.or_(_differ(inputs, "size"), is_other_time)
+    is_other_size = _differ(inputs, "size")
+    is_other_time = _differ(inputs, "mtime")
+    is_same = pa.repeat(False, len(inputs))
+    if comparing is None:
+        # A row that was moved has the bytes of its file, however old the copy is
+        is_other_time = pc.and_not(is_other_time, pc.and_not(is_moved, inputs["is_failure"]))
+    else:
+        is_to_compare = pc.and_not(is_other_time, is_other_size)
+        is_same = _have_bytes(in_both["sha256"], in_corpus["path"], is_to_compare, comparing)
+        is_other_time = pc.and_not(is_other_time, is_same)
+    is_changed = pc.or_(is_other_size, is_other_time)
     is_changed = pc.or_(is_changed, _columns_differ(in_both, in_corpus))
     inputs = inputs.append_column("is_moved", is_moved).append_column("is_changed", is_changed)
     was_below = [sources.was_below(path) for path in in_store_only["stored_path"].to_pylist()]
     is_gone = np.array(was_below, bool) | sources.were_listed(in_store_only)
     is_unread = pc.is_in(in_store_only["key"], pa.array(sorted(unread_keys), pa.large_string()))
-    return _Join(inputs, in_store_only.filter(pc.and_not(pa.array(is_gone), is_unread)))
+    gone = in_store_only.filter(pc.and_not(pa.array(is_gone), is_unread))
+    return _Join(inputs, gone, inputs["position"].filter(is_same).to_numpy())
+
+
+def _have_bytes(digests: Any, paths: Any, is_to_compare: Any, reporter: Reporter) -> Any:
+    """Return which files have a SHA-256, among those to compare that can be read."""
+    is_same = np.zeros(len(paths), bool)
+    places = np.flatnonzero(is_to_compare)
+    if not len(places):
+        return pa.array(is_same)
+    with reporter.progress("Comparing files", len(places)) as progress:
+        for place in map(int, places):
+            with suppress(OSError):
+                is_same[place] = sha256_of(location(paths[place].as_py())) == digests[place].as_py()
+            progress.advance()
+    return pa.array(is_same)
 
 
 def _join_texts(
@@ -175,7 +215,7 @@ def _join_texts(
     is_changed = pc.or_(_differ(inputs, "caption"), _columns_differ(in_both, in_corpus))
     inputs = inputs.append_column("is_changed", is_changed)
     is_gone = sources.lost_texts(in_store_only, gone_images)
-    return _Join(inputs, in_store_only.filter(pa.array(is_gone)))
+    return _Join(inputs, in_store_only.filter(pa.array(is_gone)), np.zeros(0, np.int64))
 
 
 def _join_by_key(stored: Any, items: ItemTable[Any]) -> tuple[Any, Any]:
@@ -288,6 +328,7 @@ def _plan_of(
         new,
         changed if options.update else [],
         moved["position"].to_numpy(),
+        join.same,
         dict(edits),
         replacing_lost,
         summary,

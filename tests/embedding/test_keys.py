@@ -376,3 +376,55 @@ def test_rows_without_a_path_are_known_by_their_key(folder: Path) -> None:
     for name in ("manifest.json", "moments.safetensors"):
         Path("s", name).unlink()
     assert embed("a") == Images(already=1)
+
+
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_files_beside_a_copy_of_the_store_are_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_absolute: bool
+) -> None:
+    camera("one/photos/cam", "red", *SAME_SIZE, "navy")
+    monkeypatch.chdir("one")
+    embed(str(Path("photos").absolute()) if is_absolute else "photos")
+
+    # another checkout: of another time, a photo changed, one is gone, one is new
+    shutil.copytree(folder / "one", folder / "two", copy_function=shutil.copyfile)
+    monkeypatch.chdir(folder / "two")
+    Image.new("RGB", (3, 3), "gold").save("photos/cam/2.png")
+    Path("photos/cam/4.png").unlink()
+    Image.new("RGB", (3, 3), "tan").save("photos/cam/5.png")
+    passed = str(Path("photos").absolute()) if is_absolute else "photos"
+    images = embed(passed)
+    assert (images.embedded, images.already, images.gone) == (1, 3, ["cam/4"])
+    summary = embed_colours(Path(passed), Path("s"), update=True, prune=True)
+    assert summary.modalities["image"].changed == ["cam/2"]
+    path = str(folder / "two/photos/cam") if is_absolute else "photos/cam"
+    assert keys() == {f"cam/{number}": f"{path}/{number}.png" for number in "1235"}
+    assert embed(passed, update=True, prune=True) == Images(already=4)
+
+
+def test_a_store_that_was_copied_alone_keeps_the_rows_of_its_former_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera("one/photos", "red", "lime")
+    camera("two/photos", "navy", "gold")  # other photos of the same names
+    embed("one/photos", store="one/s")
+    shutil.copytree("one/s", "two/s")
+    assert embed("two/photos", store="two/s", prune=True).embedded == 2
+    assert keys("two/s") == {
+        "1": "one/photos/1.png",
+        "2": "one/photos/2.png",
+        "photos/1": "two/photos/1.png",
+        "photos/2": "two/photos/2.png",
+    }
+    assert embed("one/photos", store="two/s", prune=True) == Images(already=2)
+    assert embed("two/photos", store="two/s", prune=True) == Images(already=2)
+
+
+def test_two_folders_of_the_same_names_stay_two_in_another_checkout(folder: Path) -> None:
+    camera("one/photos", "red")
+    camera("two/photos", "navy")
+    embed("one/photos", store="one/s")
+    embed("two/photos", store="one/s")
+    Path("one/s").rename("two/s")
+    assert embed("one/photos", store="two/s", prune=True) == Images(already=1)
+    assert embed("two/photos", store="two/s", prune=True) == Images(already=1)

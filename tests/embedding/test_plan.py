@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -395,6 +396,39 @@ def test_rows_of_lines_that_a_list_has_no_more_are_removed(tmp_path: Path) -> No
         *("z#0", "z#1", "id-a#0", "id-b#0", "id-c#0"),
         *("text-a", "text-b", "text-c"),
     ]
+
+
+def test_rows_of_lines_that_the_list_of_a_checkout_has_no_more_are_removed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "one").mkdir()
+    colour_corpus(tmp_path / "one/p", RAINBOW)
+    write_jsonl(tmp_path / "one/texts.jsonl", *({"key": f"t{name}", "text": name} for name in "ab"))
+
+    def run(checkout: Path, names: str, store: str) -> None:
+        write_jsonl(checkout / "images.jsonl", *({"image": f"p/{name}.png"} for name in names))
+        options: dict[str, Any] = {"encoder": colour_encoder(), "workers": 0, "prune": True}
+        embed(checkout / "images.jsonl", checkout / store, image_column="image", **options)
+        embed(checkout / "texts.jsonl", checkout / "t", **options)
+
+    run(tmp_path / "one", "abc", "s")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    write_jsonl(tmp_path / "two/texts.jsonl", {"key": "ta", "text": "a"})
+    run(tmp_path / "two", "ab", "s")
+    assert [*rows(tmp_path / "two/s")] == ["p/a", "p/b"]
+    assert [*rows(tmp_path / "two/t", "text")] == ["ta"]
+
+
+def test_a_file_of_another_time_with_the_same_bytes_keeps_its_row(tmp_path: Path) -> None:
+    folder, store = colour_corpus(tmp_path / "p", RAINBOW), tmp_path / "s"
+    embed_colours(folder, store)
+    shards = {path: path.stat().st_mtime_ns for path in store.rglob("part-*")}
+    later = time.time() + 2
+    os.utime(folder / "b.png", (later, later))
+    assert embed_colours(folder, store).modalities["image"].changed == ["b"]  # as far as it knows
+    assert embed_colours(folder, store, update=True).modalities["image"].changed == []
+    assert embed_colours(folder, store).modalities["image"].changed == []
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("part-*")} == shards
 
 
 def test_lines_whose_image_cannot_be_read_are_known_by_their_keys(tmp_path: Path) -> None:
