@@ -15,13 +15,13 @@ from PIL import Image
 
 from .. import devices
 from ..choices import GeneratorSize, PositiveInt, Precision, checked
-from ..encoders import data_url
 from ..errors import MetricError
 from ..imaging.evaluate_images import ImageScorer
 from ..imaging.generator import Generator
 from ..imaging.model import SAMPLING_STEPS, load_size
 from ..imaging.train_generator import train_generator
 from ..io.artifact import digest_of
+from ..io.images import data_url
 from ..lists import as_list
 from ..reporter import SILENT, Reporter
 from ..seeds import generator

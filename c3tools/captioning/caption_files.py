@@ -23,9 +23,9 @@ from xml.sax.saxutils import escape
 import msgspec
 
 from ..corpus.items import Failure, is_sound
-from ..encoders import UNREADABLE, thumbnail
 from ..errors import OutputError
 from ..io.files import MALFORMED, read_limited, remove_leftovers, write_text_atomically
+from ..io.images import UNREADABLE, thumbnail
 from ..io.lock import locked_file
 from ..reporter import counted
 

@@ -29,9 +29,10 @@ from ..arrays import Indices, Mask, Pixels
 from ..choices import checked
 from ..corpus.image_reader import ImageReader
 from ..corpus.items import ImageItem
-from ..encoders import UNREADABLE, ImagePreprocessor, open_image
+from ..encoders import ImagePreprocessor
 from ..errors import ConnectError, reason_of
 from ..identity import ModelIdentity
+from ..io.images import UNREADABLE, open_image
 from ..lists import as_list
 from ..reporter import SILENT, Reporter
 from ..seeds import generator

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..corpus.containers import PhotoFinder
-from ..encoders import UNREADABLE, thumbnail
 from ..errors import reason_of
+from ..io.images import UNREADABLE, thumbnail
 
 _SIDE = 360  # pixels of the longer side of a photo
 

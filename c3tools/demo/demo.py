@@ -29,13 +29,14 @@ from ..choices import AtLeastTwo, GeneratorSize, NonNegativeFloat, PositiveInt, 
 from ..corpus.items import ItemTable, TextItem
 from ..corpus.reading import read_corpus
 from ..embedding.embed import embed_corpus
-from ..encoders import load_encoder, thumbnail
+from ..encoders import load_encoder
 from ..errors import CorpusError, note_on_interrupt
 from ..executors import cores
 from ..geometry.figures import figure_blocks
 from ..geometry.report import gap_report
 from ..io.artifact import require_result_or_empty
 from ..io.files import write_text_atomically
+from ..io.images import thumbnail
 from ..io.lock import locked
 from ..metrics.caption_scores import score_captions
 from ..pages import render_page

@@ -32,9 +32,10 @@ from ..corpus.containers import PhotoFinder
 from ..corpus.image_reader import ImageReader
 from ..corpus.items import ImageItem
 from ..devices import Compute
-from ..encoders import UNREADABLE, ImagePreprocessor
+from ..encoders import ImagePreprocessor
 from ..errors import C3Error, UnreachableError, reason_of
 from ..executors import cores, default_context, end_with_parent, start_undisturbed
+from ..io.images import UNREADABLE
 from ..io.limits import LARGEST_DECODED
 from ..store import Failure
 

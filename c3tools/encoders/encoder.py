@@ -16,9 +16,10 @@ from ..choices import PositiveInt, checked
 from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
+from ..io.images import UNREADABLE
 from ..lists import as_list
 from ..reporter import Progress
-from .preprocessing import UNREADABLE, ImagePreprocessor
+from .preprocessing import ImagePreprocessor
 
 Modality = Literal["image", "text", "query", "audio"]
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from ..arrays import Array, Indices
 from ..corpus.containers import PhotoFinder
-from ..encoders import UNREADABLE, thumbnail
+from ..io.images import UNREADABLE, thumbnail
 from ..moments import unit_rows
 from ..seeds import generator
 from ..store import Store

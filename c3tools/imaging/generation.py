@@ -28,7 +28,7 @@ from ..choices import PositiveInt, Precision, checked
 from ..corpus.caption_tables import read_captions
 from ..corpus.items import key_of_name
 from ..corpus.splits import splits_of
-from ..encoders import Encoder, data_url
+from ..encoders import Encoder
 from ..errors import GeneratorError, note_on_interrupt
 from ..io.artifact import digest_of, require_result_or_empty
 from ..io.files import (
@@ -39,6 +39,7 @@ from ..io.files import (
     write_json_atomically,
     write_text_atomically,
 )
+from ..io.images import data_url
 from ..io.lock import locked
 from ..lists import as_list
 from ..pages import render_page

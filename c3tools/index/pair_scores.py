@@ -35,7 +35,7 @@ def fit_on_pairs(
     from PIL import ImageOps
 
     from ..corpus.containers import PhotoFinder
-    from ..encoders import UNREADABLE, open_image
+    from ..io.images import UNREADABLE, open_image
 
     transform = calibration.pipeline.transform
     found = first_pairs(store, None, _MOST_PAIRS)

@@ -26,7 +26,7 @@ def contact_sheet(results: Sequence[SearchResult], beside: Path | None = None) -
             folder it is in.
     """
     from ..corpus.containers import PhotoFinder
-    from ..encoders import UNREADABLE, thumbnail
+    from ..io.images import UNREADABLE, thumbnail
     from ..pages import render_page
 
     paths = set()

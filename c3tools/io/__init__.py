@@ -1,3 +1,3 @@
-"""Paths and URLs, patterns, atomic files, locks and limits: how files are found, read and
-written.
+"""Paths and URLs, patterns, image files, atomic files, locks and limits: how files are found, read
+and written.
 """

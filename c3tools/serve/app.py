@@ -44,12 +44,13 @@ from starlette.routing import Route
 from ..choices import HitKind
 from ..corpus.containers import PhotoFinder
 from ..corpus.items import AUDIO_TYPES, is_sound
-from ..encoders import UNREADABLE, Encoder, open_image
+from ..encoders import Encoder
 from ..errors import C3Error, reason_of
 from ..identity import ModelIdentity
 from ..index import Index
 from ..index.queries import Query, combined
 from ..io.files import json_text
+from ..io.images import UNREADABLE, open_image
 from ..io.locations import read_all
 from ..pages import render_page
 from ..reporter import SILENT, Reporter, counted

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from c3tools.assets.paths import C3_MINI, CAPTIONS, PHOTOS
-from c3tools.encoders import load_network, open_image
+from c3tools.encoders import load_network
 from c3tools.encoders.clip_tokenizer import ClipTokenizer
 from c3tools.encoders.loading import read_bundled
+from c3tools.io.images import open_image
 from tests.stores import one_byte_changed
 
 ODD = [

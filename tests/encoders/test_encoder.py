@@ -26,7 +26,6 @@ from c3tools.encoders import (
     Encoder,
     ImagePreprocessor,
     load_encoder,
-    open_image,
     openvino_backend,
     openvino_int8,
 )
@@ -35,6 +34,7 @@ from c3tools.encoders.encoder import ModelFacts
 from c3tools.encoders.openvino_backend import OpenVINOBackend
 from c3tools.encoders.torch_backend import TorchBackend
 from c3tools.errors import C3Error, EncoderError, MissingExtraError
+from c3tools.io.images import open_image
 from tests.conftest import Messages
 from tests.connect.photos import save_tiny_clip
 
