@@ -152,7 +152,8 @@ def caption_images(
         steer: Let the encoder steer the decoder at every word: magic or zerocap. Slow, and only for
             decoders trained with --unconditional.
         seed: Seed for all random numbers.
-        model: See `embed`.
+        model: The model that the decoder was trained for, as in c3 embed. By default the one whose
+            name the decoder has recorded.
         random_init: See `embed`.
         device: See `connect_heads`.
         backend: See `embed`.
@@ -201,7 +202,10 @@ def caption_images(
         suffixes = IMAGE_SUFFIXES
         if find_plugin(model or str(decoder.model.get("name", ""))) is not None:
             suffixes = IMAGE_SUFFIXES | AUDIO_SUFFIXES
-        files, failures = _files_by_key(as_list(paths), suffixes, follow_symlinks)
+        files, listed = _files_by_key(as_list(paths), suffixes, follow_symlinks)
+        failures = listed.skipped
+        for note in listed.notes:
+            reporter.message(note)
     else:
         decoder.check_model(identity, rows.embeddings.shape[1])
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
@@ -339,12 +343,13 @@ def _image_batches(
 
 def _files_by_key(
     paths: Sequence[str | Path], suffixes: frozenset[str], follow_symlinks: bool = False
-) -> tuple[dict[str, Path], list[Failure]]:
+) -> tuple[dict[str, Path], Corpus]:
     """Find files by their suffixes; their keys are paths relative to the folder without the
     suffix, as in a store.
 
     Returns:
-        The paths by key; and the files that are not used, such as links that lead nowhere.
+        The paths by key; and the files that cannot be used, such as links that lead nowhere, with
+        notes on those of other kinds.
 
     Raises:
         CorpusError: if a path is missing or is not an image, or a folder contains none.
@@ -363,7 +368,7 @@ def _files_by_key(
         if not images:
             if root.is_dir():
                 raise CorpusError(
-                    f"There are no images in {root} or its subfolders.",
+                    " ".join([f"There are no images in {root} or its subfolders.", *listed.notes]),
                     remedy="Pass a folder that contains images.",
                 )
             if not root.exists():
@@ -382,4 +387,4 @@ def _files_by_key(
             if full_key in path_by_key:
                 full_key = image.path
             path_by_key[full_key] = Path(image.path)
-    return path_by_key, listed.skipped
+    return path_by_key, listed

@@ -58,10 +58,12 @@ _PDF = (
 )
 _ARCHIVE = "Archives are not supported: unpack them."
 _TAR = (
-    "In a folder with images, only the images are read. To read the tars too, pass them as "
-    "further paths."
+    "In a folder with images, only the images are read. To embed the tars too, pass them to "
+    "`c3 embed` as further paths."
 )
-_SOUND = "Audio files need an audio model, for example --model st:laion/clap-htsat-unfused."
+_SOUND = (
+    "Audio files need an audio model, for example `c3 embed --model st:laion/clap-htsat-unfused`."
+)
 # files that a user may expect to be embedded, and what makes it possible
 PASSED_OVER = {
     ".pdf": _PDF,

@@ -10,7 +10,7 @@ import pytest
 from c3tools import Captioner, caption_images
 from c3tools.captioning.caption import _image_batches
 from c3tools.encoders import Encoder
-from c3tools.errors import DecoderError
+from c3tools.errors import CorpusError, DecoderError
 from c3tools.reporter import Progress
 from tests.conftest import Messages, copy_photos
 
@@ -47,6 +47,19 @@ def test_photos_of_two_folders_are_captioned_a_few_at_a_time(
     assert list(caption_images([one, other], encoder=encoder).captions) == [one.stem, str(other)]
     with pytest.raises(DecoderError, match=r"toy-model .*c3-mini"):
         caption_images(["a"], decoder=trained_captioner(), encoder=encoder)
+
+
+def test_files_of_other_kinds_are_named(tmp_path: Path, encoder: Encoder) -> None:
+    for name in ("a.CR2", "b.pdf", "c.tar", "d.wav"):
+        (tmp_path / name).touch()
+    with pytest.raises(CorpusError, match=r"no images in .* 1 file skipped \(.cr2\). RAW photos"):
+        caption_images(tmp_path, decoder="c3-mini", encoder=encoder)
+    copy_photos(tmp_path / "photos", 1)
+    told = Messages()
+    caption_images(tmp_path, decoder="c3-mini", encoder=encoder, beams=1, reporter=told)
+    skipped = [text.partition(": ")[2] for text in told.texts if "skipped" in text]
+    suffixes = (".cr2", ".pdf", ".tar", ".wav")
+    assert [text[:22] for text in skipped] == [f"1 file skipped ({one})." for one in suffixes]
 
 
 def test_one_photo_is_captioned_as_a_list_of_one(photos: Path, encoder: Encoder) -> None:
