@@ -124,10 +124,14 @@ def ablate_captions(
     chosen = chosen_methods(methods, METHODS)
     methods = list(chosen)
     sigmas = chosen_sigmas(sigma)
-    if split == "val" and PAIRS in sigmas:
-        raise C3Error(
-            f"--sigma {PAIRS} uses the val split, so the table cannot be scored on that split."
-        )
+    if PAIRS in sigmas and split in ("val", "all"):
+        learned_store = Store.open(store)
+        scored_store = learned_store if test_store is None else Store.open(test_store)
+        if scored_store.path.resolve() == learned_store.path.resolve():
+            raise C3Error(
+                f"--sigma {PAIRS} uses the val split, so the table cannot be scored on it.",
+                remedy="Choose --split test, or another store with --test-store.",
+            )
     metrics = as_list(metrics)
     command = command_of("ablate-captions", ablate_captions, locals())
     scored_metrics, notes_on_metrics = _available_metrics(metrics)

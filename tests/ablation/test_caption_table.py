@@ -250,6 +250,7 @@ def test_the_command_of_a_table_has_all_that_it_depends_on(table: Table, toy_sto
     ("changes", "named"),
     [
         ({"sigma": ["auto", "pairs"], "split": "val"}, "pairs"),
+        ({"sigma": "pairs", "split": "all"}, "pairs"),
         ({"split": "restval"}, "restval"),
         ({"methods": "C1,C4"}, "C4"),
         ({"size": "huge"}, "huge"),
@@ -261,6 +262,16 @@ def test_wrong_settings_are_refused_before_anything_is_written(
     with pytest.raises(C3Error, match=named):
         table(**changes)
     assert not (tmp_path / "table").exists()
+
+
+def test_sigma_pairs_may_use_the_val_split_if_another_store_is_scored(
+    table: Table, toy_store: Store, tmp_path: Path
+) -> None:
+    other = store_of(tmp_path / "other", make_world(seed=1), ["val"])
+    result, _ = table(methods="CLIPRe", sigma="pairs", split="val", test_store=other.path)
+    assert result.runs[0].images == 80
+    with pytest.raises(C3Error, match="cannot be scored on it"):
+        table(methods="CLIPRe", sigma="pairs", split="val", test_store=toy_store.path)
 
 
 def test_another_domain_is_scored_with_what_was_learned_here(
