@@ -206,14 +206,15 @@ def preset(
             remedy=f"Presets: {', '.join(PRESETS)}; or a file such as steps.json.",
         )
     strength = PUBLISHED_SIGMA if sigma is None else parse_sigma(sigma)
-    if strength == PAIRS and train_on != "text":
+    inner = _table(strength, infer_on, train_on)[name].steps
+    is_of_pairs = any(step.sigma_rule == PAIRS for step in inner)
+    if is_of_pairs and train_on != "text":
         raise TransformError(
             f"A preset with sigma 'pairs' adds its noise to texts, but this one trains on "
             f"{train_on}.",
             remedy="For generators, use `c3 train-generator --sigma pairs`; otherwise set sigma to "
             "a number.",
         )
-    inner = _table(strength, infer_on, train_on)[name].steps
     last = [Normalize()] if inner and not isinstance(inner[-1], FairScale) else []
     return Pipeline([Normalize(), *inner, *last], name=name)
 
@@ -315,12 +316,7 @@ class TrainingPipeline:
             return cls(preset=recipe.name, sigma=recipe.sigma or 0.0, given=recipe)
         if preset(name).sigma is not None:
             return cls(preset=name, sigma=default if sigma is None else sigma)
-        # Sigma 0 asks for no noise, and this preset has none
-        if sigma is not None and sigma != 0:
-            raise TransformError(
-                f"The preset {name!r} has no sigma to choose.",
-                remedy="Leave out --sigma.",
-            )
+        _refuse_unused_sigma(sigma, name)
         return cls(preset=name)
 
     def fit(self, store: Store, split: str, train_on: Side) -> tuple[Pipeline, list[str]]:
@@ -398,6 +394,14 @@ def _refuse_sigma(sigma: float | str | None, pipeline: object) -> None:
         )
 
 
+def _refuse_unused_sigma(sigma: float | str | None, name: str) -> None:
+    """Refuse a sigma for a preset without one; 0 asks for no noise, and it has none."""
+    if sigma is not None and parse_sigma(sigma) != 0:
+        raise TransformError(
+            f"The preset {name!r} has no sigma to choose.", remedy="Leave out --sigma."
+        )
+
+
 def open_pipeline(
     pipeline: Pipeline | str | Path | None = None,
     preset_name: str = "c3",
@@ -418,11 +422,14 @@ def open_pipeline(
 
     Raises:
         TransformError: if there is no such preset or pipeline, or sigma is given for a pipeline
-            that has its own.
+            that has its own, or for a preset without.
     """
     if pipeline is None:
         infer_on = "image" if train_on == "text" else "text"
-        return preset(preset_name, sigma=sigma, train_on=train_on, infer_on=infer_on)
+        chosen = preset(preset_name, sigma=sigma, train_on=train_on, infer_on=infer_on)
+        if chosen.sigma is None:
+            _refuse_unused_sigma(sigma, preset_name)
+        return chosen
     _refuse_sigma(sigma, pipeline)
     if isinstance(pipeline, Pipeline):
         return pipeline.for_metric(metric="ip")

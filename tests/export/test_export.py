@@ -115,8 +115,9 @@ def test_all_rows_can_be_training_inputs() -> None:
 
 
 def test_presets() -> None:
-    for name in ("c1", "c3", "decap", "ridge", "c3-retrieval"):
-        ok(preset=name, sigma=0.1, dtype="float32", output=name)
+    sigmas = {"c1": None, "c3": 0.1, "decap": None, "ridge": None, "c3-retrieval": 0.1}
+    for name, sigma in sigmas.items():
+        ok(preset=name, sigma=sigma, dtype="float32", output=name)
         source, store, pipeline = Store.open("c3-store"), Store.open(name), Pipeline.load(name)
         if name == "c3":
             assert_close(store.load("text").embeddings, expected_text(source, 0.1))

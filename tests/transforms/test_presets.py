@@ -16,6 +16,7 @@ from scipy.special import softmax
 from c3tools.errors import TransformError
 from c3tools.seeds import keyed_normal
 from c3tools.transforms import PRESETS, Pipeline, preset
+from c3tools.transforms.presets import open_pipeline
 from c3tools.transforms.sigma import PUBLISHED_SIGMA
 from c3tools.transforms.steps import Collapse, CovarianceNoise, GapShift
 from c3tools.transforms.torch_module import TransformModule
@@ -153,6 +154,18 @@ def test_sigma_is_the_published_value_or_a_possible_one() -> None:
     assert preset("c3", sigma="0.1").sigma == 0.1
     with pytest.raises(TransformError, match="'auto' or 'pairs'"):
         preset("c3", sigma=10**400)
+
+
+def test_sigma_pairs_is_refused_for_noise_on_images_alone() -> None:
+    assert preset("gr-clip", sigma="pairs", train_on="image").sigma is None
+    with pytest.raises(TransformError, match="adds its noise to texts, but this one trains on"):
+        preset("c3", sigma="pairs", train_on="image")
+
+
+def test_a_sigma_for_a_preset_without_noise_is_refused() -> None:
+    assert open_pipeline(preset_name="gr-clip", sigma=0).name == "gr-clip"
+    with pytest.raises(TransformError, match=r"The preset 'gr-clip' has no sigma to choose"):
+        open_pipeline(preset_name="gr-clip", sigma=0.3)
 
 
 def test_a_preset_is_also_a_file_with_steps(tmp_path: Path) -> None:
