@@ -243,8 +243,15 @@ def compare(
         MetricError: if the runs are not on the same images in the same order.
     """
     if first.keys != second.keys:
+        shared = len({*first.keys} & {*second.keys})
+        if shared == len(first.keys) == len(second.keys):
+            raise MetricError(
+                "The two runs have the same images in different orders.",
+                remedy="Score both in the same order of keys.",
+            )
         raise MetricError(
-            f"The two runs have different images ({len(first.keys)} and {len(second.keys)} keys).",
+            f"The two runs have different images: {len(first.keys):,} and {len(second.keys):,}, "
+            f"of which {shared:,} are in both.",
             remedy="Score both on the keys they share.",
         )
     draws = []

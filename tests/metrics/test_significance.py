@@ -59,8 +59,11 @@ def test_runs_with_equal_scores_have_no_difference() -> None:
 
 
 def test_runs_on_other_images_are_not_compared() -> None:
-    with pytest.raises(MetricError, match="2 and 2"):
-        compare(made_up(np.ones(2)), made_up(np.ones(2), ["x", "y"]), "CIDEr")
+    first = made_up(np.ones(2), ["x", "z"])
+    with pytest.raises(MetricError, match="2 and 2, of which 1 are in both"):
+        compare(first, made_up(np.ones(2), ["x", "y"]), "CIDEr")
+    with pytest.raises(MetricError, match="the same images in different orders"):
+        compare(first, made_up(np.ones(2), ["z", "x"]), "CIDEr")
 
 
 def test_the_percentiles_of_few_values_are_expanded() -> None:
