@@ -45,7 +45,7 @@ from ..reporter import SILENT, Reporter
 from ..result_table import Table
 from ..store import Store
 from ..store.means import load_means
-from ..store.rows import without_splits
+from ..store.rows import row_splits, without_splits
 from ..store.shards import INFO_FILE
 from ..transforms.sigma import AUTO, sigma_by_rule
 
@@ -360,9 +360,9 @@ def _first_of_each_split(texts: ItemTable[TextItem], count: int) -> ItemTable[Te
     """Return the first ``count`` texts of each split."""
     seen = Counter[str]()
     rows = []
-    for row, split in enumerate(texts.table["split"].to_pylist()):
-        seen[str(split)] += 1
-        if seen[str(split)] <= count:
+    for row, split in enumerate(row_splits(texts.table)):
+        seen[split] += 1
+        if seen[split] <= count:
             rows.append(row)
     return ItemTable(texts.kind, texts.table.take(pa.array(rows)))
 

@@ -15,8 +15,12 @@ from PIL import Image
 
 from c3tools import copy_photos
 from c3tools.assets.paths import CAPTIONS, PHOTOS
+from c3tools.corpus.items import ItemTable, TextItem
+from c3tools.corpus.reading import read_corpus
+from c3tools.demo.demo import _first_of_each_split
 from c3tools.metrics.caption_scores import score_captions
 from c3tools.store import Store
+from c3tools.store.rows import row_splits, without_splits
 from c3tools.transforms.fitting import moments_of
 from tests.conftest import C3, done
 from tests.golden import recorded
@@ -88,6 +92,13 @@ def test_the_folder_of_the_copies_may_be_a_text(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert copy_photos("images") == len(list(Path("images").glob("*.jpg")))
+
+
+def test_the_captions_of_a_short_demo_are_counted_in_train() -> None:
+    texts = read_corpus(CAPTIONS).texts
+    few = _first_of_each_split(ItemTable(TextItem, without_splits(texts.table)), 600)
+    counts = Counter(row_splits(few.table))
+    assert counts["train"] == 600
 
 
 @pytest.mark.timeout(600)
