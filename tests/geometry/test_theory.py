@@ -108,6 +108,18 @@ def test_the_selected_draw_starts_where_the_papers_did(monkeypatch: pytest.Monke
     ]
 
 
+@pytest.mark.parametrize(
+    ("last_gap", "told"), [(1.0001, "0% of it is closed"), (1.1, "it is 10% longer")]
+)
+def test_a_gap_that_does_not_close(
+    monkeypatch: pytest.MonkeyPatch, last_gap: float, told: str
+) -> None:
+    trace = [{"step": 0, "loss": 2.0, "gap": 1.0}, {"step": 1, "loss": 1.0, "gap": last_gap}]
+    monkeypatch.setattr(contrastive, "train_pairs", lambda *_, **__: trace)
+    found = simulate_gap_after_training(steps=1).found
+    assert f"from 1.000 to {last_gap:.3f}: {told}." in found
+
+
 def test_trained_points_lead_in_proportion_to_the_temperature(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -115,9 +115,11 @@ def simulate_gap_after_training(
     first = trace[0]
     last = trace[-1]
     left = last["gap"] / first["gap"]
+    closed = round(100 * (1 - left))  # an integer has no negative zero
+    change = f"{closed}% of it is closed" if closed >= 0 else f"it is {-closed}% longer"
     found = (
         f"The loss falls from {first['loss']:.2f} to {last['loss']:.2f}, and the gap changes from "
-        f"{first['gap']:.3f} to {last['gap']:.3f}: {100 * (1 - left):.0f}% of it is closed."
+        f"{first['gap']:.3f} to {last['gap']:.3f}: {change}."
     )
     if last["paper_gap"]:
         more = 100 * (left / (last["paper_gap"] / first["paper_gap"]) - 1)
