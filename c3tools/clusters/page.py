@@ -104,11 +104,11 @@ def _draw_map(
     means = np.stack(list(means_of.values()))
     middle = means.mean(axis=0)
     plane = np.linalg.eigh((means - middle).T @ (means - middle))[1][:, :-3:-1].T  # (2, d)
-    figure, axes = new_figure(width=9.4, height=5.2)
+    figure, axes = new_figure(width=5.2, height=3.6)
     for name, marker in zip(drawn, "o+", strict=False):
         x, y = plane @ (drawn[name] - middle).T
         colours = [_COLOURS[label % len(_COLOURS)] for label in labels[name]]
-        axes.scatter(x, y, s=14, c=colours, marker=marker, linewidths=0.8, label=name)
+        axes.scatter(x, y, s=8, c=colours, marker=marker, linewidths=0.8, label=name)
     for cluster in numbered:
         if cluster in means_of:
             x, y = plane @ (means_of[cluster] - middle)

@@ -37,7 +37,8 @@ Making a page::
   show alike.
 - Macros, by ``{% import "parts.html" as parts %}``: ``parts.figure(svg, caption)``,
   ``parts.table(table)``, ``parts.section(section)``.
-- Classes of the style sheet: ``figures`` (a grid of figures), ``wide``, ``note``, ``facts`` (a
+- Classes of the style sheet: ``figures`` (a grid of figures), ``wide`` (a figure that scrolls
+  rather than shrinks on a narrow screen), ``sheet`` (the hits of a search), ``note``, ``facts`` (a
   definition list), ``scroll`` (around a wide table), ``broad`` (a table that scrolls rather than
   folds on a narrow screen), ``num`` (a column of numbers), ``best``, ``muted``.
 """

@@ -142,7 +142,9 @@ def test_rows_of_another_model_or_pipeline_are_not_assigned(store: Store, tmp_pa
 
 def test_one_cluster_has_a_map(store: Store, tmp_path: Path) -> None:
     clusters = c3tools.cluster(store, output=tmp_path / "clusters", k=1)
-    assert "<svg" in (clusters.folder / "clusters.html").read_text(encoding="utf-8")
+    page = (clusters.folder / "clusters.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert '<figure class="wide">' not in page  # which is cut on a narrow screen
 
 
 def test_a_cluster_without_rows_is_not_of_one_kind(tmp_path: Path) -> None:

@@ -303,11 +303,11 @@ def test_a_contact_sheet_shows_what_can_be_read_and_says_what_cannot(tmp_path: P
 
 
 def test_a_contact_sheet_shows_the_columns_that_rows_carry() -> None:
-    columns = {"url": "http://a/<1>", "label": 0, "nsfw": None}
+    columns = {"url": "http://a/<1>", "label": 0, "nsfw": None, "gender": ""}
     hit = Hit(2.3, 0.3, 0, "a", "text", caption="a dog", columns=columns)
     page = contact_sheet([SearchResult("a dog", [hit])])
     assert "<span>url: http://a/&lt;1&gt;</span><span>label: 0</span></figcaption>" in page
-    assert "nsfw" not in page
+    assert "nsfw" not in page and "gender" not in page
 
 
 def test_a_contact_sheet_finds_photos_and_sounds_beside_the_store(

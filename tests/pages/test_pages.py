@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib import rcParams, rcParamsDefault
@@ -11,6 +12,7 @@ from PIL import Image
 
 from c3tools.errors import C3Error
 from c3tools.pages import (
+    Table,
     close_up,
     figure_svg,
     new_figure,
@@ -96,6 +98,43 @@ def test_pages_escape_what_they_show(tmp_path: Path) -> None:
     ):
         assert re.search(rf"^{scheme}:root {{.* --ink: {colour};", html, re.MULTILINE)
     assert "http" not in html
+
+
+_NARROW = """{% extends "base.html" %}{% import "parts.html" as parts %}{% block content %}
+{{ parts.table(table) }}
+{{ parts.figure(svg) }}
+<div class="sheet">{% for number in range(30) %}
+<figure><img src="data:,"><figcaption>A dog<span>photos/{{ "0" * 40 }}</span></figcaption></figure>
+{% endfor %}</div>
+{% endblock %}"""
+
+
+def test_nothing_is_cut_on_a_narrow_screen(tmp_path: Path, browser: Any) -> None:
+    row = ["all", "40,455", "at most 82.3%", "72.4% to 82.3%"]
+    title = "/home/somebody/projects/museum_catalogue/embeddings"
+    table = Table(["split", "pairs", "look unrelated", "95% interval"], [row], title)
+    template = tmp_path / "narrow.html"
+    template.write_text(_NARROW)
+    svg = figure_svg(drawing(), name="a", label="x")
+    page = tmp_path / "page.html"
+    page.write_text(render_page(template, title="Narrow", table=table, svg=svg))
+    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(page.as_uri())
+    cut = browser.execute_script(
+        "return [...document.querySelectorAll('html, main :not(svg *)')]"
+        ".filter(element => element.clientWidth && element.scrollWidth > element.clientWidth)"
+        ".map(element => element.outerHTML)"
+    )
+    assert cut == []
+    sheet = "document.querySelector('.sheet')"
+    assert browser.execute_script(f"return {sheet}.offsetHeight") < 4000
+    assert (
+        browser.execute_script(
+            f"return getComputedStyle({sheet}.querySelector('img')).backgroundColor"
+        )
+        == "rgba(0, 0, 0, 0)"
+    )
 
 
 def test_numbers_are_written_in_one_way() -> None:

@@ -316,11 +316,12 @@ def test_the_page_answers_the_query_in_its_address_without_scripts(client: Any) 
 def test_the_page_shows_the_columns_that_rows_carry(
     client: Any, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hit = Hit(2.3, 0.3, 0, "a", "text", caption="a dog", columns={"label": 0, "nsfw": None})
+    columns = {"label": 0, "nsfw": None, "gender": ""}
+    hit = Hit(2.3, 0.3, 0, "a", "text", caption="a dog", columns=columns)
     monkeypatch.setattr(Index, "rank", lambda *_, **__: [[hit]])
     page = client.get("/?q=dog").text
     assert "<span>label: 0</span></figcaption>" in page
-    assert "nsfw" not in page
+    assert "nsfw" not in page and "gender" not in page
 
 
 @pytest.fixture
@@ -583,6 +584,10 @@ def test_the_page_in_a_real_browser(
         thread.start()
         try:
             browser.get(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+            until(
+                "document.querySelector('#q').getBoundingClientRect().top"
+                " > document.querySelector('h1').getBoundingClientRect().bottom + 15"
+            )
             browser.execute_script(
                 "document.querySelector('#file').onclick = event => "
                 "{ event.preventDefault(); document.title = 'a photo is chosen'; }"
