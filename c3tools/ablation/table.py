@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from ..arrays import Array
 from ..imaging.evaluate_images import score_interval, score_text
 from ..io.files import write_text_atomically
 from ..metrics.caption_scores import caption_metrics
 from ..metrics.significance import crossed_interval
-from ..pages import render_page
+from ..pages import figure_svg, new_figure, palette, render_page, styled
 from ..pages.render import interval, signed
 from ..result_table import Table
 from .cells import Run
@@ -228,29 +229,45 @@ class Ablation:
         return "\n".join(lines).rstrip() + "\n"
 
     def to_html(self) -> str:
-        """Return one self-contained page: the tables, and captions or images by every method, of
-        its first seed.
+        """Return one self-contained page: the tables, a plot of CIDEr, and captions or images by
+        every method, of its first seed.
         """
         first_runs: dict[str, Run] = {}  # by the heading of their column
         for run in self.runs:
-            noise = f", sigma {run.sigma:.3g}" if run.sigma else ""
-            first_runs.setdefault(run.method + noise, run)
+            first_runs.setdefault(_heading(run), run)
         examples = []
         for key, (before, behind) in self.examples.items():
             outputs = [run.outputs.get(key, "") for run in first_runs.values()]
             examples.append([before, *outputs, behind])
         is_captions = self.task == "captions"
+        scores = self.rows[0]["scores"] if self.rows else {}
         first_heading = "image" if is_captions else "caption"
         last_heading = "written by a person" if is_captions else "photo"
         return render_page(
             Path(__file__).parent / "templates" / "ablation.html",
             title="Ablation" if is_captions else "Images from texts, trained on images alone",
             result=self,
+            plot=self._plot() if CHOOSE_BY in scores else "",
             seeds=max((row["seeds"] for row in self.rows), default=0),
             summaries={run.method: self._methods[run.method].summary for run in self.runs},
             headings=[first_heading, *first_runs, last_heading],
             examples=examples,
         )
+
+    @styled
+    def _plot(self) -> Markup:
+        """Draw CIDEr of each row with its interval."""
+        headings = [_heading(runs[0]) for runs in self._groups]
+        figure, axes = new_figure(width=4.6, height=0.6 + 0.28 * len(headings))
+        for place, row in enumerate(self.rows):
+            score = row["scores"][CHOOSE_BY]
+            if score["interval"] is not None:
+                axes.plot(score["interval"], [place, place], color=palette.FIRST)
+            axes.plot(score["mean"], place, "o", color=palette.FIRST)
+        axes.set(yticks=range(len(headings)), yticklabels=headings, xlabel=CHOOSE_BY)
+        axes.grid(axis="x")
+        axes.invert_yaxis()
+        return figure_svg(figure, name="scores", label=f"{CHOOSE_BY} of each method")
 
     def save(self, folder: Path) -> None:
         """Write ``table.md`` and ``table.html`` to a folder, which is made."""
@@ -259,6 +276,12 @@ class Ablation:
 
     def _repr_html_(self) -> str:
         return "".join(table._repr_html_() for table in self.tables())
+
+
+def _heading(run: Run) -> str:
+    """Return the method of a run, with its noise if it has any."""
+    noise = f", sigma {run.sigma:.3g}" if run.sigma else ""
+    return run.method + noise
 
 
 def _summary(metric: str, runs: Sequence[Run]) -> dict[str, Any]:

@@ -73,6 +73,9 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_over_images_an
     for shown in rows[0], table.to_markdown(), table.to_html(), table._repr_html_():
         assert interval in shown
     assert rows[1] == ["C1", "–", "30.0", ""]
+    plot = table.to_html().partition('aria-label="CIDEr of each method"')[2].partition("</svg>")[0]
+    assert re.findall(r">(C\d.*?)<", plot) == ["C3, sigma 0.1", "C1"]
+    assert "<svg" not in Ablation([run_of("C1", (30.0,), metrics=["ROUGE-L"])]).to_html()
     (zero,) = Ablation([run_of("C3", (0.0, 0.0, 3.0))]).rows
     assert zero["scores"]["CIDEr"]["interval"][0] == 0  # no score is below it
 
