@@ -128,6 +128,11 @@ def set_nprobe(index: Any, nprobe: int | None) -> None:
         faiss = load_faiss()
         parameters = getattr(faiss, "GpuParameterSpace", faiss.ParameterSpace)()
         parameters.set_index_parameter(index, "nprobe", nprobe)
+        # A graph of cells finds no more of them than its search remembers
+        inverted = faiss.try_extract_index_ivf(index)
+        quantizer = faiss.downcast_index(inverted.quantizer) if inverted else None
+        if isinstance(quantizer, faiss.IndexHNSW):
+            quantizer.hnsw.efSearch = max(16, nprobe)
 
 
 def search_parameters(index: Any, nprobe: int, is_allowed: Mask) -> Any | None:

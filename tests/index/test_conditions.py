@@ -76,7 +76,9 @@ def test_an_error_names_the_most_frequent_values_alone() -> None:
         Columns.of(table, ["name"]).matching(["name=c"])
 
 
-@pytest.fixture(scope="module", params=["Flat", "IVF32,Flat", "RR16,IVF32,Flat", "PQ8"])
+@pytest.fixture(
+    scope="module", params=["Flat", "IVF32,Flat", "RR16,IVF32,Flat", "PQ8", "IVF64_HNSW8,Flat"]
+)
 def index(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Images in 32 far clusters; `rare` of every hundredth row, `cell` of those of one cluster."""
     folder = tmp_path_factory.mktemp("conditions")
