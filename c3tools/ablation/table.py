@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..arrays import Array
+from ..captioning.captioner import notes_on_empty_captions
 from ..imaging.evaluate_images import score_interval, score_text
 from ..io.files import write_text_atomically
 from ..metrics.caption_scores import caption_metrics
@@ -179,13 +180,18 @@ class Ablation:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Sentences that compare each step of the method with what it follows, and other methods
-        with C3.
+        """Sentences that name methods with empty captions, then compare each step of the method
+        with what it follows, and other methods with C3.
 
         Rows are compared that have the same noise, where they have any. Collapse alone and Corrupt
         alone each follow C1. C3 follows Corrupt alone or, if that is missing, what there is.
         """
         notes = []
+        for runs in self._groups if self.task == "captions" else ():
+            first = runs[0]
+            label = f"{first.method}, sigma {first.sigma:.3g}" if first.sigma else first.method
+            captions = [caption for run in runs for caption in run.outputs.values()]
+            notes += [f"{label}: {note}" for note in notes_on_empty_captions(captions)]
         for sigma in dict.fromkeys(run.sigma for run in self.runs):
             runs_of = {runs[0].method: runs for runs in self._groups if runs[0].sigma in (sigma, 0)}
             for before, after in _compared_methods(list(runs_of)):

@@ -44,7 +44,7 @@ from ..store import Rows
 from ..store.import_embeddings import read_rows
 from ..store.rows import positions
 from .caption_files import CaptionWriter
-from .captioner import Captioner
+from .captioner import Captioner, notes_on_empty_captions
 from .generation import GenerationConfig, GenerationOptions
 
 _FEW = 4  # photos that are decoded before a worker process has started
@@ -266,7 +266,10 @@ def caption_images(
                     writer.write(row_key, caption)
                 failures += batch.failures
                 progress.advance(len(batch.keys) + len(batch.failures))
-        return Captions(writer.finish(failures), failures, existing, writer.files)
+        finished = writer.finish(failures)
+        for note in notes_on_empty_captions(finished.values()):
+            reporter.message(note)
+        return Captions(finished, failures, existing, writer.files)
 
 
 def _in_words(generation: GenerationConfig) -> str:

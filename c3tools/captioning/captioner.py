@@ -12,7 +12,7 @@ Saved as a folder, without any pickle:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -471,6 +471,18 @@ class Captioner(HubRepository):
         if str(folder) == "c3-mini" and not local.exists():
             return C3_MINI_CAPTIONER
         return local
+
+
+def notes_on_empty_captions(captions: Collection[str]) -> list[str]:
+    """Return a note if captions that a decoder wrote are empty, otherwise none."""
+    empty = sum(not caption.strip() for caption in captions)
+    if not empty:
+        return []
+    are_empty = counted(len(captions), "caption is empty", "captions are empty")
+    return [
+        f"{empty:,} of {are_empty}. A decoder that was trained too little ends before the first "
+        f"word: train it longer (--epochs)."
+    ]
 
 
 def _first_steps(pipeline: Pipeline, count: int) -> tuple[Any, Any]:

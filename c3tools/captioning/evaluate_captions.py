@@ -34,7 +34,7 @@ from ..store import Rows, Store
 from ..store.leaks import notes_on_leaks
 from ..store.rows import positions
 from ..transforms import Pipeline
-from .captioner import Captioner
+from .captioner import Captioner, notes_on_empty_captions
 from .generation import GenerationOptions
 from .references import align_keys, read_predictions, read_references
 
@@ -243,7 +243,7 @@ def evaluate_captions(
             reporter=reporter,
         )
         scored_captions = dict(zip(rows.keys, texts, strict=True))
-        notes = []
+        notes = notes_on_empty_captions(texts)
         if left_out:
             number = counted(
                 len(left_out),

@@ -170,3 +170,13 @@ def test_steps_are_compared_on_the_same_images_and_seeds(
         "C3 − C1"
     ]
     assert told([run_of(name, (1.0, 2.0), metrics=metrics) for name in ABLATION]) == []
+
+
+def test_methods_with_empty_captions_are_named() -> None:
+    """Those of trainings with few epochs, whose scores of 0 stand beside published ones."""
+    silent = [run_of("C3", [0.0, 0.0], seed, outputs={"a": "", "b": " "}) for seed in (0, 1)]
+    table = Ablation([*silent, run_of("C1", [5.0, 5.0], outputs={"a": "a dog", "b": "a cat"})])
+    assert [note for note in table.notes if "empty" in note] == [
+        "C3, sigma 0.1: 4 of 4 captions are empty. A decoder that was trained too little ends "
+        "before the first word: train it longer (--epochs)."
+    ]

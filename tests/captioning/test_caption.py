@@ -75,3 +75,20 @@ def test_photos_whose_captions_are_steered_come_one_by_one(photos: Path, encoder
     paths = {path.stem: path for path in sorted(photos.glob("*.jpg"))}
     batches = list(_image_batches(paths, list(paths), encoder, size=1))
     assert [batch.keys for batch in batches] == [[key] for key in paths]
+
+
+def test_empty_captions_are_counted(
+    photos: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a decoder that puts the end of the text first."""
+    count = len(list(photos.glob("*.jpg")))
+    monkeypatch.setattr(Captioner, "write", lambda *_: ["", *["a dog"] * (count - 1)])
+    told = Messages()
+    options: Any = {"decoder": "c3-mini", "encoder": encoder, "reporter": told}
+    caption_images(photos, **options)
+    assert told.texts[-1].startswith(f"1 of {count} captions are empty. ")
+    assert told.texts[-1].endswith("train it longer (--epochs).")
+    monkeypatch.setattr(Captioner, "write", lambda *_: ["a dog"] * count)
+    told.texts.clear()
+    caption_images(photos, **options)
+    assert not any("empty" in text for text in told.texts)

@@ -51,6 +51,14 @@ def test_the_test_images_are_captioned_and_scored(
     ]
 
 
+def test_empty_captions_of_a_decoder_are_counted(
+    captions_store: Store, captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Captioner, "write", lambda *_: [""] * 15 + ["a dog"])
+    notes = evaluate_captions(captions_store, decoder=captioner, resamples=0).notes
+    assert notes[0].startswith("15 of 16 captions are empty. ")
+
+
 def references_file(folder: Path, known: Any, name: str) -> Path:
     """A file of references that names an image in its own way."""
     rows = ({"image": name.format(key), "captions": texts} for key, texts in known.items())
