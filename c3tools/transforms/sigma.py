@@ -295,10 +295,12 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     """
     by_name = {rule.name: rule for rule in rules}
     preferred = [by_name[name] for name in ("scaled_spread", "pair_cosine") if name in by_name]
-    missing = [rule.missing for rule in preferred if rule.missing]
-    because = f", because {' and '.join(missing)}" if missing else ""
+    missing: list[str] = []
+    because = ""
     for rule in preferred:
         if not rule.sigma:
+            missing += [rule.missing] if rule.missing else []
+            because = f", because {' and '.join(missing)}" if missing else ""
             continue
         why = rule.rests_on
         if rule.name == "pair_cosine" and not rule.images:
@@ -315,7 +317,7 @@ def sigma_by_rule(
 
     ``auto`` reads rows of the side that gets the noise alone: captions, or photos for generators.
     Where captions give no sigma it is that of ``pairs``, and where these give none the published
-    constant.
+    constant. Where both give one, the sentence has that of ``pairs`` too.
 
     Args:
         rule: ``auto`` or ``pairs``.
@@ -329,8 +331,7 @@ def sigma_by_rule(
     """
     if rule == PAIRS or noised == "text":
         rules = [scaled_spread(spread_of_captions(store, split))] if rule == AUTO else []
-        if not rules or not rules[0].sigma:
-            rules.append(_pairs_of_store(store, split, noised))
+        rules.append(_pairs_of_store(store, split, noised))
         return _first_sigma(rules)
 
     # A caption does not tell photos apart that look alike, so a generator must not depend on what
@@ -471,17 +472,16 @@ def sigma_of_arrays(
     if rule == AUTO:
         mean = Moments.from_rows(texts).mean
         rules.append(scaled_spread(caption_spread(texts, item_of_text, mean)))
-    if not rules or not rules[0].sigma:
-        rules.append(_pairs_of_arrays(images, texts, image_of_text, moments, "in the arrays"))
+    rules.append(_pairs_of_arrays(images, texts, image_of_text, moments, "in the arrays"))
     return _first_sigma(rules)
 
 
 def _first_sigma(rules: Sequence[SigmaRule]) -> tuple[float, str]:
-    """Return the sigma that `recommend` chooses, and what it rests on.
+    """Return the sigma that `recommend` chooses, and what it rests on; the spread of captions does
+    not see the images, so the sigma of the pairs is told beside it.
 
     Args:
-        rules: what `scaled_spread` gave, and `pair_cosine` where that has no sigma; for the rule
-            ``pairs`` the second alone.
+        rules: what `scaled_spread` and `pair_cosine` gave; for the rule ``pairs`` the second alone.
 
     Raises:
         TransformError: if there is none by the rule ``pairs``.
@@ -493,6 +493,9 @@ def _first_sigma(rules: Sequence[SigmaRule]) -> tuple[float, str]:
             f"that captions belong to their images, or use sigma auto, which needs no pairs.",
         )
     rule, why = recommend(rules)
+    pairs = rules[-1]
+    if rule.name == "scaled_spread" and pairs.sigma:
+        why += f"; --sigma pairs gives {pairs.sigma:.4g}, by {pairs.rests_on}"
     return rule.sigma or 0.0, f"Sigma {rule.sigma:.4g}: {why}"
 
 

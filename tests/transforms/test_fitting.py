@@ -373,8 +373,27 @@ def test_the_rules_and_what_is_recommended() -> None:
     rule, why = recommend([spread, scaled_spread(spread), pairs])
     assert rule.sigma == 3 * spread.sigma and "captions of 40 images" in why  # type: ignore[operator]
     untold = pair_cosine(texts[:0], texts[:0], own[:0], means)
+    # Pairs that are missing do not matter where captions decide
+    rule, why = recommend([scaled_spread(spread), untold])
+    assert rule.name == "scaled_spread" and "because" not in why
     rule, why = recommend([scaled_spread(alone), untold])
     assert rule.sigma == PUBLISHED_SIGMA and "one caption and there are no pairs" in why
+
+
+def test_auto_does_not_see_noise_on_images_and_tells_the_sigma_of_the_pairs(tmp_path: Path) -> None:
+    images = unit_rows(40, 16, 1)
+    captions = unit(np.repeat(images, 2, axis=0) + 0.5 * unit_rows(80, 16, 2))
+    owners = np.repeat(range(40), 2).tolist()
+    sigmas = []
+    for noise in (0.2, 0.8):
+        noisy = unit(images + noise * unit_rows(40, 16, 3))
+        store = make_store(tmp_path / str(noise), noisy, captions, owners=owners)
+        sigma, why = sigma_by_rule("auto", store)
+        of_pairs, reason = sigma_by_rule("pairs", store)
+        assert why.endswith(f"; --sigma pairs gives {of_pairs:.4g}, by {reason.partition(': ')[2]}")
+        sigmas.append((sigma, of_pairs))
+    assert sigmas[1][0] == sigmas[0][0]
+    assert sigmas[1][1] > 1.5 * sigmas[0][1]
 
 
 def test_pairs_are_three_standard_errors_nearer_than_strangers() -> None:
