@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MetricError
+from ..extras import install_command
 from .caption_metric import CaptionMetric, CaptionSet, MeanScore, Score
 
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -30,7 +31,9 @@ class JavaMetric(CaptionMetric):
     needs = "Java"
 
     def missing(self) -> str | None:
-        """Return how to get Java, if it is missing."""
+        """Return how to get Java or pycocoevalcap, if it is missing."""
+        if importlib.util.find_spec("pycocoevalcap") is None:
+            return f"it needs pycocoevalcap, of the extra eval: {install_command('eval')}."
         return missing_java()
 
     def score(self, captions: CaptionSet) -> dict[str, Score]:
@@ -87,10 +90,10 @@ class Spice(JavaMetric):
     needs = "Java and the Stanford models"
 
     def missing(self) -> str | None:
-        """Return how to get Java or the models, if they are missing."""
-        java = missing_java()
-        if java:
-            return java
+        """Return how to get Java, pycocoevalcap or the models, if they are missing."""
+        lacking = super().missing()
+        if lacking:
+            return lacking
         package = importlib.util.find_spec("pycocoevalcap.spice")
         locations = package.submodule_search_locations if package else None
         folder = Path(next(iter(locations or ["."]))) / "lib"

@@ -101,6 +101,16 @@ def test_java_scores_that_cannot_run_are_left_out(monkeypatch: pytest.MonkeyPatc
         assert told == [(True, True, False)]
 
 
+@pytest.mark.parametrize("metric", [java_metrics.Meteor(), java_metrics.Spice()])
+def test_java_scores_say_that_pycocoevalcap_is_missing(
+    metric: java_metrics.JavaMetric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("pycocoevalcap")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    assert "it needs pycocoevalcap, of the extra eval: pip install " in str(metric.missing())
+
+
 def test_spice_is_read_in_the_order_of_the_captions_and_its_failure_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
