@@ -354,6 +354,7 @@ def _planned_store(
     for plan in plans.values():
         plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
         plan.summary.to_update = len(plan.summary.changed) if options.update else 0
+        plan.summary.to_renew = len(plan.summary.other_columns) if options.update else 0
         plan.summary.to_remove = len(plan.summary.gone) if options.prune else 0
     store.summary = replace(_summary(store, corpus, plans), dry_run=True)
     return store
@@ -433,9 +434,11 @@ def embed_corpus(
             if modality in MEDIA:
                 made_media_shards += [(modality, shard_number) for shard_number, _ in tasks]
             for shard_number, edit in plan.edits.items():
-                rows, failures = rewritten_shard(opened, modality, shard_number, edit)
-                writer.replace_shard(modality, shard_number, rows, failures)
+                writer.replace_shard(
+                    modality, shard_number, *rewritten_shard(opened, modality, shard_number, edit)
+                )
             plan.summary.removed = len(plan.summary.gone) if options.prune else 0
+            plan.summary.renewed = len(plan.summary.other_columns) if options.update else 0
             plan.summary.relocated = len(plan.summary.moved) if options.update else 0
 
         # List the shards in the manifest, and the failures of files that were only listed

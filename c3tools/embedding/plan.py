@@ -7,11 +7,11 @@ A shard takes a fixed number of inputs, in the order of the corpus, and gets the
 is free. Finished shards take whole such blocks out of the order, so a run that was interrupted
 plans the same shards again.
 
-An input has changed if a column that it keeps has. A text has changed if its words have. An image
-has changed if its size in bytes has or, for a file on this machine, if its time of modification is
-not the recorded one: with --update such a file is read, and has changed if its bytes have. It has
-moved if its path is another. Only inputs from the given paths can be removed. Rows keep their
-splits: those that the corpus names otherwise are only listed.
+A text has changed if its words have. An image has changed if its size in bytes has or, for a file
+on this machine, if its time of modification is not the recorded one: with --update such a file is
+read, and has changed if its bytes have. It has moved if its path is another. Other values of the
+columns that a row keeps are written without the encoder. Only inputs from the given paths can be
+removed. Rows keep their splits: those that the corpus names otherwise are only listed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Plan:
     changed: list[ShardTask]  # inputs to embed again, by the shards that have them
     moved: Indices  # positions of inputs whose new paths are written
     same: Indices  # positions of files with the bytes of their rows, of another time
-    edits: dict[int, ShardEdit]  # by number of shard: rows to remove, and new paths
+    edits: dict[int, ShardEdit]  # by number of shard: rows to remove, new paths and columns
     replacing_lost: Sequence[int]  # numbers of missing shards whose inputs this run embeds again
     summary: ModalitySummary  # counts the other inputs, and lists those that changed or have gone
 
@@ -63,8 +63,8 @@ class _Join:
 
     Attributes:
         inputs: those whose key is in the corpus: key, part, is_failure, position in the corpus,
-            what is compared (stored_size, corpus_size, …), item, is_moved and is_changed; of images
-            new_path, as the corpus names it.
+            what is compared (stored_size, corpus_size, …), item, is_moved, is_changed and
+            has_other_columns; columns, as the corpus has them; of images new_path, likewise.
         gone: those whose source no longer exists: key, part, is_failure.
         same: see `Plan`.
     """
@@ -175,7 +175,6 @@ def _join_images(
         is_same = _have_bytes(in_both["sha256"], in_corpus["path"], is_to_compare, comparing)
         is_other_time = pc.and_not(is_other_time, is_same)
     is_changed = pc.or_(is_other_size, is_other_time)
-    is_changed = pc.or_(is_changed, _columns_differ(in_both, in_corpus))
     inputs = inputs.append_column("is_moved", is_moved).append_column("is_changed", is_changed)
     was_below = [sources.was_below(path) for path in in_store_only["stored_path"].to_pylist()]
     is_gone = np.array(was_below, bool) | sources.were_listed(in_store_only)
@@ -212,8 +211,7 @@ def _join_texts(
             "is_moved": pa.repeat(False, len(in_both)),
         }
     )
-    is_changed = pc.or_(_differ(inputs, "caption"), _columns_differ(in_both, in_corpus))
-    inputs = inputs.append_column("is_changed", is_changed)
+    inputs = inputs.append_column("is_changed", _differ(inputs, "caption"))
     is_gone = sources.lost_texts(in_store_only, gone_images)
     return _Join(inputs, in_store_only.filter(pa.array(is_gone)), np.zeros(0, np.int64))
 
@@ -233,6 +231,8 @@ def _shared_columns(in_both: Any, in_corpus: Any) -> dict[str, Any]:
     columns["stored_split"] = in_both["split"]
     columns["corpus_split"] = pc.cast(in_corpus["split"], pa.large_string())
     columns["item"] = own_items(in_corpus)
+    columns["columns"] = in_corpus["columns"]
+    columns["has_other_columns"] = _columns_differ(in_both, in_corpus)
     return columns
 
 
@@ -298,6 +298,11 @@ def _plan_of(
         of_part = changed_rows.filter(pc.equal(changed_rows["part"], part))
         changed.append((part, of_part["position"].to_numpy()))
 
+    # Rows of unchanged inputs that keep other values
+    is_renewed = pc.and_not(rows["has_other_columns"], rows["is_changed"])
+    renewed = rows.filter(is_renewed)
+    summary.other_columns = renewed["key"].to_pylist()
+
     # Rows that the corpus names another split of
     is_same_name = pc.fill_null(pc.equal(rows["stored_split"], rows["corpus_split"]), False)
     renamed = rows.filter(pc.and_not(pc.is_valid(rows["corpus_split"]), is_same_name))
@@ -321,6 +326,9 @@ def _plan_of(
     moved = join.inputs.filter(join.inputs["is_moved"])
     if not options.update:
         moved = moved.slice(0, 0)
+        renewed = renewed.slice(0, 0)
+    for row in renewed.select(["key", "part", "columns"]).to_pylist():
+        edits[row["part"]].columns[row["key"]] = row["columns"]
     for row in moved.to_pylist():
         edits[row["part"]].paths[row["key"]] = row["new_path"]
     return Plan(

@@ -62,10 +62,12 @@ class ShardEdit:
     Attributes:
         removed: keys of rows and failures to leave out.
         paths: new paths of rows and failures, by their keys.
+        columns: new values of the columns that rows keep, by their keys.
     """
 
     removed: set[str] = field(default_factory=set)
     paths: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class EmbedWork(Work[ShardTask, ModalitySummary]):
@@ -327,13 +329,13 @@ def rewritten_shard(
     new: pa.Table | None = None,
 ) -> tuple[pa.Table, list[Failure]]:
     """Return the rows and failures of a shard without some of them, and with others in their
-    places.
+    places; no embedding is computed.
 
     Args:
         store: the store.
         modality: of the shard.
         part: its number.
-        edit: rows and failures to leave out, and new paths.
+        edit: rows and failures to leave out, new paths, and new values of columns.
         new: rows that take the places of those with their keys.
 
     Raises:
@@ -345,6 +347,10 @@ def rewritten_shard(
         paths = zip(keys, rows["path"].to_pylist(), strict=True)
         new_paths = [edit.paths.get(key, path) for key, path in paths]
         rows = with_column(rows, "path", pa.array(new_paths, pa.string()))
+    for name in store.info.columns if edit.columns else ():
+        pairs = zip(keys, rows[name].to_pylist(), strict=True)
+        values = [edit.columns.get(key, {name: value})[name] for key, value in pairs]
+        rows = with_column(rows, name, pa.array(values, rows.schema.field(name).type))
     places = [place for place, key in enumerate(keys) if key not in edit.removed]
     if new is not None:
         # The new rows are appended, and taken from there in place of those with their keys

@@ -38,13 +38,15 @@ class ModalitySummary:
         changed: keys of inputs that changed since they were embedded.
         updated: how many of these were embedded again.
         not_updated: keys of those that failed, so that their rows were not changed.
+        other_columns: keys of rows of unchanged inputs whose kept columns have other values.
+        renewed: how many of these have the new values in the store.
         gone: keys of rows whose source is no longer in the given paths.
         removed: how many of these were removed.
         moved: keys of rows whose file has another path than when it was embedded.
         relocated: how many of these have their new path in the store.
         other_split: keys of rows that the corpus names another split of than the store, whose split
             is kept.
-        to_embed, to_update, to_remove: what a run would do, if it is only planned.
+        to_embed, to_update, to_renew, to_remove: what a run would do, if it is only planned.
         seconds: summed over processes: ``waiting`` for inputs to be read and decoded, ``encoding``,
             ``writing``, which is done beside the others.
         elapsed: wall-clock seconds.
@@ -58,6 +60,8 @@ class ModalitySummary:
     changed: list[str] = field(default_factory=list)
     updated: int = 0
     not_updated: list[str] = field(default_factory=list)
+    other_columns: list[str] = field(default_factory=list)
+    renewed: int = 0
     gone: list[str] = field(default_factory=list)
     removed: int = 0
     moved: list[str] = field(default_factory=list)
@@ -65,6 +69,7 @@ class ModalitySummary:
     other_split: list[str] = field(default_factory=list)
     to_embed: int = 0
     to_update: int = 0
+    to_renew: int = 0
     to_remove: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
     elapsed: float = 0.0
@@ -72,7 +77,8 @@ class ModalitySummary:
     @property
     def rate(self) -> float:
         """Embedded inputs per second, 0 when nothing was embedded."""
-        return self.embedded / self.elapsed if self.embedded and self.elapsed else 0.0
+        count = self.embedded + self.updated
+        return count / self.elapsed if count and self.elapsed else 0.0
 
     def cells(self) -> list[str]:
         """Return the cells of the table of a run."""
@@ -103,6 +109,7 @@ class ModalitySummary:
         again = "--update embeds them again"
         if self.updated or self.not_updated:
             again = f"{self.updated:,} embedded again"
+        renewed = "recorded" if self.renewed else "--update records them"
         removed = "rows removed" if self.removed else "--prune removes their rows"
         relocated = "new paths recorded" if self.relocated else "--update records the new paths"
         table = captions or "TABLE"
@@ -113,6 +120,11 @@ class ModalitySummary:
         notes = [
             *_listed(f"{name} input", f"changed after embedding ({again})", self.changed),
             *_listed(f"changed {name} input", "cannot be read (old rows kept)", self.not_updated),
+            *_listed(
+                f"unchanged {name} input",
+                f"with other values in the kept columns ({renewed})",
+                self.other_columns,
+            ),
             *_listed(f"{name} input", f"no longer in the source ({removed})", self.gone),
             *_listed(f"{name} input", f"moved after embedding ({relocated})", self.moved),
             *_listed(
@@ -179,6 +191,11 @@ class EmbedSummary:
         for name, modality in self.modalities.items():
             cells = modality.planned_cells() if self.dry_run else modality.cells()
             rows.append([name, *cells])
+        renewed = [modality.renewed + modality.to_renew for modality in self.modalities.values()]
+        if any(renewed):
+            columns.insert(1, "columns to renew" if self.dry_run else "columns renewed")
+            for row, count in zip(rows, renewed, strict=True):
+                row.insert(2, f"{count:,}")
         title = f"{self.store}   {', '.join(filter(None, how))}"
         return Table(["modality", *columns], rows, title)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from c3tools import Store
-from c3tools.embedding.embed import embed
+from c3tools.corpus.kept_columns import KeptColumns
+from c3tools.corpus.reading import read_corpus
+from c3tools.embedding.embed import embed, embed_corpus
+from c3tools.embedding.shard_work import EmbedOptions
+from c3tools.embedding.summary import EmbedSummary
 from c3tools.errors import C3Error
 from c3tools.export import FORMATS, export_store
 from c3tools.index import Index, build_index
@@ -198,18 +202,58 @@ def test_a_store_without_columns_gets_none_later() -> None:
         run()
 
 
-def test_a_changed_value_counts_as_changed() -> None:
+def without_encoder(**options: Any) -> EmbedSummary:
+    """Update the store where nothing is left to encode."""
+
+    def refuse() -> NoReturn:
+        raise AssertionError("the encoder is loaded")
+
+    corpus = read_corpus("photos", kept_columns=KeptColumns(NAMES))
+    settings = {"workers": 0, "shard_size": 2, "columns": corpus.kept_columns.types, **options}
+    return embed_corpus(corpus, "s", refuse, EmbedOptions(**settings))
+
+
+def test_a_changed_value_is_recorded_without_embedding_its_row_again() -> None:
     run()
     now = KEPT | {"red": KEPT["red"] | {"url": "http://a/3"}}
     write_captions(now)
-    assert run().summary.modalities["image"].changed == ["red"]
-    assert run().summary.modalities["text"].changed == ["red#0", "red#1"]
-    updated = run(update=True)
-    assert updated.summary.modalities["image"].updated == 1
-    assert [kept(updated), kept(updated, "text")] == [now, of_captions(now)]
+    counts = run().summary.modalities
+    assert (counts["image"].other_columns, counts["image"].changed) == (["red"], [])
+    assert counts["text"].other_columns == ["red#0", "red#1"]
+    assert run(update=True, dry_run=True).summary.modalities["image"].to_renew == 1
+    summary = without_encoder(update=True)
+    counts = summary.modalities
+    assert [counts[name].renewed for name in ("image", "text")] == [1, 2]
+    assert "columns renewed" in summary.table().columns
+    assert "1 unchanged image input with other values in the kept columns (recorded): red" in (
+        summary.notes()
+    )
+    assert [kept("s"), kept("s", "text")] == [now, of_captions(now)]
     run(store="anew")
     assert contents(Path("s")) == contents(Path("anew"))
-    assert run().summary.modalities["image"].changed == []
+    again = run().summary
+    assert again.modalities["image"].other_columns == []
+    assert "columns renewed" not in again.table().columns
+
+
+def test_a_changed_caption_and_its_changed_values_are_embedded_together() -> None:
+    run()
+    rows = [
+        {
+            "image": f"{name}.png",
+            "captions": [f"{name} new", f"{name} 1"],
+            **KEPT[name],
+            "label": 9.5,
+        }
+        for name in KEPT
+    ]
+    write_jsonl(Path("photos/captions.jsonl"), *rows)
+    counts = run(update=True).summary.modalities
+    assert (counts["image"].updated, counts["image"].renewed) == (0, 3)
+    assert (counts["text"].updated, counts["text"].renewed) == (3, 3)
+    assert counts["text"].rate > 0
+    run(store="anew")
+    assert contents(Path("s")) == contents(Path("anew"))
 
 
 def test_a_row_is_unchanged_where_no_table_has_its_columns() -> None:
