@@ -84,10 +84,11 @@ def import_(source: Path | None = None, **options: Any) -> Any:
 def verify(**options: Any) -> Any:
     """Check that every file of a store is there and intact.
 
-    Exports and indexes are checked too. Each problem is reported with its file and the command that
-    fixes it. Exit codes: 0 if nothing is wrong; 3 if files are missing or damaged, or if the run
-    that writes the store did not finish; 1 for errors, such as a missing store, or defects while
-    another run is writing.
+    Exports and indexes are checked too, and the files of clusters and of trained decoders,
+    generators, heads and models. Each problem is reported with its file and the command that fixes
+    it. Exit codes: 0 if nothing is wrong; 3 if files are missing or damaged, or if the run that
+    writes the store did not finish; 1 for errors, such as a missing store, or defects while another
+    run is writing.
 
     --repair removes damaged shards, so that the command that made the store, export or index can
     recreate them. For a store made by `c3 merge` or `c3 split`, run that command again with a new

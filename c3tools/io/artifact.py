@@ -1,8 +1,8 @@
 """Results that are folders: captioners, generators, heads, towers, indexes. How they are written,
 checked and replaced.
 
-A result is one JSON record with the SHA-256 of the other files beside it, none of which is a
-pickle. These rules hold for every command that writes one:
+A result is one JSON record with a checksum of itself and the SHA-256 of the other files beside it,
+none of which is a pickle. These rules hold for every command that writes one:
 
 - a new or empty folder is written to; a folder that contains anything else is never changed;
 - the same command continues an interrupted run, and does nothing if the run is finished;
@@ -34,6 +34,7 @@ from ..errors import UPDATE, C3Error, OutputError, note_on_interrupt
 from ..reporter import SILENT, Reporter
 from .files import (
     MALFORMED,
+    json_text,
     make_folder,
     naming,
     read_json,
@@ -49,7 +50,8 @@ from .lock import locked_file, require_outside_stores
 
 FORMAT_VERSION = 1
 T = TypeVar("T")
-_DATA = (".json", ".parquet", ".safetensors")  # figures and cards may be removed
+DATA = (".json", ".parquet", ".safetensors")
+"""Suffixes of the files that readers need; pages and figures may be removed."""
 _ROWS_AT_ONCE = 8192  # of an array in a digest
 
 
@@ -82,21 +84,42 @@ def writing(
 ) -> Iterator[Path]:
     """Yield a folder for the files of a result, and write its record when the block ends.
 
-    The record has the JSON values of ``content``, and the SHA-256 of the files with data. The
-    result appears whole or not at all; see `replacing`.
+    The record has the JSON values of ``content``, the SHA-256 of the files, and a checksum of all
+    this. The result appears whole or not at all; see `replacing`.
     """
     with replacing(Path(folder), keep=keep) as new:
         yield new
-        digests = {path.name: sha256_of(path) for path in new.iterdir() if path.suffix in _DATA}
+        digests = {path.name: sha256_of(path) for path in new.iterdir()}
         record = {"format_version": FORMAT_VERSION, **content, "files": digests}
-        write_json_atomically(new / kind.record, record)
+        # As a reader of the JSON sees it: tuples are lists there, and NaN is null
+        record = json.loads(json_text(record))
+        write_json_atomically(new / kind.record, {"checksum": digest_of(record), **record})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the content of the record of a result, without its checksum.
+
+    The first records had none: they are taken as they are.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it was changed after it was written; the others of `MALFORMED` if it has
+            another layout.
+    """
+    content = dict(read_json(path))
+    checksum = content.pop("checksum", None)
+    is_later = int(content["format_version"]) > FORMAT_VERSION
+    if checksum not in (None, digest_of(content)) and not is_later:
+        raise ValueError(f"{path.name} was changed after it was written")
+    return content
 
 
 @contextmanager
 def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Check all files of a result, and yield its folder on this machine and its record.
+    """Check a result, and yield its folder on this machine and its record.
 
-    An error of reading in the block means that the result is damaged.
+    Pages and figures are not checked, because no reader needs them. An error of reading in the
+    block means that the result is damaged.
 
     Raises:
         C3Error: ``kind.error``, if there is no result, or a file of it is missing, damaged or of
@@ -117,7 +140,7 @@ def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict
         return kind.error(f"The {kind.name} at {folder} is damaged ({error}).", remedy=if_damaged)
 
     try:
-        content = read_json(folder / kind.record)
+        content = read_record(folder / kind.record)
     except (FileNotFoundError, NotADirectoryError):
         raise kind.error(
             f"There is no finished {kind.name} at {folder} ({kind.record} is missing).",
@@ -133,7 +156,8 @@ def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict
             )
         for name, digest in content["files"].items():
             path = recorded_file(folder, name)
-            if not path.is_file() or sha256_of(path) != digest:
+            is_intact = path.is_file() and sha256_of(path) == digest
+            if path.suffix in DATA and not is_intact:
                 raise kind.error(f"{path} is missing, damaged or truncated.", remedy=if_damaged)
         yield folder, content
     except (FileNotFoundError, *MALFORMED, RuntimeError, SafetensorError) as error:
@@ -353,7 +377,7 @@ class Target:
         """
         former_settings: dict[str, Any] = {}
         try:
-            record = dict(read_json(self.folder / self.kind.record)["record"])
+            record = dict(read_record(self.folder / self.kind.record)["record"])
             former_settings = {**defaults, **record["made_from"]["settings"]}
         except (OSError, *MALFORMED):
             self._refuse(f"it is damaged, or it was not made by {self.kind.command}")

@@ -1,7 +1,7 @@
 """Files that a command writes where the user says: pages, tables, figures, moments and JSON.
 
 One rule holds for all of them: an existing file is only replaced by one of its kind, and never if
-it belongs to a store, an export, an index or a trained model.
+it belongs to a store, an export, an index, a trained model or clusters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from .files import MALFORMED, is_device, read_json, remove_leftovers, write_atom
 from .locations import read_all
 from .lock import locked_file
 
-RECORDS = ("manifest.json", "decoder.json", "generator.json", "connect.json")
+RESULT_RECORDS = ("clusters.json", "connect.json", "decoder.json", "generator.json")
+"""Files that list the files of a result that is no store, in its folder; see `artifact`."""
+RECORDS = ("manifest.json", *RESULT_RECORDS)
 """Files that list the files of a result, in its folder."""
 _START = 512  # bytes that a kind is known by
 # by the ending of what is written: what messages call it, and how its files begin
@@ -55,8 +57,8 @@ def require_replaceable(path: Path, suffix: str) -> None:
                 listed = [record, *content["files"], *content.get("shards", ())]
             if file.relative_to(folder).as_posix() in listed:
                 raise OutputError(
-                    f"{path} is listed in {record}: it belongs to a store, an export, an index or "
-                    "a model, so it is not replaced.",
+                    f"{path} is listed in {record}: it belongs to a store, an export, an index, a "
+                    "model or clusters, so it is not replaced.",
                     remedy="Choose another file.",
                 )
     kind, pattern = _KINDS[suffix]

@@ -1,4 +1,6 @@
-"""`c3 verify`: compare a store with its manifest and its files with each other, and repair it."""
+"""`c3 verify`: compare a store with its manifest and its files with each other, and repair it; and
+compare another result, such as a decoder, with its record.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,19 @@ import numpy as np
 import pyarrow as pa
 
 from ..corpus.items import part_key
-from ..errors import UPDATE, OutputError, StoreError, note_on_interrupt
-from ..io.files import json_text, sha256_of, write_text_atomically
+from ..errors import UPDATE, OutputError, StoreError, note_on_interrupt, reason_of
+from ..io.artifact import DATA, read_record
+from ..io.artifact import FORMAT_VERSION as RECORD_VERSION
+from ..io.files import (
+    MALFORMED,
+    json_text,
+    recorded_file,
+    sha256_of,
+    write_text_atomically,
+)
 from ..io.locations import kind_of, location, on_this_machine, remove
 from ..io.lock import locked, require_unlocked
+from ..io.outputs import RESULT_RECORDS
 from ..moments import Moments, load_moments
 from ..reporter import SILENT, Reporter, counted
 from .left_out import LEFT_OUT_FILE, LEFT_OUT_REMEDY, LeftOut
@@ -53,6 +64,7 @@ _MOMENTS_TOLERANCE = 1e-9
 _REWRITABLE = (INFO_FILE, MANIFEST_FILE, MOMENTS_FILE, FAILURES_FILE)
 # `--repair` removes the shard, so that it is made again
 _OF_ROWS = ("checksum", "schema", "values", "norms", "keys")
+_MAKE_AGAIN = "Copy it again, or run the command that made it again, with --overwrite."
 _OTHER = f"its sha256 is not the one in {MANIFEST_FILE}"
 
 
@@ -83,7 +95,7 @@ class Finding:
 
 @dataclass
 class Verification:
-    """Result of a check of a store.
+    """Result of a check of a store, or of another result.
 
     Attributes:
         store: the folder, or a path-like object for a URL.
@@ -167,21 +179,31 @@ def verify_store(
     reporter: Reporter = SILENT,
 ) -> Verification:
     """Check everything in a store: files, checksums, schema, counts, keys, pairs, norms, moments,
-    failures.
+    failures. Of clusters and of a trained model, compare the files with their checksums.
 
     Args:
-        store: A store, an export or an index: a folder, or a URL (s3://, gs://).
+        store: A store, an export, an index, clusters or a trained model: a folder, or a URL (s3://,
+            gs://).
         repair: Repair what can be repaired, and remove damaged shards so that they can be
             recreated.
         forget: Remove missing shards from the manifest, and so give up their rows.
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, it has a newer format version, or its description is lost.
+        StoreError: if there is no store, it has a newer format version, its description is lost, or
+            what is to be repaired is no store.
         OutputError: if it has defects while another run is writing to it, or has just written.
         UnreachableError: if part of it cannot be read at the moment, which is not damage.
     """
     path = location(store)
+    record = _record_of_result(path)
+    if record is not None:
+        if repair or forget:
+            raise StoreError(
+                f"{path} has a {record}, so it is no store, and cannot be repaired.",
+                remedy=_MAKE_AGAIN,
+            )
+        return _check_result(path, record)
     kept = "Finished repairs are kept; run the same command again to repair the rest."
     if repair or forget:
         with locked(path), note_on_interrupt(lambda: kept):
@@ -199,6 +221,44 @@ def verify_store(
                 f"{path} was changed while it was checked: another run has written to it.",
                 remedy="Run the same command again.",
             )
+    return result
+
+
+def _record_of_result(path: Path) -> str | None:
+    """Return the name of the record of a result that is no store; None if there is none."""
+    for name in RESULT_RECORDS:
+        if kind_of(path / name) == "file":
+            return name
+    return None
+
+
+def _check_result(path: Path, record: str) -> Verification:
+    """Compare the files of a result that is no store with its record.
+
+    Raises:
+        StoreError: if it was written by a newer version.
+    """
+    result = Verification(path)
+    try:
+        content = read_record(path / record)
+        files = {name: recorded_file(path, name) for name in content["files"]}
+        if content["format_version"] > RECORD_VERSION:
+            raise StoreError(
+                f"{path / record} was written by a newer version of c3tools.", remedy=UPDATE
+            )
+    except MALFORMED as error:
+        result.add_defect("checksum", record, reason_of(error), _MAKE_AGAIN)
+        result.open = 1
+        return result
+    for name, file in files.items():
+        if kind_of(file) != "file":
+            level: Literal["defect", "warning"] = "defect" if file.suffix in DATA else "warning"
+            problem = f"{record} lists it, but it is missing"
+            result.findings.append(Finding(level, "files", name, problem, _MAKE_AGAIN))
+        elif sha256_of(file) != content["files"][name]:
+            problem = f"its sha256 is not the one in {record}"
+            result.add_defect("checksum", name, problem, _MAKE_AGAIN)
+    result.open = len(result.defects)
     return result
 
 

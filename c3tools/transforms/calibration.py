@@ -168,9 +168,10 @@ class Calibration:
         """
         folder = local_folder(folder)
         path = folder / CALIBRATION_FILE
-        if kind_of(path) is None:
+        if kind_of(path) != "file":
             raise TransformError(
-                f"There is no calibration at {folder} ({CALIBRATION_FILE} is missing).",
+                f"There is no calibration at {folder} ({CALIBRATION_FILE} is missing, or is no "
+                f"file).",
                 remedy="Run `c3 export` or `c3 index` again; for a store, use Calibration.fit.",
             )
         moments, header = load_moments(path)

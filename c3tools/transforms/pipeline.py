@@ -15,6 +15,7 @@ import json
 import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,16 @@ from ..arrays import Matrix
 from ..choices import ExportMetric, checked
 from ..errors import UPDATE, TransformError, explain_missing, optional_module, reason_of
 from ..identity import ModelIdentity
-from ..io.files import json_text, read_limited, write_atomically, write_text_atomically
+from ..io.files import (
+    MALFORMED,
+    json_text,
+    read_json,
+    read_limited,
+    write_atomically,
+    write_text_atomically,
+)
 from ..io.hub import Card, HubRepository, local_folder
-from ..io.locations import location, read_all
+from ..io.locations import kind_of, location, read_all
 from ..moments import Moments
 from ..plugins import load_plugin, plugins
 from ..seeds import keyed_normal
@@ -49,6 +57,9 @@ if TYPE_CHECKING:
 JSON_NAME = "transform.json"
 TENSORS_NAME = "transform.safetensors"
 FORMAT = 1  # of transform.json; a file without one has format 1
+# of the export around it, as c3tools.store writes them; that package needs pyarrow
+_MANIFEST_NAME = "manifest.json"
+_REWRITING_LIST = ".rewriting/list.json"
 _STEPS_GROUP = "c3tools.steps"
 _SCORED_SPLITS = ("test", "val", "validation", "dev")
 
@@ -586,7 +597,8 @@ class Pipeline(HubRepository):
         """Load a saved pipeline, from a folder or ``hf-hub:ORG/NAME``; it is the same, bit for bit.
 
         Raises:
-            TransformError: if a file is missing, damaged, changed by hand, or of a later format.
+            TransformError: if a file is missing, damaged, changed by hand, of a later format, or
+                not the one that the manifest of an export next to it lists.
         """
         folder = local_folder(directory)
         folder = folder.parent if folder.name == JSON_NAME else folder
@@ -607,6 +619,7 @@ class Pipeline(HubRepository):
             payload = read_all(path)
             if hashlib.sha256(payload).hexdigest() != record.tensors:
                 raise ValueError("its checksum does not match the one in the recipe")
+            _require_listed(folder, {JSON_NAME: content, TENSORS_NAME: payload})
             pipeline = cls(_make_steps(record.steps, str(folder / JSON_NAME)), name=record.name)
             for key, value in load_tensors(payload).items():
                 position, _, name = key.partition("/")
@@ -704,6 +717,27 @@ class Pipeline(HubRepository):
         }
         payload: bytes = save_tensors(tensors)
         return payload
+
+
+def _require_listed(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Refuse files of a pipeline that the manifest of the export around them lists with other
+    content; while files of the export are being replaced, nothing is compared.
+
+    Raises:
+        TransformError: with the first of them.
+    """
+    listed: Mapping[str, str] = {}
+    with suppress(FileNotFoundError, NotADirectoryError, *MALFORMED):
+        listed = read_json(folder / _MANIFEST_NAME)["files"]
+    for name, content in contents.items():
+        digest = hashlib.sha256(content).hexdigest()
+        if listed.get(name, digest) != digest and kind_of(folder / _REWRITING_LIST) is None:
+            raise TransformError(
+                f"{folder / name} is not the file that {_MANIFEST_NAME} lists: it is from another "
+                f"export, or was changed.",
+                remedy="Copy all files of one export together, or run the command that made this "
+                "one again, with --refit (an index: --rebuild).",
+            )
 
 
 def _missing_error(step: Step, modality: str, data: FitData, split: str) -> TransformError:

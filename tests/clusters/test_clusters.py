@@ -20,7 +20,7 @@ from c3tools.geometry.cross_centroids import spherical_kmeans
 from c3tools.seeds import generator
 from c3tools.store import Store, StoreWriter
 from tests.conftest import C3, Messages, add_shard, as_json, contents, done
-from tests.stores import gap_store
+from tests.stores import gap_store, one_byte_changed
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +199,24 @@ def test_what_is_damaged_or_too_small_is_refused(store: Store, tmp_path: Path) -
     few = gap_store(tmp_path / "few", 12, parts=1)
     with pytest.raises(StoreError, match="too few train rows to estimate the mean"):
         c3tools.cluster(few, output=tmp_path / "few-clusters")
+
+
+def test_damaged_files_of_clusters_are_found(store: Store, tmp_path: Path) -> None:
+    output = tmp_path / "clusters"
+    c3tools.cluster(store, output=output)
+    assert c3tools.verify_store(output).verdict() == [f"{output} is complete and undamaged."]
+    for file in output.iterdir():
+        with one_byte_changed(file, file.stat().st_size // 2, 1):
+            found = c3tools.verify_store(output)
+        assert [(each.check, each.file) for each in found.defects] == [("checksum", file.name)]
+    with pytest.raises(StoreError, match=r"(?s)clusters\.json, so it is no store.*--overwrite"):
+        c3tools.verify_store(output, repair=True)
+    (output / "clusters.html").unlink()
+    found = c3tools.verify_store(output)
+    assert found.whole and [each.level for each in found.findings] == ["warning"]
+    assert c3tools.Clusters.load(output).folder == output
+    (output / "centroids.safetensors").unlink()
+    assert not c3tools.verify_store(output).whole
 
 
 def test_clusters_that_are_not_to_be_relied_on_are_said_to_be(c3: C3, tmp_path: Path) -> None:

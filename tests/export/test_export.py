@@ -358,6 +358,23 @@ def test_the_calibration_of_an_export_is_that_of_its_store(format: ExportFormat)
         assert contents(OUT) == whole
 
 
+def test_files_of_another_export_are_refused() -> None:
+    ok(preset="gr-clip")
+    whole = contents(OUT)
+    ok(preset="c1", output="other")
+    for name in ("transform.json", "transform.safetensors", "calibration.safetensors"):
+        shutil.copy(Path("other", name), OUT / name)
+    for load in (Pipeline.load, Calibration.load):
+        with pytest.raises(TransformError, match=r"(?s)transform\.json is not .*manifest\.json"):
+            load(OUT)
+    for name, content in whole.items():
+        (OUT / name).write_bytes(content)
+    (OUT / "calibration.safetensors").unlink()
+    (OUT / "calibration.safetensors").mkdir()
+    with pytest.raises(TransformError, match=r"no calibration at .* is no file"):
+        Calibration.load(OUT)
+
+
 def test_a_calibration_needs_only_numpy() -> None:
     ok(preset="gr-clip")
     code = (
@@ -473,7 +490,7 @@ def test_the_pipeline_of_an_export_for_l2_is_taken_without_the_one_more_dimensio
     of_export = TrainingPipeline.choose(Store.open("plain"), None, None, None)
     assert (of_export.preset, of_export.sigma) == ("fair", 0)
     shutil.copy(OUT / "transform.json", "plain")  # the same tensors
-    with pytest.raises(TransformError, match=r"(?s)not the pipeline.*--refit"):
+    with pytest.raises(TransformError, match=r"(?s)not the file that manifest.json lists.*--refit"):
         ok(preset="fair", output="plain")
 
 

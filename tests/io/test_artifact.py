@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import random
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +28,7 @@ from c3tools.io.artifact import (
 from c3tools.reporter import SILENT, Reporter
 from tests.conftest import Messages
 from tests.crashes import kill_at
+from tests.stores import one_byte_changed
 
 THING = ArtifactType("thing", "thing.json", DecoderError, "c3 make", "--thing")
 SETTINGS: dict[str, Any] = {"seed": 0, "set": ("a=1",), "epochs": None}
@@ -110,6 +114,32 @@ def test_a_result_is_read_as_it_was_written_and_damage_is_named(folder: Path) ->
         file.write_text(damage) if damage else file.unlink()
         with pytest.raises(DecoderError, match=str(named)), reading(folder, THING):
             pass
+
+
+def test_a_changed_byte_of_a_record_is_found(folder: Path) -> None:
+    make(folder)
+    path = folder / "thing.json"
+    draw = random.Random(0)
+    with reading(folder, THING) as (_, written):
+        pass
+    for position in range(path.stat().st_size):
+        with one_byte_changed(path, position, 1 << draw.randrange(8)):
+            with suppress(DecoderError), reading(folder, THING) as (_, content):
+                same = [content[name] == written[name] for name in ("record", "files")]
+                assert all(same), position
+            with suppress(OutputError, DecoderError):
+                make(folder)
+
+
+def test_a_record_without_a_checksum_is_read_as_it_is(folder: Path) -> None:
+    make(folder)
+    path = folder / "thing.json"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    path.write_text(json.dumps(record))
+    with reading(folder, THING) as (_, content):
+        assert content == record
+    make(folder)  # there is nothing to do
 
 
 def test_only_results_of_the_kind_are_in_question(folder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from c3tools import save_means
 from c3tools.captioning.captioner import DECODER
+from c3tools.clusters.cluster import CLUSTERS
 from c3tools.connect.contrastive import RECORD_FILE
 from c3tools.curation.wrong_pairs import check_pairs
 from c3tools.errors import OutputError
@@ -101,7 +102,13 @@ def test_files_of_a_trained_model_are_not_replaced(tmp_path: Path) -> None:
 
 
 def test_the_records_of_all_results_are_known() -> None:
-    assert set(RECORDS) == {MANIFEST_FILE, DECODER.record, GENERATOR.record, RECORD_FILE}
+    assert set(RECORDS) == {
+        MANIFEST_FILE,
+        CLUSTERS.record,
+        DECODER.record,
+        GENERATOR.record,
+        RECORD_FILE,
+    }
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
