@@ -30,6 +30,11 @@ class ModelIdentity(dict[str, Any]):
         return str(self.get("name") or "an unknown model")
 
     @property
+    def is_known(self) -> bool:
+        """Return whether a model is recorded."""
+        return self.get("name", UNKNOWN_MODEL) != UNKNOWN_MODEL
+
+    @property
     def weights_sha256(self) -> str | None:
         """The hash of the weights (`c3tools.encoders.weights_sha256`), or None if it is unknown."""
         return self.get("weights_sha256")

@@ -28,7 +28,8 @@ from ..corpus.splits import (
     splits_by_hash,
 )
 from ..corpus.tables import IMAGE_KEY, pick, pick_all, read_table, text_columns
-from ..errors import StoreError
+from ..errors import StoreError, UnusedOptionError
+from ..identity import ModelIdentity
 from ..io.artifact import digest_of
 from ..io.files import write_json_atomically
 from ..lists import as_list
@@ -108,6 +109,7 @@ def merge_stores(
     output: str | Path,
     keep_first: bool = False,
     prefix: bool = False,
+    model: str | None = None,
     reporter: Reporter = SILENT,
 ) -> CopyReport:
     """Join stores of the same model into a new store.
@@ -121,12 +123,16 @@ def merge_stores(
         output: The folder of the new store.
         keep_first: If several stores have the same key, keep the row of the first one.
         prefix: Prefix each key with the name of its store, for example dogs/ for the store dogs.
+        model: Name of the model of the stores that record none, because they were imported without
+            --model.
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there are fewer than two stores, they are of different models, one is an
-            export, keys repeat, a shard is damaged, or ``output`` is a URL or contains anything
-            but the result of the same merge, which is returned.
+        StoreError: if there are fewer than two stores, they are of different models, the model of
+            one is unknown and not named, one is an export, keys repeat, a shard is damaged, or
+            ``output`` is a URL or contains anything but the result of the same merge, which is
+            returned.
+        UnusedOptionError: if a model is named and all stores record theirs.
     """
     stores = as_list(stores)
     if keep_first and prefix:
@@ -142,6 +148,7 @@ def merge_stores(
         )
     for store in sources:
         _require_no_export(store, "Merge the stores that were exported, then export the result.")
+    _name_unknown_models(sources, model)
     first, *later = sources
     for store in later:
         first.info.require_same(
@@ -149,8 +156,8 @@ def merge_stores(
             "preprocessing",
             own=f"The store {first.path}",
             theirs=f"the store {store.path}",
-            remedy="Embed the inputs of one of them again, with the model and options of the "
-            "other.",
+            remedy="Embed or import the inputs of one of them again, with the model, the --dtype "
+            "and the --keep-columns of the other.",
         )
     prefixes = {store: f"{store.path.resolve().name}/" if prefix else "" for store in sources}
     if prefix and len(set(prefixes.values())) < len(prefixes):
@@ -174,6 +181,28 @@ def merge_stores(
         merge.left_out,
         reporter=reporter,
     )
+
+
+def _name_unknown_models(stores: Sequence[Store], model: str | None) -> None:
+    """Give the stores whose model is unknown the model that is named.
+
+    Raises:
+        StoreError: if there are such stores, and no model is named.
+        UnusedOptionError: if there are none, and one is named.
+    """
+    known = [store.info.model.name for store in stores if store.info.model.is_known]
+    unknown = [store for store in stores if not store.info.model.is_known]
+    if model is None and unknown:
+        raise StoreError(
+            f"The model of {', '.join(str(store.path) for store in unknown)} is unknown, and only "
+            f"embeddings of the same model can be merged.",
+            remedy=f"If all stores are of the same model, name it: --model "
+            f"{known[0] if known else 'NAME'}",
+        )
+    if model is not None and not unknown:
+        raise UnusedOptionError("--model", "because all stores record their model")
+    for store in unknown:
+        store.info = replace(store.info, model=ModelIdentity(name=model))
 
 
 def _require_no_export(store: Store, remedy: str) -> None:

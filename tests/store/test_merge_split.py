@@ -11,9 +11,9 @@ from unicodedata import normalize
 import numpy as np
 import pytest
 
-from c3tools import export_store, merge_stores, split_store, verify_store
+from c3tools import export_store, import_embeddings, merge_stores, split_store, verify_store
 from c3tools.corpus.splits import splits_by_hash
-from c3tools.errors import OutputError, StoreError
+from c3tools.errors import OutputError, StoreError, UnusedOptionError
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
@@ -162,6 +162,28 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists() and not list(tmp_path.glob(".*"))
 
 
+def test_stores_of_unknown_models_are_merged_once_the_model_is_named(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    import_embeddings(image=unit_rows(2, 4, 1), store=one)
+    import_embeddings(image=unit_rows(3, 4, 2), store=two)
+    named = build_store(tmp_path / "named", images("ab"), model={"name": "m"}).path
+    merge = partial(merge_stores, output=tmp_path / "m", prefix=True)
+    with pytest.raises(StoreError, match=f"(?s)model of {one}, {two} is unknown.*--model NAME"):
+        merge([one, two])
+    with pytest.raises(StoreError, match=f"(?s)model of {two} is unknown.*--model m"):
+        merge([named, two])
+    with pytest.raises(StoreError, match=r"belongs to the model m, but .* to other"):
+        merge([named, two], model="other")
+    merge([one, named, two], model="m")
+    merged = Store.open(tmp_path / "m")
+    assert (merged.info.model, merged.count("image")) == ({"name": "m"}, 7)
+    again = Messages()
+    merge([one, named, two], model="m", reporter=again)
+    assert "there is nothing to do" in again.texts[0]
+    with pytest.raises(UnusedOptionError, match=r"--model .* all stores record their model"):
+        merge([named, tmp_path / "m"], model="m")
+
+
 @pytest.mark.parametrize("export_first", [True, False])
 def test_an_export_is_not_merged_with_a_store(tmp_path: Path, export_first: bool) -> None:
     store = whole_store(tmp_path / "store")
@@ -190,7 +212,7 @@ def test_a_split_into_its_own_store_is_refused(tmp_path: Path) -> None:
 def test_a_merge_says_what_to_do_about_another_dtype_and_one_name(tmp_path: Path) -> None:
     one = whole_store(tmp_path / "a" / "c3-store", dtype="float32").path
     two = whole_store(tmp_path / "b" / "c3-store").path
-    with pytest.raises(StoreError, match="Embed the inputs of one of them again"):
+    with pytest.raises(StoreError, match=r"Embed or import the inputs .* --keep-columns"):
         merge_stores([one, two], output=tmp_path / "m")
     with pytest.raises(StoreError, match=r"mv \S*b/c3-store \S*b/cam2"):
         merge_stores([whole_store(tmp_path / "c" / "c3-store").path, two], output="m", prefix=True)
