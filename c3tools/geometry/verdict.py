@@ -138,6 +138,9 @@ class Measured:
         if self.gap is not None:
             answers["clusters"] = judge_clusters(self.mixed_clusters, list(self.modalities))
         answers["unusual"] = _judge_unusual(self)
+        if _doubt_about_pairs(self):
+            # It comes first, because all other answers depend on the pairs
+            answers = {"unusual": answers.pop("unusual"), **answers}
         return answers
 
 
@@ -356,33 +359,39 @@ def judge_clusters(mixed: MixedClusters | None, modalities: Sequence[str]) -> An
     return answer(word, because, kappa.value, measures)
 
 
+def _doubt_about_pairs(report: Measured) -> str:
+    """Return a sentence if pairs are not closer than unrelated rows; else an empty one."""
+    pairs = report.pairs
+    if pairs is None or not pairs.unpaired_cosine:
+        return ""
+    paired = pairs.paired_cosine.value
+    unpaired = pairs.unpaired_cosine.value
+    check = "check that the pairs are correct, and files without ids in the same order."
+    if paired - unpaired <= HARDLY_CLOSER:
+        return (
+            f"Pairs are hardly closer than unrelated rows (cosine {paired:.3f} against "
+            f"{unpaired:.3f}): {check}"
+        )
+    # Recall@1 over that of chance, in the better direction, unless items are too few
+    raw = report.spaces.get(RAW)
+    if raw and raw.recall and report.collected and pairs.items >= MIN_RECALL_ITEMS:
+        working = report.collected.working
+        best = max(recall["recall@1"].value for recall in raw.recall.values())
+        times = best * min(len(working.first), len(working.second))
+        if times <= CHANCE_RECALL:
+            return f"Recall@1 is only {times:.1f} times chance: {check}"
+    return ""
+
+
 def _judge_unusual(report: Measured) -> Answer:
     """Judge whether the embeddings show what none of the trained encoders of
     docs/results/geometry.md shows.
 
     So the noise may be anisotropic, and the gap not orthogonal: that is what CLIP is like.
     """
-    remarks = []
     pairs = report.pairs
-    if pairs and pairs.unpaired_cosine:
-        paired = pairs.paired_cosine.value
-        unpaired = pairs.unpaired_cosine.value
-        # Recall@1 over that of chance, in the better direction, unless items are too few
-        times = inf
-        raw = report.spaces.get(RAW)
-        if raw and raw.recall and report.collected and pairs.items >= MIN_RECALL_ITEMS:
-            working = report.collected.working
-            best = max(recall["recall@1"].value for recall in raw.recall.values())
-            times = best * min(len(working.first), len(working.second))
-        if paired - unpaired <= HARDLY_CLOSER:
-            remarks.append(
-                f"Pairs are hardly closer than unrelated rows (cosine {paired:.3f} against "
-                f"{unpaired:.3f}): check that the pairs are correct."
-            )
-        elif times <= CHANCE_RECALL:
-            remarks.append(
-                f"Recall@1 is only {times:.1f} times chance: check that the pairs are correct."
-            )
+    doubt = _doubt_about_pairs(report)
+    remarks = [doubt] if doubt else []
     for name, measures in report.modalities.items():
         if 1 - measures.mean_norm**2 <= CROWDED:
             remarks.append(

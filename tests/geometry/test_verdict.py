@@ -187,6 +187,15 @@ def test_recall_of_a_handful_of_pairs_is_not_compared_with_chance() -> None:
         assert few.verdict["unusual"].answer == answer
 
 
+def test_a_doubt_about_the_pairs_comes_first() -> None:
+    assert list(USUAL.verdict)[-1] == "unusual"
+    for path, value in (("pairs.paired_cosine", 0.17), ("spaces.raw.recall", BARE)):
+        verdict = changed(USUAL, path, value).verdict
+        assert next(iter(verdict)) == "unusual"
+        assert "files without ids in the same order" in verdict["unusual"].because
+    assert next(iter(changed(USUAL, "modalities.image.mean_norm", 0.99).verdict)) == "gap"
+
+
 @pytest.mark.parametrize("verdict", CASES)
 def test_one_number_decides(verdict: str) -> None:
     for path, value, said in CASES[verdict]:
