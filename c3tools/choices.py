@@ -110,6 +110,7 @@ EXCLUSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         **dict.fromkeys(("beams", "length_penalty", "top_p", "steer"), ("captions",)),
     },
     "export_store": dict.fromkeys(("preset", "sigma"), ("pipeline",)),
+    "import_embeddings": dict.fromkeys(("text_meta", "image_key_column"), ("ids",)),
     "read_features": dict.fromkeys(
         ("store", "second_store", "modalities"), ("image", "text", "other")
     ),

@@ -93,6 +93,7 @@ def import_embeddings(
     other: Mapping[str, str | Path | Floats] | None = None,
     meta: str | Path | Mapping[str, Sequence[Any]] | None = None,
     text_meta: str | Path | Mapping[str, Sequence[Any]] | None = None,
+    ids: str | Path | None = None,
     image_array: str | None = None,
     text_array: str | None = None,
     key_column: str | None = None,
@@ -106,7 +107,7 @@ def import_embeddings(
     reporter: Reporter = SILENT,
 ) -> ImportReport:
     """Write embeddings from files into a new store; rows are joined by id, or by order if there are
-    no ids.
+    no ids. Modalities that are imported one after the other are paired only by ids.
 
     In Python, arrays (n, d) may replace files of vectors, and columns by name may replace tables:
     ``import_embeddings(text=vectors, meta={"key": keys, "caption": captions})``.
@@ -121,6 +122,8 @@ def import_embeddings(
         other: See `read_features`.
         meta: See `read_features`.
         text_meta: See `read_features`.
+        ids: A list with one line per text: the id of its image in ``meta`` or, if images have no
+            ids, the number of its row, counted from 0. The line of a text without image is empty.
         image_array: See `read_features`.
         text_array: See `read_features`.
         key_column: Column with the ids.
@@ -137,6 +140,8 @@ def import_embeddings(
         StoreError: if a file cannot be read, rows cannot be paired, dimensions differ, or the store
             has rows of these modalities already.
         OutputError: if another run is writing to it.
+        UnusedOptionError: if ``ids`` is given without images and texts, or with another
+            option that names the image of each text.
     """
     if image is text is None and source is not None and Path(source).is_dir():
         image = _subfolder(source, "img_emb")
@@ -181,6 +186,7 @@ def import_embeddings(
         wanted_columns=wanted_columns,
         source=source,
         keep=kept.names,
+        ids=ids,
     )
     for rows in modalities:
         for batch in rows.table.select(["key", *kept.names]).to_batches():
@@ -208,6 +214,7 @@ def import_embeddings(
         "source": source,
         "meta": tables["image"],
         "text_meta": tables["text"],
+        "ids": ids,
         **vectors,
     }
     recorded_files = {}

@@ -31,7 +31,9 @@ from ..corpus.tables import (
     read_table,
     text_columns,
 )
-from ..errors import StoreError
+from ..errors import StoreError, UnusedOptionError
+from ..io.files import reading
+from ..io.locations import location, read_all
 from ..reporter import counted
 from .ids import Ids, ids_in, match_ids, numbered_keys
 from .rows import Rows, without_splits
@@ -52,6 +54,7 @@ def read_files(
     wanted_columns: _Names,
     source: str | Path | None = None,
     keep: Collection[str] = (),
+    ids: str | Path | None = None,
 ) -> tuple[list[Rows], list[str]]:
     """Read files of vectors and their tables, give every row a key, and pair the rows.
 
@@ -73,6 +76,7 @@ def read_files(
             where the usual names do not fit.
         source: a pickle of the scripts of C3, ClipCap or CapDec in place of the files.
         keep: further columns of the rows.
+        ids: a list of the image of each text, see `import_embeddings`.
 
     Returns:
         The rows with text columns and embeddings as they are in the files, and what the user should
@@ -81,6 +85,7 @@ def read_files(
     Raises:
         StoreError: if a file cannot be read, numbers of rows do not match, ids disagree with those
             of a table, or keys repeat.
+        UnusedOptionError: if there are ``ids``, but no images or no texts.
     """
     # Read the vectors, and the tables that describe them
     vector_files = {
@@ -92,6 +97,8 @@ def read_files(
         vector_files |= read_pickle(Path(source))
     has_image_file = files.get("image") is not None
     descriptions = _read_descriptions(tables, has_image_file, vector_files, wanted_columns, keep)
+    if ids is not None:
+        _add_ids(ids, vector_files, descriptions, wanted_columns)
     present: set[str] = set()
     for columns in (*descriptions.values(), *(file.columns for file in vector_files.values())):
         present.update(columns)
@@ -255,7 +262,8 @@ class _Modality:
                 f"Without ids, {len(self):,} {self.name} rows cannot be paired with "
                 f"{len(first):,} {first.name} rows by their order, because {reason}.",
                 remedy="Provide ids: --meta FILE with image ids, and --text-meta FILE with a "
-                "column image_key.",
+                "column image_key, or in `c3 import` --ids FILE, a list of each text's image. To "
+                "import rows without pairs, import one modality after the other.",
             )
         without_ids = [f"{side.name} rows" for side in (self, first) if not side.has_ids]
         notes.append(
@@ -357,6 +365,39 @@ def _read_descriptions(
             read["image"], descriptions["image"], wanted_columns, n
         )
     return descriptions
+
+
+def _add_ids(
+    ids: str | Path,
+    vector_files: Mapping[str, VectorFile],
+    descriptions: dict[str, TextColumns],
+    wanted_columns: _Names,
+) -> None:
+    """Add the list of the image of each text to the description of the texts, and numbers to that
+    of images without ids.
+
+    Raises:
+        StoreError: if the list cannot be read, or has another length.
+        UnusedOptionError: if there are no images or no texts.
+    """
+    if not {"image", "text"} <= vector_files.keys():
+        raise UnusedOptionError("--ids", "without --image and --text")
+    path = location(ids)
+    with reading(path, StoreError):
+        image_keys: Ids = [*read_all(path).decode("utf-8-sig").splitlines()]
+    n = len(vector_files["text"].vectors)
+    if len(image_keys) != n:
+        raise StoreError(
+            f"There are {n:,} text rows, but {path} has {counted(len(image_keys), 'line')}.",
+            remedy="It needs a line per text, in the same order; the line of a text without an "
+            "image is empty.",
+        )
+    descriptions["text"] = descriptions.get("text", {}) | {"image_key": image_keys}
+    images = vector_files["image"]
+    described = descriptions.get("image", {})
+    if pick(images.columns | described, *ROW_KEY, wanted=wanted_columns.get("key")) is None:
+        numbers: Ids = [*numbered_keys([None] * len(images.vectors))]
+        descriptions["image"] = described | {"key": numbers}
 
 
 def _listed_texts(

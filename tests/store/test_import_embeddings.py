@@ -7,6 +7,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import DEFAULT, Mock
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from c3tools import Rows, Store, verify_store
-from c3tools.errors import StoreError
+from c3tools.errors import StoreError, UnusedOptionError
 from c3tools.store import import_embeddings as importing
 from c3tools.store import write_rows
 from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
@@ -182,6 +183,36 @@ def test_row_order_only_where_one_side_has_no_ids() -> None:
     assert loaded("text", "b").column("image_key") == ["3", "2", "1", "0"]
     with pytest.raises(StoreError, match=r"Without ids, .* 'image_id'"):
         import_embeddings(store="s", image="i.npy", text=named)
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_a_list_names_the_image_of_each_text(with_ids: bool) -> None:
+    np.save("i.npy", vectors(3))
+    np.save("t.npy", vectors(5))
+    write_jsonl(Path("meta.jsonl"), *({"id": f"{name}.jpg"} for name in "abc"))
+    meta = "meta.jsonl" if with_ids else None
+    named = ["c", "a", "c", "", "b"] if with_ids else ["2", "0", "2", "", "1"]
+    Path("ids.txt").write_text("\n".join(named) + "\n")
+    bring_all = partial(import_embeddings, image="i.npy", meta=meta, text="t.npy", dtype="float32")
+    report = bring_all(ids="ids.txt")
+    assert stored() == Counter([(2, 0), (0, 1), (2, 2), (1, 4)]) and report.pairs == 4
+    assert "4 of 5 text rows and 3 of 3 image rows are paired" in report.notes[0]
+    Path("ids.txt").write_text("0\n1")
+    with pytest.raises(StoreError, match=r"(?s)5 text rows.*2 lines.*a line per text"):
+        bring_all(store="s", ids="ids.txt")
+    with pytest.raises(UnusedOptionError, match="--ids has no effect without --image and --text"):
+        import_embeddings(text="t.npy", ids="ids.txt")
+    with pytest.raises(UnusedOptionError, match="text_meta has no effect with ids"):
+        bring_all(ids="ids.txt", text_meta="meta.jsonl")
+
+
+def test_unequal_numbers_without_ids_are_imported_one_after_the_other() -> None:
+    np.save("three.npy", unit_rows(3, np.load("five.npy").shape[1]))
+    with pytest.raises(StoreError, match=r"(?s)3 text .* 5 image .*--ids FILE.*without pairs"):
+        import_embeddings(image="five.npy", text="three.npy")
+    import_embeddings(image="five.npy")
+    assert import_embeddings(text="three.npy").pairs == 0
+    assert (len(loaded("image")), len(loaded("text"))) == (5, 3)
 
 
 @pytest.mark.parametrize(
