@@ -203,6 +203,26 @@ def _root(
     pass
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output that drops what follows once its reader, such as head, has gone."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
 def main() -> None:
     """Entry point of the console script."""
 
@@ -223,8 +243,10 @@ def main() -> None:
         signal.signal(signal.SIGINT, interrupt)
     if hasattr(os, "register_at_fork"):  # not on Windows
         os.register_at_fork(after_in_child=end_without_message)  # in workers
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # a character that the terminal cannot show is no reason to stop
-            stream.reconfigure(errors="replace")
+    # A character that the terminal cannot show is no reason to stop
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding, lines = sys.stdout.encoding, sys.stdout.line_buffering
+        sys.stdout = _Output(sys.stdout.detach(), encoding, "replace", line_buffering=lines)
     app(prog_name="c3")

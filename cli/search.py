@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import c3tools
+from c3tools.errors import note_on_interrupt
 from c3tools.io.files import write_all
 
 from ._console import lines_for_dash, message, out, print_table, reporter
@@ -117,4 +118,5 @@ def serve(**options: Any) -> None:
     /search?q=TEXT&k=10, or POST /search with a photo (Content-Type: image/...) or with {"vector":
     [...], "modality": "text"}.
     """
-    c3tools.serve_index(**options, reporter=reporter())
+    with note_on_interrupt(lambda: "The server was stopped."):
+        c3tools.serve_index(**options, reporter=reporter())

@@ -200,6 +200,33 @@ def test_a_second_ctrl_c_prints_nothing() -> None:
     assert (said.returncode, said.stdout, said.stderr) == (128 + signal.SIGINT, "", kept)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes break in another way there")
+@pytest.mark.parametrize("words", ["--help", "export --list", "export --list --json -"])
+def test_a_reader_that_has_enough_is_no_error(words: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    run = "from c3tools.cli._app import main; main()"
+    try:
+        said = subprocess.run(
+            [sys.executable, "-c", run, *words.split()],
+            stdout=writes,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    finally:
+        os.close(writes)
+    assert (said.returncode, said.stderr) == (0, b"")
+
+
+def test_a_server_that_is_ended_says_nothing_of_output(
+    c3: C3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(c3tools, "serve_index", Mock(side_effect=KeyboardInterrupt("Terminated.")))
+    result = c3("serve")
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert result.stderr == "Terminated. The server was stopped.\n"
+
+
 def test_pandas_is_hidden_from_pyarrow_alone(c3: C3) -> None:
     c3("means", "show", "--store", "none")
     assert not any("hide_pandas" in str(finder) for finder in sys.meta_path)
