@@ -299,7 +299,12 @@ class _DerivedCommand(_PlainFlags):
             if argument == "--json" and not following.endswith(".json"):
                 # without a path, the result is printed
                 rewritten += [] if following == "-" else ["-"]
-        typed, _, order = self.make_parser(ctx).parse_args(list(rewritten))
+        typed, unexpected, order = self.make_parser(ctx).parse_args(list(rewritten))
+        if unexpected and not arguments and "store" in self.derived.parameters:
+            ctx.fail(
+                f"{unexpected[0]} is unexpected. To use this store, type: {ctx.command_path} "
+                f"--store {unexpected[0]}"
+            )
         json = typed.get("json")
         if json == "-" or self.derived.name != "caption":
             ctx.meta["json"] = json  # errors go there too, but not over captions saved so far

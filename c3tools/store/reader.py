@@ -668,8 +668,8 @@ def training_split(
         raise error(
             f"The store {store.path} has no {modality} rows in the split {split!r}. Its splits are "
             f"{store.list_splits(modality)}.",
-            remedy="Choose the split to train on with --train-split, or divide the store with "
-            "`c3 split`.",
+            remedy="Divide the store with `c3 split`, or choose another split to train on, with "
+            "--train-split where the command has it.",
         )
     why = "There is no val split"
     if store.count(modality, "val"):

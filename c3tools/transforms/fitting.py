@@ -109,6 +109,11 @@ def fitting_moments(store: Store, split: str = "train") -> FittingMoments:
             f"The {split} split has fewer than {MIN_ROWS_OF_A_MEAN} {names} rows, so their mean "
             f"is the one {BUNDLED}."
         )
+        if all(store.count(name) >= MIN_ROWS_OF_A_MEAN for name in bundled):
+            sentences.append(
+                "The mean of the store's own rows leaves less of the modality gap: use the store "
+                "that `c3 split --fractions 1,0,0 -o FOLDER` writes."
+            )
     for name, source in sources.items():
         count = moments[name].n
         if source == split and count < RECOMMENDED_ROWS_OF_A_MEAN:

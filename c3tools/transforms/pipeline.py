@@ -213,8 +213,8 @@ class Pipeline(HubRepository):
                 raise TransformError(
                     f"The store {store.path} has no rows in the split {split!r} to fit "
                     f"{self.name} on. Its splits are {store.list_splits()}.",
-                    remedy="Fit on another split, load moments with `c3 means load`, or make "
-                    "new splits with `c3 split`.",
+                    remedy="Make new splits with `c3 split`, load moments with `c3 means load`, or "
+                    'fit on another split in Python: fit(store, split="test").',
                 )
         origin = dict(fit_data.origin)
         if any(step.centres for step in self.steps) and fit_data.note:

@@ -94,6 +94,24 @@ def test_few_rows_take_the_moments_bundled_with_their_model(tmp_path: Path) -> N
     np.testing.assert_array_equal(centre, BUNDLED_MOMENTS["text"].mean)
     assert pipeline.provenance["moments"]["text"] == BUNDLED
     assert "30,000 text rows bundled with c3-mini" in pipeline.describe_fit(store)
+    assert "c3 split" not in known(store).note  # one row has no mean in any split
+
+
+def test_bundled_moments_of_a_store_with_rows_in_other_splits_come_with_a_remedy(
+    tmp_path: Path,
+) -> None:
+    store = store_of(tmp_path / "s", 50, split="test", dim=256, model=C3_MINI)
+    assert known(store).sources == {"image": "train", "text": BUNDLED}
+    assert "use the store that `c3 split --fractions 1,0,0 -o FOLDER` writes" in known(store).note
+
+
+def test_a_store_without_train_rows_is_told_what_its_commands_have(tmp_path: Path) -> None:
+    texts = Rows.of("text", ["a", "b"], unit_rows(2, DIM, 0), split=["test"] * 2)
+    store = build_store(tmp_path / "s", texts)
+    with pytest.raises(TransformError, match="no rows in the split 'train'") as error:
+        preset("gr-clip").fit(store)
+    assert "Make new splits with `c3 split`" in str(error.value)
+    assert "fit on another split in Python" in str(error.value)
 
 
 def test_loaded_moments_come_first(tmp_path: Path) -> None:
