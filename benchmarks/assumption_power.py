@@ -39,6 +39,7 @@ from c3tools.identity import ModelIdentity
 from c3tools.moments import unit_rows
 from c3tools.seeds import generator
 from c3tools.store import Store, StoreInfo, create_store, part_name, shard_table, write_rows
+from c3tools.transforms.calibration import Calibration
 
 Floats = npt.NDArray[np.float64]
 Drawn = tuple[Floats, Floats]  # images (n, d), texts (n k, d)
@@ -392,8 +393,11 @@ def print_clusters(draws: int) -> None:
                 model = Model(items, 1, generator(draw, "clusters", shape.what, items))
                 shape.change(model)
                 image, text = model.rows()
-                sample = Sample(image, text, np.arange(items), complete=True)
-                mixed = measure_mixed_clusters(sample, seed=draw)
+                raw = {"image": image.astype(np.float32), "text": text.astype(np.float32)}
+                pipeline = Calibration.fit(raw).pipeline
+                first, second = (pipeline.transform(raw[name], modality=name) for name in raw)
+                sample = Sample(first, second, np.arange(items), complete=True)
+                mixed = measure_mixed_clusters(sample, ("image", "text"), seed=draw)
                 answer = judge_clusters(mixed, ["image", "text"])
                 found.append({"clusters": str(answer.answer)})
                 if mixed is not None:

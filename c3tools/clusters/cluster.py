@@ -18,8 +18,13 @@ from ..choices import PositiveInt, checked
 from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..geometry.collect import Sample
-from ..geometry.cross_centroids import cross_centroids, nearest, spherical_kmeans
-from ..geometry.mixed_clusters import MOST_ITEMS, measure_mixed_clusters
+from ..geometry.cross_centroids import deciding_centroids, nearest, train_centroids
+from ..geometry.mixed_clusters import (
+    MEASURE,
+    MOST_ITEMS,
+    default_count,
+    measure_mixed_clusters,
+)
 from ..geometry.verdict import judge_clusters
 from ..io.artifact import ArtifactType, digest_of, reading, reserve_output, writing
 from ..io.files import write_text_atomically
@@ -29,12 +34,12 @@ from ..reporter import SILENT, Reporter, counted
 from ..result_table import Table
 from ..seeds import generator
 from ..store import Store
-from ..store.rows import ITEM_COLUMNS
+from ..store.rows import ITEM_COLUMNS, item_keys, one_array
 from ..store.shards import FUSED
 from ..transforms import Pipeline
 from .page import clusters_page
 from .source import Source
-from .summary import ClusteredRows, match_pairs, summarise, table_of
+from .summary import ClusteredRows, kappa_of_table, match_pairs, summarise, table_of
 
 RECORD_FILE = "clusters.json"
 TABLE_FILE = "clusters.parquet"
@@ -43,6 +48,7 @@ _CENTROIDS_FILE = "centroids.safetensors"
 CLUSTERS = ArtifactType("clustering", RECORD_FILE, StoreError, "c3 clusters", "", (TABLE_FILE,))
 _COLUMNS = ("key", "caption", "path", *ITEM_COLUMNS)
 _TRAINING_ROWS = 64  # of each modality, per cluster
+_UNSEEN_ITEMS = 1_000  # centroids are judged by so many items that they were not made from, or more
 _SHOWN_CLUSTERS = 20
 
 
@@ -129,9 +135,17 @@ class Clusters:
         first, second = self.record["rows"]
         sentences = [
             f"{verdict['question']} {verdict['answer'].capitalize()}. {verdict['because']}",
-            f"With only one modality: {one_kind['clusters']:,} of {counted(len(self), 'cluster')}, "
-            f"with {one_kind['rows']:,} of {counted(sum(self.record['rows'].values()), 'row')}.",
         ]
+        in_table = self.record.get("kappa_of_table")  # earlier versions did not count it
+        if in_table is not None:
+            sentences.append(
+                f"Counted in {TABLE_FILE}, with the pairs that the centroids were made from, it is "
+                f"{100 * in_table:.0f}%."
+            )
+        sentences.append(
+            f"With only one modality: {one_kind['clusters']:,} of {counted(len(self), 'cluster')}, "
+            f"with {one_kind['rows']:,} of {counted(sum(self.record['rows'].values()), 'row')}."
+        )
         by_itself = (
             f"cluster each kind by itself, with --modalities {first} and with --modalities {second}"
         )
@@ -166,8 +180,8 @@ def cluster(
     Args:
         store: A store, an export or an index: a folder, or a URL (s3://, gs://).
         output: The folder to write the clusters to.
-        k: Number of clusters. By default the square root of the number of rows in the smaller
-            modality.
+        k: Number of clusters. By default the square root of the number of rows, or, with pairs, of
+            distinct items in the smaller modality.
         split: See `gap_report`.
         modalities: One modality, or two to cluster together. By default image and text; in stores
             without them, the first two modalities or the only one.
@@ -199,11 +213,13 @@ def cluster(
     former = None
     settings: dict[str, Any] = {"k": k, "split": split or ALL, "seed": seed}
     if assign:
-        former = Clusters.load(output)
+        former = _load_measured(output)
         settings = former.record["made_from"]["settings"]
         modalities = settings["modalities"]
     names = _choose_modalities(store, as_list(modalities))
     settings["modalities"] = names
+    if len(names) == 2 and former is None:
+        settings["measure"] = MEASURE
     source = Source.open(store, names, settings["split"], former.pipeline if former else None)
 
     # The same settings, rows and centroids give the same clusters
@@ -218,25 +234,16 @@ def cluster(
         if finished is not None:
             return finished
         tables = {name: source.table(name, (*_COLUMNS, *store.info.columns)) for name in names}
-        fewest = min(len(table) for table in tables.values())
-        count = len(former) if former else settings["k"] or round(fewest**0.5)
-        if count > fewest and former is None:
-            raise StoreError(
-                f"{counted(fewest, 'row')} cannot be divided into {counted(count, 'cluster')}.",
-                remedy=f"Choose at most {fewest} with -k.",
-            )
         pairs = match_pairs(tables)
-        training, paired = _read_samples(source, tables, pairs, count, settings["seed"], reporter)
-        verdict = None
-        if paired is not None:
-            mixed = measure_mixed_clusters(
-                paired, collapses=not source.is_transformed, seed=settings["seed"]
-            )
-            verdict = asdict(judge_clusters(mixed, names))
         if former:
+            # Which rows these centroids were made from is not known: their verdict stays
             centroids = former.centroids
+            verdict = former.record["verdict"]
+            numbers = _draw_training_rows(tables, len(former), settings["seed"])
+            training = _read_rows(source, numbers, reporter)
         else:
-            centroids = train_centroids(training, count, settings["seed"], reporter)
+            centroids, verdict, training = _make_clusters(source, tables, pairs, k, seed, reporter)
+        count = len(centroids[names[0]])
         deciding = {name: deciding_centroids(centroids, name) for name in names}
         clustered = assign_rows(source, tables, deciding, reporter)
         summary = summarise(clustered, pairs, count)
@@ -248,6 +255,7 @@ def cluster(
             "store": str(store.path),
             "rows": {name: len(table) for name, table in tables.items()},
             "verdict": verdict,
+            "kappa_of_table": kappa_of_table(clustered, pairs) if pairs else None,
             "one_kind": {"clusters": len(rows_of_one_kind), "rows": sum(rows_of_one_kind)},
             "clusters": summary,
         }
@@ -267,6 +275,23 @@ def cluster(
         return Clusters.load(target.folder)
 
 
+def _load_measured(folder: str | Path) -> Clusters:
+    """Open the clusters in a folder whose verdict is kept.
+
+    Raises:
+        StoreError: see `Clusters.load`; also if an earlier version of c3tools measured them.
+    """
+    clusters = Clusters.load(folder)
+    measure = clusters.record["made_from"]["settings"].get("measure")
+    if clusters.record["verdict"] and measure != MEASURE:
+        raise StoreError(
+            f"The verdict of {folder} was measured by an earlier version of c3tools, on the pairs "
+            f"that the centroids were made from.",
+            remedy="Cluster again with --overwrite, or to another --output.",
+        )
+    return clusters
+
+
 def _choose_modalities(store: Store, modalities: Sequence[str] | None) -> list[str]:
     """Return the modalities to cluster, in the order of the store.
 
@@ -283,31 +308,6 @@ def _choose_modalities(store: Store, modalities: Sequence[str] | None) -> list[s
         )
     chosen = store.choose_modalities(modalities, "A clustering", least=1)
     return [name for name in store.modalities if name in chosen]
-
-
-def deciding_centroids(centroids: Mapping[str, Matrix], modality: str) -> Matrix:
-    """Return the centroids that rows of a modality are compared with: those of the other modality,
-    if there are two.
-    """
-    others = [name for name in centroids if name != modality]
-    return centroids[others[0] if others else modality]
-
-
-def train_centroids(
-    training: Mapping[str, Matrix], count: int, seed: int, reporter: Reporter
-) -> dict[str, Matrix]:
-    """Return the centroids of one modality or two, float32 (k, d), from unit rows (n, d) after the
-    pipeline.
-
-    Those of two start from spherical k-means of the texts, if there are texts.
-    """
-    rng = generator(seed, "clusters")
-    if len(training) == 1:
-        ((name, rows),) = training.items()
-        return {name: spherical_kmeans(rows, count, rng, reporter)}
-    first, second = sorted(training, key=lambda name: name == "text")
-    trained = cross_centroids(training[first], training[second], count, rng, reporter)
-    return dict(zip((first, second), trained, strict=True))
 
 
 def assign_rows(
@@ -333,40 +333,130 @@ def assign_rows(
     return clustered
 
 
-def _read_samples(
+def _make_clusters(
     source: Source,
     tables: Mapping[str, pa.Table],
     pairs: Mapping[str, Indices],
-    count: int,
+    k: int | None,
     seed: int,
     reporter: Reporter,
-) -> tuple[dict[str, Matrix], Sample | None]:
-    """Read the rows to train on, by modality, and those of the pairs that the verdict is on; None
-    with one modality.
+) -> tuple[dict[str, Matrix], dict[str, Any] | None, dict[str, Matrix]]:
+    """Train centroids, and judge them if they are of two modalities.
 
-    Both are drawn; the pairs are not transformed.
+    Returns:
+        The centroids, the verdict, and the rows that the centroids were made from.
+
+    Raises:
+        StoreError: if there are fewer rows than clusters.
     """
-    rows_of_pairs = dict.fromkeys(tables, np.empty(0, np.int64))
+    fewest = min(len(table) for table in tables.values())
+    default = default_count(fewest)
+    sample = None
     if pairs:
-        items = next(iter(pairs.values()))
-        order = generator(seed, "items of the verdict").permutation(np.unique(items))
-        is_drawn = np.isin(items, order[:MOST_ITEMS])
-        rows_of_pairs = {name: rows[is_drawn] for name, rows in pairs.items()}
-    training = {}
-    paired = {}
-    total = sum(len(table) for table in tables.values())
+        sample = _sample_pairs(source, pairs, seed, reporter)
+        default = default_count(_count_distinct_items(tables, sample))
+    count = k or default
+    if count > fewest:
+        raise StoreError(
+            f"{counted(fewest, 'row')} cannot be divided into {counted(count, 'cluster')}.",
+            remedy=f"Choose at most {fewest} with -k.",
+        )
+    numbers = _draw_training_rows(tables, count, seed)
+    training = _read_rows(source, numbers, reporter)
+    centroids = train_centroids(training, count, generator(seed, "clusters"), reporter)
+    names = list(tables)
+    if len(names) == 1:
+        return centroids, None, training
+
+    # Judge these centroids by pairs that they have not seen, or else others, made in the same way
+    mixed = None
+    fewer = None
+    if sample is not None:
+        unseen = _sample_unseen_pairs(source, pairs, numbers, training, seed, reporter)
+        if unseen is None:
+            mixed = measure_mixed_clusters(sample, names, count, seed=seed)
+        else:
+            mixed = measure_mixed_clusters(unseen, names, count, centroids=centroids, seed=seed)
+        if count > default:
+            fewer = measure_mixed_clusters(sample, names, default, seed=seed)
+    return centroids, asdict(judge_clusters(mixed, names, fewer=fewer)), training
+
+
+def _draw_training_rows(
+    tables: Mapping[str, pa.Table], count: int, seed: int
+) -> dict[str, Indices]:
+    """Return the numbers of the rows that so many clusters are made from, by modality."""
+    numbers = {}
+    for name, table in tables.items():
+        order = generator(seed, "training rows", name).permutation(len(table))
+        numbers[name] = np.sort(order[: _TRAINING_ROWS * count])
+    return numbers
+
+
+def _read_rows(
+    source: Source, numbers: Mapping[str, Indices], reporter: Reporter
+) -> dict[str, Matrix]:
+    """Return the rows with these numbers, which ascend, as they are clustered."""
+    total = sum(source.store.count(name, source.split) for name in numbers)
+    rows = {}
     with reporter.progress("Reading a sample", total) as progress:
-        for name, table in tables.items():
-            order = generator(seed, "training rows", name).permutation(len(table))
-            trained_on = np.sort(order[: _TRAINING_ROWS * count])
-            in_pairs = np.unique(rows_of_pairs[name])
-            numbers = np.union1d(trained_on, in_pairs)
-            rows = source.sample(name, numbers, progress)
-            paired[name] = rows[np.searchsorted(numbers, in_pairs)]
-            training[name] = source.transform(rows[np.searchsorted(numbers, trained_on)], name)
-    if not pairs:
-        return training, None
+        for name, each in numbers.items():
+            rows[name] = source.transform(source.sample(name, each, progress), name)
+    return rows
+
+
+def _sample_pairs(
+    source: Source, pairs: Mapping[str, Indices], seed: int, reporter: Reporter
+) -> Sample:
+    """Return the pairs of at most 5,000 drawn items, in rows as they are clustered."""
     first, second = pairs
-    items = rows_of_pairs[first]
-    item_index = np.searchsorted(np.unique(items), items)
-    return training, Sample(paired[first], paired[second], item_index, complete=False)
+    items = pairs[first]
+    order = generator(seed, "items of the verdict").permutation(np.unique(items))
+    is_drawn = np.isin(items, order[:MOST_ITEMS])
+    numbers = {name: np.unique(each[is_drawn]) for name, each in pairs.items()}
+    rows = _read_rows(source, numbers, reporter)
+    item_index = np.searchsorted(numbers[first], items[is_drawn])
+    return Sample(rows[first], rows[second], item_index, complete=False)
+
+
+def _sample_unseen_pairs(
+    source: Source,
+    pairs: Mapping[str, Indices],
+    trained_on: Mapping[str, Indices],
+    training: Mapping[str, Matrix],
+    seed: int,
+    reporter: Reporter,
+) -> Sample | None:
+    """Return pairs of items of which no row, and no row equal to theirs, was trained on; None with
+    fewer than 1,000 such items.
+    """
+    first, second = pairs
+    items = pairs[first]
+    seen = np.union1d(trained_on[first], items[np.isin(pairs[second], trained_on[second])])
+    is_unseen = ~np.isin(items, seen)
+    if len(np.unique(items[is_unseen])) < _UNSEEN_ITEMS:
+        return None
+    unseen = {name: numbers[is_unseen] for name, numbers in pairs.items()}
+    sample = _sample_pairs(source, unseen, seed, reporter)
+
+    # Leave out items with a row that equals one of the training
+    trained = {row.tobytes() for rows in training.values() for row in rows}
+    equals = [[row.tobytes() in trained for row in rows] for rows in (sample.first, sample.second)]
+    is_left = ~np.array(equals[0])
+    is_left[sample.item_index[equals[1]]] = False
+    left, _ = sample.part(np.flatnonzero(is_left))
+    if not left.paired or left.distinct_items.max() + 1 < _UNSEEN_ITEMS:
+        return None
+    return left
+
+
+def _count_distinct_items(tables: Mapping[str, pa.Table], sample: Sample) -> int:
+    """Return the number of items of the modality that has fewer; those with equal rows, by their
+    share in a sample of pairs, count as one.
+    """
+    first, second = tables
+    counts = []
+    for name, share in sample.distinct_shares(first, second).items():
+        items = len(one_array(item_keys(tables[name])).unique())
+        counts.append(max(1, round(items * share)))
+    return min(counts)

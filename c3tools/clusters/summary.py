@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..arrays import Indices, Matrix
+from ..geometry.mixed_clusters import kappa_of_pairs
 from ..store.rows import ITEM_COLUMNS, item_keys, match_items, one_array
 
 _WORDS = 5
@@ -37,7 +38,8 @@ class ClusteredRows:
 def match_pairs(tables: Mapping[str, pa.Table]) -> dict[str, Indices]:
     """Return the row numbers of all pairs, by modality: int64 (pairs,) each.
 
-    The first modality of the result has one row per item, if there is one that has.
+    The first modality of the result has one row per item, if there is one that has. Empty without
+    pairs.
     """
     if len(tables) == 1:
         return {}
@@ -48,7 +50,15 @@ def match_pairs(tables: Mapping[str, pa.Table]) -> dict[str, Indices]:
         first, second = second, first
     rows_of_first = match_items(items[first], items[second])
     rows = np.flatnonzero(rows_of_first >= 0)
+    if not len(rows):
+        return {}
     return {first: rows_of_first[rows], second: rows}
+
+
+def kappa_of_table(clustered: Mapping[str, ClusteredRows], pairs: Mapping[str, Indices]) -> float:
+    """Return the share of pairs in one cluster beyond chance, as counted in the table."""
+    first, second = (clustered[name].labels[numbers] for name, numbers in pairs.items())
+    return float(kappa_of_pairs(first, second).mean())
 
 
 def summarise(
@@ -61,8 +71,7 @@ def summarise(
     """
     rows = {name: np.bincount(each.labels, minlength=count) for name, each in clustered.items()}
     together = np.zeros(count, np.int64)
-    has_pairs = any(len(numbers) for numbers in pairs.values())
-    if has_pairs:
+    if pairs:
         first, second = (clustered[name].labels[numbers] for name, numbers in pairs.items())
         together = np.bincount(first[first == second], minlength=count)
 
@@ -96,7 +105,7 @@ def summarise(
             {
                 "cluster": number,
                 "rows": {name: int(each[number]) for name, each in rows.items()},
-                "pairs_together": int(together[number]) if has_pairs else None,
+                "pairs_together": int(together[number]) if pairs else None,
                 "words": [word for word in words if apart[word] > 0],
                 "central_text": central[number],
             }

@@ -8,6 +8,8 @@ the texts, texts to the nearest centroid of the images.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..arrays import Indices, Matrix
@@ -118,3 +120,30 @@ def cross_centroids(
                 break
             progress.advance()
     return first_centroids, second_centroids
+
+
+def train_centroids(
+    training: Mapping[str, Matrix],
+    count: int,
+    rng: np.random.Generator,
+    reporter: Reporter = SILENT,
+) -> dict[str, Matrix]:
+    """Return the centroids of one modality or two, float32 (k, d), from unit rows (n, d) after the
+    pipeline.
+
+    Those of two start from spherical k-means of the texts, if there are texts.
+    """
+    if len(training) == 1:
+        ((name, rows),) = training.items()
+        return {name: spherical_kmeans(rows, count, rng, reporter)}
+    first, second = sorted(training, key=lambda name: name == "text")
+    trained = cross_centroids(training[first], training[second], count, rng, reporter)
+    return dict(zip((first, second), trained, strict=True))
+
+
+def deciding_centroids(centroids: Mapping[str, Matrix], modality: str) -> Matrix:
+    """Return the centroids that rows of a modality are compared with: those of the other modality,
+    if there are two.
+    """
+    others = [name for name in centroids if name != modality]
+    return centroids[others[0] if others else modality]

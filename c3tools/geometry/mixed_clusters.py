@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Indices, Mask
+from ..arrays import Array, Indices, Mask, Matrix
 from ..metrics.significance import Estimate, mean_interval, named_estimate_entries
 from ..moments import unit_rows
 from ..seeds import generator
 from ..transforms.calibration import Calibration
-from .collect import Sample
-from .cross_centroids import cross_centroids, nearest, spherical_kmeans
+from .collect import Collected, Sample
+from .cross_centroids import deciding_centroids, nearest, spherical_kmeans, train_centroids
 
+MEASURE = "five folds by item"
+"""The version of the measure: it is among the settings of finished clusters."""
 CLUSTERINGS = ("raw", "collapsed", "cross")
 """K-means on rows as they are and after Collapse, and cross-centroids after Collapse."""
 LEAST_ITEMS = 50
 MOST_ITEMS = 5_000
+_FOLDS = 5
 _PERMUTATIONS = 20
 
 
 @dataclass
 class MixedClusters:
-    """The mixture of two modalities in k = sqrt(n) clusters, of n rows of the rarer one.
+    """The mixture of two modalities in clusters, measured on pairs that had no part in them.
 
     Attributes:
-        kappa: clustering → share of pairs in one cluster beyond chance; see `kappa_of_pairs`. Rows
-            that are taken as they are have no clustering "collapsed".
+        kappa: clustering → share of pairs in one cluster beyond chance; see `kappa_of_pairs`.
+            "cross", and those that it was compared with.
         one_kind: clustering → how much a cluster says of the modality of its rows; see
             `modality_information`.
         clusters: their number.
@@ -48,72 +53,117 @@ class MixedClusters:
         }
 
 
-def measure_mixed_clusters(
-    sample: Sample, *, collapses: bool = True, count: int | None = None, seed: int = 0
-) -> MixedClusters | None:
-    """Cluster each half of at most 5,000 items with pairs; None with fewer than 50.
+def default_count(items: int) -> int:
+    """Return the default number of clusters of so many distinct items: the rounded root."""
+    return round(math.sqrt(items))
 
-    Items with equal rows of one modality, such as one text for many images, count as one.
-    The rows of each half are collapsed with the means of the other half: those of the rows
-    themselves would mix them better than rows are mixed that come later.
+
+def measure_mixed_clusters(
+    sample: Sample,
+    modalities: Sequence[str],
+    count: int | None = None,
+    *,
+    raw: Sample | None = None,
+    centroids: Mapping[str, Matrix] | None = None,
+    seed: int = 0,
+) -> MixedClusters | None:
+    """Measure clusters on pairs that had no part in them; None where that cannot be.
+
+    The items are divided into five folds, and the rows of each go to the centroids of the other
+    four. Items with equal rows of one modality, such as one text for many images, are in one fold:
+    the centroids would otherwise contain the very rows that are measured.
 
     Args:
-        sample: rows of both modalities, each row of the first with one or more of the second.
-        collapses: False for rows that are taken as they are, such as those of an index.
-        count: the number of clusters; by default the rounded root of the rows of the rarer
-            modality.
-        seed: of halves, starts, permutations and resamples.
+        sample: the pairs, in rows as they are clustered: float32 unit rows after the pipeline.
+        modalities: the names of its first and second modality.
+        count: the number of clusters; by default the rounded root of the distinct items.
+        raw: the same before the pipeline, to compare with k-means on both.
+        centroids: by modality, made from other rows, to measure in place of those of the folds.
+        seed: of folds, starts, permutations and resamples.
+
+    Returns:
+        None without pairs, with fewer than 50 distinct items, or with more clusters than four
+        fifths of them.
     """
-    if not sample.paired or sample.distinct_items.max() + 1 < LEAST_ITEMS:
+    if not sample.paired:
         return None
-    drawn = generator(seed, "mixed clusters").permutation(len(sample.first))[:MOST_ITEMS]
-    halves = [np.sort(half) for half in np.array_split(drawn, 2)]
+    distinct = int(sample.distinct_items.max()) + 1
+    count = count or default_count(distinct)
+    folds = _FOLDS if centroids is None else 1
+    if distinct < LEAST_ITEMS or count * _FOLDS > distinct * (_FOLDS - 1):
+        return None
+    fold_of_distinct = generator(seed, "folds").permutation(distinct) % folds
+    fold_of_item = fold_of_distinct[sample.distinct_items]
+
     kappas: defaultdict[str, list[Array]] = defaultdict(list)
     one_kind: defaultdict[str, list[float]] = defaultdict(list)
-    pair_items: list[Indices] = []
-    for half, other_half in (halves, halves[::-1]):
-        part, _ = sample.part(half)
-        other_part, _ = sample.part(other_half)
-        raw = [unit_rows(rows.astype(np.float32)) for rows in (part.first, part.second)]
-        rows_of_ways = {"raw": raw}
-        collapsed = raw
-        if collapses:
-            rows_to_fit = {"image": other_part.first, "text": other_part.second}
-            pipeline = Calibration.fit(rows_to_fit).pipeline
-            collapsed = [
-                pipeline.transform(rows, modality=name)
-                for name, rows in zip(rows_to_fit, raw, strict=True)
-            ]
-            rows_of_ways["collapsed"] = collapsed
-        cluster_count = count or round(min(len(rows) for rows in raw) ** 0.5)
-
-        # Cluster the half in all ways
+    pairs: list[Indices] = []
+    for fold in range(folds):
+        is_inside = fold_of_item == fold
+        part, pairs_of_part = sample.part(np.flatnonzero(is_inside))
+        pairs.append(pairs_of_part)
         labels = {}
-        for name, rows in rows_of_ways.items():
-            both = np.concatenate(rows)
-            centroids = spherical_kmeans(both, cluster_count, generator(seed, "starts"))
-            labels[name] = [nearest(each, centroids) for each in rows]
-        centroids_of_first, centroids_of_second = cross_centroids(
-            collapsed[0], collapsed[1], cluster_count, generator(seed, "starts")
-        )
-        labels["cross"] = [
-            nearest(collapsed[0], centroids_of_second),
-            nearest(collapsed[1], centroids_of_first),
-        ]
+        if raw is not None:
+            labels["raw"] = _labels_by_kmeans(raw, is_inside, count, seed)
+            labels["collapsed"] = _labels_by_kmeans(sample, is_inside, count, seed)
+        trained = centroids
+        if trained is None:
+            others, _ = sample.part(np.flatnonzero(~is_inside))
+            rows = dict(zip(modalities, (others.first, others.second), strict=True))
+            trained = train_centroids(rows, count, generator(seed, "clusters"))
+        deciding = [deciding_centroids(trained, name) for name in modalities]
+        labels["cross"] = (nearest(part.first, deciding[0]), nearest(part.second, deciding[1]))
         for name, (first_labels, second_labels) in labels.items():
             kappas[name].append(kappa_of_pairs(first_labels[part.item_index], second_labels))
             one_kind[name].append(modality_information(first_labels, second_labels, seed=seed))
-        pair_items.append(sample.distinct_items[half[part.item_index]])
 
-    items_of_pairs = np.concatenate(pair_items)
+    items_of_pairs = sample.distinct_items[sample.item_index[np.concatenate(pairs)]]
     kappa = {}
-    for name, of_halves in kappas.items():
-        values = np.concatenate(of_halves)
+    for name, of_folds in kappas.items():
+        values = np.concatenate(of_folds)
         interval = mean_interval(values, items_of_pairs, seed=seed)
         kappa[name] = Estimate(float(values.mean()), interval, len(values))
     return MixedClusters(
-        kappa, {name: float(np.mean(each)) for name, each in one_kind.items()}, cluster_count
+        kappa, {name: float(np.mean(each)) for name, each in one_kind.items()}, count
     )
+
+
+def measure_default_clusters(data: Collected, *, seed: int = 0) -> MixedClusters | None:
+    """Measure the clusters that `c3 clusters` makes by default, beside k-means.
+
+    Args:
+        data: with pairs, of which at most 5,000 items are drawn.
+        seed: of these, and as of `measure_mixed_clusters`.
+    """
+    drawn = generator(seed, "mixed clusters").permutation(len(data.working.first))[:MOST_ITEMS]
+    part, _ = data.working.part(np.sort(drawn))
+    if part.distinct_items.max() + 1 < LEAST_ITEMS:
+        return None
+    names = (data.first, data.second)
+    pipeline = Calibration.fit(data.fit_moments).pipeline
+    raw = [unit_rows(rows.astype(np.float32)) for rows in (part.first, part.second)]
+    rows = [
+        unit_rows(pipeline.transform(each, modality=name))
+        for name, each in zip(names, raw, strict=True)
+    ]
+    return measure_mixed_clusters(
+        Sample(rows[0], rows[1], part.item_index, part.complete),
+        names,
+        default_count(min(data.independent.values())),
+        raw=Sample(raw[0], raw[1], part.item_index, part.complete),
+        seed=seed,
+    )
+
+
+def _labels_by_kmeans(
+    sample: Sample, is_inside: Mask, count: int, seed: int
+) -> tuple[Indices, Indices]:
+    """Return the clusters of the rows of some items, by k-means on the rows of the others."""
+    part, _ = sample.part(np.flatnonzero(is_inside))
+    others, _ = sample.part(np.flatnonzero(~is_inside))
+    both = np.concatenate([others.first, others.second])
+    centroids = spherical_kmeans(both, count, generator(seed, "clusters"))
+    return nearest(part.first, centroids), nearest(part.second, centroids)
 
 
 def kappa_of_pairs(first: Indices, second: Indices) -> Array:

@@ -37,7 +37,7 @@ from .measures import (
     orthogonality,
     residuals,
 )
-from .mixed_clusters import MixedClusters, measure_mixed_clusters
+from .mixed_clusters import CLUSTERINGS, MixedClusters, measure_default_clusters
 from .one_list import measure_one_list
 from .rounding import rounded
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, measure_space
@@ -329,7 +329,7 @@ def gap_report(
         pairs=pairs,
         spaces=spaces,
         one_list=measure_one_list(data, seed=seed) if working.paired else {},
-        mixed_clusters=measure_mixed_clusters(working, seed=seed) if working.paired else None,
+        mixed_clusters=measure_default_clusters(data, seed=seed) if working.paired else None,
         hubs=hubs,
         assumptions=answer_questions(data, noise, has_gap=has_gap, seed=seed),
         noise=noise,
@@ -682,10 +682,12 @@ def _clusters_table(mixed: MixedClusters) -> Table:
     """Return a table of three ways to cluster both modalities."""
     titles = ("k-means", "k-means after Collapse", "cross-centroids after Collapse")
     rows = []
-    for title, (name, kappa) in zip(titles, mixed.kappa.items(), strict=True):
-        rows.append([title, *_cells(kappa, 1, 100), number(100 * mixed.one_kind[name], 1)])
+    for title, name in zip(titles, CLUSTERINGS, strict=True):
+        cells = _cells(mixed.kappa[name], 1, 100)
+        rows.append([title, *cells, number(100 * mixed.one_kind[name], 1)])
     note = (
-        "κ: share of pairs in one cluster, beyond chance. U: how much a cluster reveals about the "
+        "κ: share of pairs in one cluster, beyond chance, of pairs that had no part in making the "
+        "clusters. U: how much a cluster reveals about the "
         "modality of its rows: 0% if clusters mix both as shuffling would, 100% if each has only "
         "one."
     )

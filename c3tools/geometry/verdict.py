@@ -330,28 +330,45 @@ def _finds_by_chance(one_list: OneList) -> bool:
     return low <= one_list.chance
 
 
-def judge_clusters(mixed: MixedClusters | None, modalities: Sequence[str]) -> Answer:
+def judge_clusters(
+    mixed: MixedClusters | None, modalities: Sequence[str], *, fewer: MixedClusters | None = None
+) -> Answer:
     """Judge whether cross-centroids bring pairs into one cluster, and mix the modalities.
 
     That they mix does not suffice: unrelated images and texts do so too.
     benchmarks/assumption_power.py counts the answers.
+
+    Args:
+        mixed: the clusters; None where they could not be measured.
+        modalities: their names.
+        fewer: the default number of clusters, where more were asked for.
     """
     names = " and ".join(f"{name}s" for name in modalities)
     answer = partial(Answer, f"Can {names} be clustered together?")
     if mixed is None:
-        return answer("unknown", f"At least {LEAST_ITEMS} different items with pairs are needed.")
+        because = (
+            f"At least {LEAST_ITEMS} different items with pairs are needed, and no more clusters "
+            f"than four fifths of these items."
+        )
+        return answer("unknown", because)
     kappa = mixed.kappa["cross"]
     low, high = kappa.interval or (0.0, 1.0)
     one_kind = mixed.one_kind["cross"]
-    k_means = f"with k-means {100 * mixed.kappa['raw'].value:.0f}%"
-    if "collapsed" in mixed.kappa:
-        k_means += f", and after Collapse {100 * mixed.kappa['collapsed'].value:.0f}%"
     because = (
-        f"With {mixed.clusters} cross-centroids, {100 * kappa.value:.0f}% "
-        f"({100 * low:.0f} to {100 * high:.0f}%) of the pairs fall into one cluster, beyond "
-        f"chance; {k_means}. The cluster of a row reveals {100 * max(one_kind, 0.0):.0f}% of its "
-        f"modality."
+        f"With {mixed.clusters} cross-centroids made from other pairs, {100 * kappa.value:.0f}% "
+        f"({100 * low:.0f} to {100 * high:.0f}%) of the pairs fall into one cluster, beyond chance"
     )
+    if "raw" in mixed.kappa:
+        because += (
+            f"; with k-means {100 * mixed.kappa['raw'].value:.0f}%, and after Collapse "
+            f"{100 * mixed.kappa['collapsed'].value:.0f}%"
+        )
+    because += f". The cluster of a row reveals {100 * max(one_kind, 0.0):.0f}% of its modality."
+    if fewer is not None and fewer.kappa["cross"].value > high:
+        because += (
+            f" More clusters divide more pairs: with the default of {fewer.clusters}, "
+            f"{100 * fewer.kappa['cross'].value:.0f}% stay together."
+        )
     measures = mixed.to_dict()
     if low >= TOGETHER and one_kind <= APART:
         return answer("yes", because, kappa.value, measures)

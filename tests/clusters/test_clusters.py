@@ -17,10 +17,11 @@ from c3tools.clusters import cluster as module
 from c3tools.clusters.summary import ClusteredRows, summarise
 from c3tools.errors import OutputError, StoreError
 from c3tools.geometry.cross_centroids import spherical_kmeans
+from c3tools.geometry.mixed_clusters import kappa_of_pairs
 from c3tools.seeds import generator
 from c3tools.store import Store, StoreWriter
-from tests.conftest import C3, Messages, add_shard, as_json, contents, done
-from tests.stores import gap_store, one_byte_changed
+from tests.conftest import C3, Messages, add_shard, as_json, build_store, contents, done
+from tests.stores import gap_store, make_vectors, one_byte_changed, two_texts_per_image
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +218,74 @@ def test_damaged_files_of_clusters_are_found(store: Store, tmp_path: Path) -> No
     assert c3tools.Clusters.load(output).folder == output
     (output / "centroids.safetensors").unlink()
     assert not c3tools.verify_store(output).whole
+
+
+def test_the_verdict_is_of_the_clusters_that_are_written(tmp_path: Path) -> None:
+    store = gap_store(tmp_path / "store", text_noise=0.4)
+    by_default = c3tools.cluster(store, output=tmp_path / "default")
+    many = c3tools.cluster(store, output=tmp_path / "many", k=45)
+    measures = [each.record["verdict"]["measures"] for each in (by_default, many)]
+    assert [each["clusters"] for each in measures] == [9, 45]
+    assert measures[1]["kappa"]["cross"] < measures[0]["kappa"]["cross"] - 0.1
+    assert "With 45 cross-centroids" in many.record["verdict"]["because"]
+    assert "with the default of 9" in many.record["verdict"]["because"]
+    assert [*measures[0]["kappa"]] == ["cross"]  # gap-report compares with k-means
+    too_many = c3tools.cluster(store, output=tmp_path / "too-many", k=73)
+    assert too_many.record["verdict"]["answer"] == "unknown"
+    assert "four fifths" in too_many.record["verdict"]["because"]
+
+
+def test_the_report_measures_the_clusters_that_are_made_by_default(tmp_path: Path) -> None:
+    store = gap_store(tmp_path / "store", text_noise=0.4)
+    found = c3tools.cluster(store, output=tmp_path / "clusters").record["verdict"]["measures"]
+    reported = c3tools.gap_report(store, presets=("raw",)).verdict["clusters"].measures
+    assert reported["clusters"] == found["clusters"]
+    for measure in ("kappa", "one_kind"):
+        assert [*reported[measure]] == ["raw", "collapsed", "cross"]
+        assert reported[measure]["cross"] == found[measure]["cross"]
+
+
+def test_beside_the_verdict_stands_the_share_of_the_table(tmp_path: Path) -> None:
+    store = gap_store(tmp_path / "store", text_noise=0.4)
+    found = c3tools.cluster(store, output=tmp_path / "clusters", k=40)
+    images, texts = (labels_in(found.folder, name) for name in ("image", "text"))
+    expected = kappa_of_pairs(images[store.pairs().item_index], texts).mean()
+    assert found.record["kappa_of_table"] == pytest.approx(expected)
+    assert expected > found.record["verdict"]["measures"]["kappa"]["cross"] + 0.1
+    assert found.explanation()[1].endswith(f"it is {100 * expected:.0f}%.")
+
+
+def test_with_enough_pairs_that_no_centroid_was_made_from_those_are_measured(
+    tmp_path: Path,
+) -> None:
+    store = gap_store(tmp_path / "store", 1_500, dtype="float32")
+    found = c3tools.cluster(store, output=tmp_path / "clusters", k=2)
+    (pairs,) = found.record["verdict"]["measures"]["kappa_rows"].values()
+    # 128 images were trained on, and 128 texts; some of the same items
+    assert 2 * (1_500 - 256) <= pairs < 2 * (1_500 - 128)
+    by_folds = c3tools.cluster(store, output=tmp_path / "folds", k=12)
+    assert by_folds.record["verdict"]["measures"]["kappa_rows"] == {"cross": 3_000}
+
+
+def test_a_text_of_many_items_counts_once_for_the_number_of_clusters(tmp_path: Path) -> None:
+    images, texts = make_vectors(200)
+    images_rows, text_rows = two_texts_per_image(["train"] * 200, images, texts.repeat(10, 0)[:400])
+    store = build_store(tmp_path / "store", images_rows, text_rows)
+    assert len(c3tools.cluster(store, output=tmp_path / "clusters")) == 6  # the root of 40
+
+
+def test_a_verdict_by_an_earlier_measure_is_not_taken_for_finished(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "clusters"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "MEASURE", "halves by row")
+        c3tools.cluster(store, output=output)
+    with pytest.raises(OutputError, match="made with measure halves by row"):
+        c3tools.cluster(store, output=output)
+    with pytest.raises(StoreError, match="measured by an earlier version") as refusal:
+        c3tools.cluster(store, output=output, assign=True)
+    assert "--overwrite" in str(refusal.value.remedy)
 
 
 def test_clusters_that_are_not_to_be_relied_on_are_said_to_be(c3: C3, tmp_path: Path) -> None:

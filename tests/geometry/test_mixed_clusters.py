@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ import numpy as np
 import pytest
 
 from c3tools.geometry.collect import Sample
-from c3tools.geometry.cross_centroids import centroids_of, cross_centroids, nearest
+from c3tools.geometry.cross_centroids import (
+    centroids_of,
+    cross_centroids,
+    nearest,
+    train_centroids,
+)
 from c3tools.geometry.mixed_clusters import (
     CLUSTERINGS,
     MixedClusters,
@@ -21,7 +27,10 @@ from c3tools.geometry.mixed_clusters import (
 from c3tools.geometry.verdict import judge_clusters
 from c3tools.metrics.significance import Estimate, mean_interval
 from c3tools.seeds import generator
+from c3tools.transforms.calibration import Calibration
 from tests.conftest import unit_rows
+
+NAMES = ("image", "text")
 
 
 def narrow_cones(n: int, *, shared: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -36,6 +45,29 @@ def narrow_cones(n: int, *, shared: float = 1.0) -> tuple[np.ndarray, np.ndarray
         own[:, 64] = 8 if place == 32 else -8
         rows.append((own / np.linalg.norm(own, axis=1, keepdims=True)).astype(np.float32))
     return rows[0], rows[1]
+
+
+def related_rows(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that share half of what they are, without topics."""
+    shared = unit_rows(n, 32)
+    return shared + unit_rows(n, 32, 3), shared + unit_rows(n, 32, 4)
+
+
+def sample_of(first: np.ndarray, second: np.ndarray) -> Sample:
+    return Sample(first, second, np.arange(len(first)), complete=True)
+
+
+def divided(sample: Sample, items: int) -> tuple[Sample, Sample]:
+    """So many items drawn, and the others."""
+    drawn = np.random.default_rng(0).permutation(len(sample.first))
+    return sample.part(np.sort(drawn[:items]))[0], sample.part(np.sort(drawn[items:]))[0]
+
+
+def collapsed(sample: Sample) -> Sample:
+    raw = {"image": sample.first, "text": sample.second}
+    pipeline = Calibration.fit(raw).pipeline
+    first, second = (pipeline.transform(rows, modality=name) for name, rows in raw.items())
+    return Sample(first, second, sample.item_index, complete=True)
 
 
 def test_a_row_goes_to_the_nearest_centroid_and_equal_ones_to_the_first() -> None:
@@ -74,33 +106,78 @@ def test_a_cluster_says_nothing_of_a_shuffled_modality_and_all_of_a_divided_one(
 
 
 def test_pairs_come_together_where_k_means_divides_the_modalities() -> None:
-    first, second = narrow_cones(400)
-    mixed = measure_mixed_clusters(Sample(first, second, np.arange(400), complete=True))
+    raw = sample_of(*narrow_cones(400))
+    mixed = measure_mixed_clusters(collapsed(raw), NAMES, raw=raw)
     assert mixed is not None
-    assert mixed.clusters == 14  # the root of 200, of each half
+    assert mixed.clusters == 20
     assert mixed.kappa["raw"].value < 0.05 and mixed.one_kind["raw"] > 0.9
     assert mixed.kappa["cross"].value > 0.6 and mixed.one_kind["cross"] < 0.05
     assert mixed.kappa["cross"].rows == 400
 
 
-def test_rows_that_are_taken_as_they_are_are_not_called_collapsed() -> None:
-    first, second = narrow_cones(400)
-    sample = Sample(first, second, np.arange(400), complete=True)
-    mixed = measure_mixed_clusters(sample, collapses=False)
-    assert mixed is not None and sorted(mixed.kappa) == ["cross", "raw"]
-    assert "after Collapse" not in judge_clusters(mixed, ["image", "text"]).because
+def test_without_rows_before_the_pipeline_nothing_is_compared_with_k_means() -> None:
+    mixed = measure_mixed_clusters(collapsed(sample_of(*narrow_cones(400))), NAMES)
+    assert mixed is not None and [*mixed.kappa] == ["cross"]
+    assert "k-means" not in judge_clusters(mixed, NAMES).because
+
+
+def kappa_in_table(sample: Sample, centroids: Mapping[str, np.ndarray]) -> float:
+    first = nearest(sample.first, centroids["text"])
+    second = nearest(sample.second, centroids["image"])
+    return float(kappa_of_pairs(first[sample.item_index], second).mean())
+
+
+def train(sample: Sample, count: int) -> dict[str, np.ndarray]:
+    rows = {"image": sample.first, "text": sample.second}
+    return train_centroids(rows, count, generator(0, "clusters"))
+
+
+def test_pairs_are_not_measured_by_centroids_that_they_were_made_from() -> None:
+    seen, unseen = (collapsed(each) for each in divided(sample_of(*related_rows(1_100)), 100))
+    mixed = measure_mixed_clusters(seen, NAMES, 20)
+    assert mixed is not None
+    centroids = train(seen, 20)
+    assert kappa_in_table(seen, centroids) > mixed.kappa["cross"].value + 0.2
+    assert mixed.kappa["cross"].value == pytest.approx(kappa_in_table(unseen, centroids), abs=0.1)
+
+
+def test_items_that_share_a_text_are_in_one_fold() -> None:
+    images, texts = (rows.repeat(10, axis=0) for rows in related_rows(100))
+    images = images + 0.05 * unit_rows(1_000, 32, 1)
+    like_texts = texts + 1e-3 * unit_rows(1_000, 32, 2)
+    kappas = []
+    for second in (texts, like_texts):
+        mixed = measure_mixed_clusters(collapsed(sample_of(images, second)), NAMES, 20)
+        assert mixed is not None
+        kappas.append(mixed.kappa["cross"].value)
+    assert kappas[0] < kappas[1] - 0.2  # like texts are divided among the folds
+
+
+def test_more_clusters_than_four_fifths_of_the_items_are_not_measured() -> None:
+    sample = collapsed(sample_of(*narrow_cones(60)))
+    assert measure_mixed_clusters(sample, NAMES, 48) is not None
+    assert measure_mixed_clusters(sample, NAMES, 49) is None
+    assert "four fifths" in judge_clusters(None, NAMES).because
+
+
+def test_centroids_that_were_made_from_other_rows_are_measured_as_they_are() -> None:
+    seen, unseen = divided(collapsed(sample_of(*narrow_cones(400))), 200)
+    centroids = train(seen, 15)
+    mixed = measure_mixed_clusters(unseen, NAMES, 15, centroids=centroids)
+    assert mixed is not None
+    assert mixed.kappa["cross"].value == pytest.approx(kappa_in_table(unseen, centroids))
 
 
 def test_unrelated_pairs_do_not_come_together_and_few_are_not_judged() -> None:
     first, second = narrow_cones(400, shared=0.0)
-    mixed = measure_mixed_clusters(Sample(first, second, np.arange(400), complete=True))
+    mixed = measure_mixed_clusters(collapsed(sample_of(first, second)), NAMES)
     assert mixed is not None
     low, high = mixed.kappa["cross"].interval or (1, 1)
     assert low < 0.02 and high < 0.1
-    few = Sample(first[:49], second[:49], np.arange(49), complete=True)
-    assert measure_mixed_clusters(few) is None
-    one_text_for_ten = Sample(first, second[np.arange(400) // 10], np.arange(400), complete=True)
-    assert measure_mixed_clusters(one_text_for_ten) is None
+    few = sample_of(first[:49], second[:49])
+    assert measure_mixed_clusters(collapsed(few), NAMES) is None
+    one_text_for_ten = sample_of(first, second[np.arange(400) // 10])
+    assert measure_mixed_clusters(collapsed(one_text_for_ten), NAMES) is None
 
 
 def test_cross_centroids_are_those_of_the_guide() -> None:
@@ -142,3 +219,14 @@ def test_the_verdict_rests_on_the_lower_end_of_kappa_and_on_u(
 
 def test_without_pairs_it_is_unknown_whether_kinds_can_be_clustered_together() -> None:
     assert judge_clusters(None, ["image", "text"]).answer == "unknown"
+
+
+def test_where_more_clusters_divide_more_pairs_a_sentence_says_so() -> None:
+    def mixed(value: float, count: int) -> MixedClusters:
+        kappa = Estimate(value, (value - 0.05, value + 0.05), 60)
+        return MixedClusters({"cross": kappa}, {"cross": 0.0}, count)
+
+    because = judge_clusters(mixed(0.4, 90), NAMES, fewer=mixed(0.6, 20)).because
+    assert "with the default of 20, 60% stay together" in because
+    because = judge_clusters(mixed(0.58, 90), NAMES, fewer=mixed(0.6, 20)).because
+    assert "default" not in because
