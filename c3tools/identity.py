@@ -32,7 +32,7 @@ class ModelIdentity(dict[str, Any]):
     @property
     def is_known(self) -> bool:
         """Return whether a model is recorded."""
-        return self.get("name", UNKNOWN_MODEL) != UNKNOWN_MODEL
+        return bool(self.get("name", UNKNOWN_MODEL) != UNKNOWN_MODEL)
 
     @property
     def weights_sha256(self) -> str | None:

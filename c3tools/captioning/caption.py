@@ -202,10 +202,7 @@ def caption_images(
         suffixes = IMAGE_SUFFIXES
         if find_plugin(model or str(decoder.model.get("name", ""))) is not None:
             suffixes = IMAGE_SUFFIXES | AUDIO_SUFFIXES
-        files, listed = _files_by_key(as_list(paths), suffixes, follow_symlinks)
-        failures = listed.skipped
-        for note in listed.notes:
-            reporter.message(note)
+        files, failures = _files_by_key(as_list(paths), suffixes, follow_symlinks, reporter)
     else:
         decoder.check_model(identity, rows.embeddings.shape[1])
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
@@ -345,14 +342,16 @@ def _image_batches(
 
 
 def _files_by_key(
-    paths: Sequence[str | Path], suffixes: frozenset[str], follow_symlinks: bool = False
-) -> tuple[dict[str, Path], Corpus]:
+    paths: Sequence[str | Path],
+    suffixes: frozenset[str],
+    follow_symlinks: bool,
+    reporter: Reporter,
+) -> tuple[dict[str, Path], list[Failure]]:
     """Find files by their suffixes; their keys are paths relative to the folder without the
-    suffix, as in a store.
+    suffix, as in a store. The reporter is told of those of other kinds.
 
     Returns:
-        The paths by key; and the files that cannot be used, such as links that lead nowhere, with
-        notes on those of other kinds.
+        The paths by key; and the files that cannot be used, such as links that lead nowhere.
 
     Raises:
         CorpusError: if a path is missing or is not an image, or a folder contains none.
@@ -390,4 +389,6 @@ def _files_by_key(
             if full_key in path_by_key:
                 full_key = image.path
             path_by_key[full_key] = Path(image.path)
-    return path_by_key, listed
+    for note in listed.notes:
+        reporter.message(note)
+    return path_by_key, listed.skipped
