@@ -85,6 +85,7 @@ class ImageItem(NamedTuple):
         mtime: of a file on this machine, the time of its last modification in nanoseconds.
         columns: the values of the columns to keep; None where no table has them.
         listed_in: path of the list that names it; None without one.
+        settled: the split of its row, if neither ``split`` nor its key decides.
     """
 
     key: str
@@ -95,6 +96,7 @@ class ImageItem(NamedTuple):
     mtime: int | None = None
     columns: dict[str, Any] | None = None
     listed_in: str | None = None
+    settled: str | None = None
 
 
 class ImageRow(NamedTuple):
@@ -122,6 +124,7 @@ class TextItem(NamedTuple):
         columns: see `ImageItem`.
         listed_in: path of the file that names it by a key of its own; None for the caption of an
             image that was read, and for a text whose key is its line.
+        settled: see `ImageItem`.
     """
 
     key: str
@@ -130,6 +133,7 @@ class TextItem(NamedTuple):
     split: str | None
     columns: dict[str, Any] | None = None
     listed_in: str | None = None
+    settled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,7 @@ _TYPES = {
     "split": _FEW_TEXTS,
     "columns": None,
     "listed_in": _FEW_TEXTS,
+    "settled": _FEW_TEXTS,
 }
 
 

@@ -4,7 +4,7 @@ Train is for fitting, val for choosing checkpoints, and test for scores. A corpu
 splits in its own way (``train2017``, ``restval``, ``validation``): in a field, or by the names of
 its files or folders (`choose_split`). One without splits is split by a stable hash of the key, the
 same on every machine and in every run; so is one that names nothing but val. The split of a row is
-settled when it is written.
+settled when it is written, with the name that the corpus has for it beside it.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def named_split(split: str | None) -> str:
 
 
 def is_val_alone(names: Iterable[str | None]) -> bool:
-    """Return whether val is the only split that is named. Such rows are written without a split,
-    so that the hash of their keys gives some to learn from; names of other splits are kept.
+    """Return whether val is the only split that is named. Such rows are split by the hash of their
+    keys, so that there are some to learn from.
     """
     return {named_split(name) for name in names if name} == {"val"}
 
@@ -149,8 +149,7 @@ def describe_origins(origins: dict[str, set[str]], *, of: str = "Splits") -> str
 def describe_val_alone() -> str:
     """Return a sentence that says how rows are split where val is the only split that is named."""
     return (
-        f"All rows belong to val, so no split is recorded; a hash of the keys assigns splits "
-        f"({describe_hash()})."
+        f"All rows belong to val, so a hash of the keys assigns splits instead ({describe_hash()})."
     )
 
 

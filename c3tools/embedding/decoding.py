@@ -447,6 +447,7 @@ def _decode(
                 "size": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "split": item.split,
+                "settled": item.settled,
                 "columns": item.columns,
             }
         )

@@ -26,7 +26,7 @@ from ..choices import (
 )
 from ..corpus.items import Corpus, ImageItem, ItemTable, TextItem, part_key
 from ..corpus.reading import read_corpus
-from ..corpus.splits import describe_origins, describe_val_alone, is_val_alone
+from ..corpus.splits import describe_origins, describe_val_alone, is_val_alone, splits_by_hash
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.plugins import find_plugin
@@ -40,8 +40,8 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo, StoreWriter, create_store
 from ..store.carried import columns_to_keep
 from ..store.manifest import require_store_or_empty
-from ..store.rows import without_splits
-from ..store.shards import ShardName, shards_in
+from ..store.rows import own_items
+from ..store.shards import CORPUS_SPLIT, ShardName, shards_in
 from .inputs import MEDIA, StoredInputs, record_inputs
 from .keys import with_stored_keys
 from .plan import Plan, plan_corpus
@@ -478,19 +478,29 @@ def embed_corpus(
 
 
 def _with_settled_splits(corpus: Corpus, stored: StoredInputs, reporter: Reporter) -> Corpus:
-    """Return a corpus that names no split if it and the store name nothing but val."""
+    """Return a corpus that is split by the hash of its keys if it and the store name nothing but
+    val.
+    """
     items = {name: items.table for name, items in corpus.by_modality().items()}
     names: set[str | None] = set()
-    for table in (*stored.tables.values(), *items.values()):
+    for rows in stored.tables.values():
+        names.update(pc.unique(rows[CORPUS_SPLIT]).to_pylist())
+    for table in items.values():
         names.update(pc.unique(table["split"]).to_pylist())
     if not is_val_alone(names):
         return corpus
     reporter.message(describe_val_alone())
+    hashed = {}
+    for name, table in items.items():
+        place = table.column_names.index("settled")
+        splits = splits_by_hash(own_items(table).to_pylist())
+        column = pa.array(splits, table.schema.field(place).type)
+        hashed[name] = table.set_column(place, "settled", column)
     settled = copy(corpus)
-    settled.images = ItemTable(ImageItem, without_splits(items["image"]))
-    settled.videos = ItemTable(ImageItem, without_splits(items["video"]))
-    settled.audio = ItemTable(ImageItem, without_splits(items["audio"]))
-    settled.texts = ItemTable(TextItem, without_splits(items["text"]))
+    settled.images = ItemTable(ImageItem, hashed["image"])
+    settled.videos = ItemTable(ImageItem, hashed["video"])
+    settled.audio = ItemTable(ImageItem, hashed["audio"])
+    settled.texts = ItemTable(TextItem, hashed["text"])
     return settled
 
 

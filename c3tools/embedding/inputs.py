@@ -24,7 +24,7 @@ from ..corpus.items import Corpus
 from ..io.files import write_atomically
 from ..io.locations import name_or_file
 from ..store import Store
-from ..store.shards import CARRIED_TYPES, ShardName
+from ..store.shards import CARRIED_TYPES, CORPUS_SPLIT, ShardName
 from .checkouts import in_this_checkout
 from .sources import absolute
 
@@ -49,9 +49,12 @@ _FILE = pa.schema(
         ("size", pa.int64()),
         ("sha256", pa.large_string()),
         ("split", pa.large_string()),
+        (CORPUS_SPLIT, pa.large_string()),
     ]  # type: ignore[arg-type]
 )
-_TEXT = pa.schema([(name, pa.large_string()) for name in ("key", "caption", "image_key", "split")])
+_TEXT = pa.schema(
+    [(name, pa.large_string()) for name in ("key", "caption", "image_key", "split", CORPUS_SPLIT)]
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,10 @@ class StoredInputs:
 
     Attributes:
         tables: by modality, its rows, then its failures: key, part (the number of the shard),
-            is_failure, split, columns (see `ImageItem`) and list, the absolute path of the list
-            that names it; of texts caption and image_key; of others size, sha256, mtime,
-            stored_path, which is absolute, and written_path, which is the same but for files of
-            another checkout (`checkouts.py`), where it is the path that the shard has.
+            is_failure, split, corpus_split, columns (see `ImageItem`) and list, the absolute path
+            of the list that names it; of texts caption and image_key; of others size, sha256,
+            mtime, stored_path, which is absolute, and written_path, which is the same but for files
+            of another checkout (`checkouts.py`), where it is the path that the shard has.
         recorded: the content of inputs.parquet, but for keys that the store does not have.
     """
 

@@ -126,15 +126,13 @@ def plan_corpus(
             # The splits that items have in the store come before those in the corpus
             for plan in with_tasks.values():
                 table: Any = plan.items.table
-                corpus_splits = table["split"].to_pylist()
-                item_keys = own_items(table).to_pylist()
-                settled_splits = [
-                    splits.get(item_key, split)
-                    for item_key, split in zip(item_keys, corpus_splits, strict=True)
-                ]
-                place = table.column_names.index("split")
-                column = pa.array(settled_splits, table.schema.field("split").type)
-                plan.items = ItemTable(plan.items.kind, table.set_column(place, "split", column))
+                of_items = zip(
+                    own_items(table).to_pylist(), table["settled"].to_pylist(), strict=True
+                )
+                settled = [splits.get(item_key, split) for item_key, split in of_items]
+                place = table.column_names.index("settled")
+                column = pa.array(settled, table.schema.field("settled").type)
+                plan.items = ItemTable(plan.items.kind, table.set_column(place, "settled", column))
     return plans
 
 
@@ -229,7 +227,10 @@ def _join_by_key(stored: Any, items: ItemTable[Any]) -> tuple[Any, Any]:
 def _shared_columns(in_both: Any, in_corpus: Any) -> dict[str, Any]:
     columns = {name: in_both[name] for name in ("key", "part", "is_failure", "position")}
     columns["stored_split"] = in_both["split"]
-    columns["corpus_split"] = pc.cast(in_corpus["split"], pa.large_string())
+    named = pc.cast(in_corpus["split"], pa.large_string())
+    # Where val is the only name, rows are not to be in the split of that name
+    is_hashed = pc.is_valid(in_corpus["settled"])
+    columns["named_split"] = pc.if_else(is_hashed, pa.scalar(None, pa.large_string()), named)
     columns["item"] = own_items(in_corpus)
     columns["columns"] = in_corpus["columns"]
     columns["has_other_columns"] = _columns_differ(in_both, in_corpus)
@@ -304,11 +305,11 @@ def _plan_of(
     summary.other_columns = renewed["key"].to_pylist()
 
     # Rows that the corpus names another split of
-    is_same_name = pc.fill_null(pc.equal(rows["stored_split"], rows["corpus_split"]), False)
-    renamed = rows.filter(pc.and_not(pc.is_valid(rows["corpus_split"]), is_same_name))
+    is_same_name = pc.fill_null(pc.equal(rows["stored_split"], rows["named_split"]), False)
+    renamed = rows.filter(pc.and_not(pc.is_valid(rows["named_split"]), is_same_name))
     items_of_rows = renamed["item"].to_pylist()
     stored_splits = splits_of(items_of_rows, renamed["stored_split"].to_pylist())
-    corpus_splits = splits_of(items_of_rows, renamed["corpus_split"].to_pylist())
+    corpus_splits = splits_of(items_of_rows, renamed["named_split"].to_pylist())
     for key, stored, named in zip(
         renamed["key"].to_pylist(), stored_splits, corpus_splits, strict=True
     ):

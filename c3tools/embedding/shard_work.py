@@ -29,7 +29,7 @@ from ..store import Failure, Store
 from ..store.dataset import with_column
 from ..store.rewriting import REWRITING
 from ..store.rows import keys_of
-from ..store.shards import part_name, shard_table, write_rows
+from ..store.shards import CORPUS_SPLIT, part_name, shard_table, write_rows
 from .decoding import Batch, Shards, decoded_batches, failure_of
 from .sounds import encode_sound
 from .summary import ModalitySummary
@@ -172,6 +172,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         failures = [failure for batch in batches for failure in batch.failures]
         names = rows[0] if rows else ("key",)
         columns = {name: [row[name] for row in rows] for name in names}
+        columns[CORPUS_SPLIT] = [row["split"] for row in rows]
+        columns["split"] = [row["settled"] or row["split"] for row in rows]
         kept_values = [row["columns"] or {} for row in rows]
         for name in info.columns:
             columns[name] = [values.get(name) for values in kept_values]
@@ -223,6 +225,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                     "path": item.path,
                     "size": item.size,
                     "split": item.split,
+                    "settled": item.settled,
                     "columns": item.columns,
                 }
                 try:

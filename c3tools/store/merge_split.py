@@ -39,8 +39,8 @@ from .dataset import copy_store, with_column
 from .ids import ids_in
 from .left_out import LEAVE_OUT_COLUMN, RowName
 from .reader import Store
-from .rows import ITEM_COLUMNS, keys_of, own_items
-from .shards import COPY_FILE, Failure
+from .rows import ITEM_COLUMNS, keys_of, own_items, row_splits
+from .shards import COPY_FILE, CORPUS_SPLIT, Failure
 
 
 @dataclass
@@ -233,7 +233,7 @@ class _Merge:
         self._keep_first = keep_first
         self._report = report
         self._owner_of: dict[str, dict[str, Store]] = defaultdict(dict)  # by modality and key
-        self._split_of: dict[str, str | None] = {}  # by item, as its first store says
+        self._split_of: dict[str, str] = {}  # by item, as its first store says
 
     def rows_of(self, store: Store, modality: str, table: pa.Table) -> pa.Table:
         """Return the rows of a shard for the new store.
@@ -241,6 +241,8 @@ class _Merge:
         Raises:
             StoreError: if a key is that of an earlier store, and these are not to be left out.
         """
+        # Before keys get a prefix, by which a hash would choose other splits
+        own_splits = row_splits(table)
         for name in {"key", *ITEM_COLUMNS}.intersection(table.column_names):
             keys: Any = table.column(name)
             prefixed = pc.binary_join_element_wise(self._prefixes[store], keys, "")
@@ -250,7 +252,7 @@ class _Merge:
 
         splits = []
         items = own_items(table).to_pylist()
-        for item, split in zip(items, table.column("split").to_pylist(), strict=True):
+        for item, split in zip(items, own_splits, strict=True):
             splits.append(self._split_of.setdefault(item, split))
         table = with_column(table, "split", pa.array(splits, pa.string()))
 
@@ -357,6 +359,9 @@ def split_store(
     def change_named(_: Store, modality: str, table: pa.Table) -> pa.Table:
         items = own_items(table).to_pylist()
         report.unnamed += sum(item not in named_splits for item in items)
+        words = zip(items, table.column(CORPUS_SPLIT).to_pylist(), strict=True)
+        names = [named_splits.get(item, word) for item, word in words]
+        table = with_column(table, CORPUS_SPLIT, pa.array(names, pa.string()))
         splits = [named_splits.get(item, item_splits[item]) for item in items]
         return with_column(table, "split", pa.array(splits, pa.string()))
 
@@ -366,7 +371,7 @@ def split_store(
 def _read_splits(
     path: Path,
     store: Store,
-    item_splits: Mapping[str, str | None],
+    item_splits: Mapping[str, str],
     key_column: str | None,
     split_column: str | None,
 ) -> dict[str, str]:

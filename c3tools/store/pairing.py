@@ -37,6 +37,7 @@ from ..io.locations import location, read_all
 from ..reporter import counted
 from .ids import Ids, ids_in, match_ids, numbered_keys
 from .rows import Rows, without_splits
+from .shards import CORPUS_SPLIT
 from .vector_files import VectorFile, part_files, read_vector_file
 from .vector_pickles import read_pickle
 
@@ -143,11 +144,16 @@ def read_files(
                 )
         paired.append(current)
     rows = [current.rows(wanted_columns, keep) for current in paired]
-    if is_val_alone(chain.from_iterable(of_modality.column("split") for of_modality in rows)):
-        notes.append(describe_val_alone())
-        rows = [replace(each, table=without_splits(each.table)) for each in rows]
     # No splits of items are known but those that rows name
-    return share_column(rows, "split", pa.string(), item_values={}), notes
+    rows = share_column(rows, "split", pa.string(), item_values={})
+    named: list[Rows] = []
+    for each in rows:
+        table = each.table.append_column(CORPUS_SPLIT, each.table.column("split"))
+        named.append(replace(each, table=table))
+    if is_val_alone(chain.from_iterable(each.column("split") for each in named)):
+        notes.append(describe_val_alone())
+        named = [replace(each, table=without_splits(each.table)) for each in named]
+    return named, notes
 
 
 def share_column(

@@ -40,6 +40,7 @@ from .rows import (
     keys_of,
     one_array,
     own_items,
+    row_splits,
     split_mask,
 )
 from .shards import (
@@ -562,18 +563,17 @@ class Store(HubRepository):
         batches = self.batches(modality, ["key", *ITEM_COLUMNS], split=split, parts=parts)
         return one_array(pa.chunked_array([item_keys(batch) for batch in batches], pa.string()))
 
-    def item_splits(self) -> dict[str, str | None]:
-        """Return the split of every item, as its first row names it: an image before its texts.
+    def item_splits(self) -> dict[str, str]:
+        """Return the split of every item, that of its first row: an image before its texts.
 
         Raises:
             StoreError: if a shard cannot be read.
         """
-        item_splits: dict[str, str | None] = {}
+        item_splits: dict[str, str] = {}
         for modality in sorted(self.modalities, key=lambda name: name == "text"):
             for batch in self.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
                 items = own_items(batch).to_pylist()
-                splits = batch.column("split").to_pylist()
-                for item, split in zip(items, splits, strict=True):
+                for item, split in zip(items, row_splits(batch), strict=True):
                     item_splits.setdefault(item, split)
         return item_splits
 

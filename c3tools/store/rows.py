@@ -246,7 +246,9 @@ def own_items(table: pa.Table | pa.RecordBatch) -> Any:
 
 
 def row_splits(table: pa.Table | pa.RecordBatch) -> list[str]:
-    """Return the split of each row: as the corpus says, else by a stable hash of the item's key."""
+    """Return the split of each row: that of the column ``split``, which older versions wrote as the
+    corpus says; else by a stable hash of the item's key.
+    """
     splits: list[str | None] = [None] * table.num_rows
     if "split" in table.schema.names:
         splits = table.column("split").to_pylist()

@@ -113,9 +113,10 @@ CARRIED_TYPES: dict[str, Any] = {
     "bool": pa.bool_(),
 }
 # the names of columns of stores, exports and indexes
-OWN_COLUMNS = {"key", "embedding", "code", "pair_key", "split", "role", "modality"}.union(
-    *_COLUMNS.values()
-)
+CORPUS_SPLIT = "corpus_split"
+OWN_COLUMNS = {
+    *("key", "embedding", "code", "pair_key", "split", CORPUS_SPLIT, "role", "modality")
+}.union(*_COLUMNS.values())
 
 
 @dataclass(frozen=True)
@@ -387,8 +388,11 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
 
     Rows of an index have a column ``code`` in place of the embedding. Modalities other than
     ``image``, ``video`` and ``text`` have ``pair_key`` (the key of the row's item) and ``split``.
+    Rows of a store have ``corpus_split``, the name that the corpus has for their split.
     """
     columns = {**_COLUMNS.get(modality, {"pair_key": pa.string()}), "split": pa.string()}
+    if not info.exported:
+        columns[CORPUS_SPLIT] = pa.string()
     value_type = pa.float16() if info.dtype == "float16" else pa.float32()
     embedding = pa.list_(pa.field("element", value_type, nullable=False), info.dim)
     vector: pa.Field[Any] = pa.field("embedding", embedding, nullable=False)
@@ -444,7 +448,8 @@ def write_rows(
     """Write the file of a shard, complete or not at all: zstd, byte-stream split on the embedding,
     dictionary on keys.
 
-    Measured on CLIP embeddings, this is the smallest of the layouts and as fast to read as any.
+    Measured on CLIP embeddings, this is the smallest of the layouts and as fast to read as any. The
+    column ``split`` is settled: train, val, test or another name in lower case, never null.
 
     Args:
         path: of the file, on this machine or at a URL.
@@ -463,6 +468,9 @@ def write_rows(
         MADE_FROM_KEY: made_from or digest_of(info),
     }
     names = rows.column_names
+    if "split" in names:
+        splits = pa.array(row_splits(rows), pa.string())
+        rows = rows.set_column(names.index("split"), "split", splits)
     vector = "embedding.list.element" if "embedding" in names else "code"
     # plain values and codes hardly get smaller, and are written and read in half the time as they
     # are
@@ -615,7 +623,8 @@ def shard_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of an open shard with the columns of a schema, or those of them that are
     named, null where the shard has none, and then the other columns of the shard; the checksums of
-    its pages are compared.
+    its pages are compared. In a shard of an older version, the column ``split`` has the names of
+    the corpus, which become ``corpus_split`` too.
 
     Args:
         shard: open.
@@ -640,6 +649,8 @@ def shard_batches(
             arrays = []
             for column in wanted:
                 values = others.pop(column.name, None)
+                if values is None and column.name == CORPUS_SPLIT and "split" in batch.schema.names:
+                    values = batch.column("split")
                 if values is None:
                     values = pa.nulls(len(batch), column.type)
                 if values.null_count and not column.nullable:

@@ -283,6 +283,7 @@ def test_values_of_another_kind_are_refused(value: Any, problem: str) -> None:
     [
         ("ulr", "No row has a value in the column 'ulr'"),
         ("caption", "already use the column names caption"),
+        ("corpus_split", "already use the column names corpus_split"),
     ],
 )
 def test_columns_that_cannot_be_kept_are_refused(name: str, problem: str) -> None:

@@ -236,8 +236,8 @@ def test_captions_and_splits_are_joined_before_keys_are_extended(folder: Path) -
     embed("cam1")
     embed("cam2")
     assert keys(modality="text") == {"1#0": "1", "cam2/1#0": "cam2/1", "cam2/1#1": "cam2/1"}
-    assert Store.open("s").load("image").column("split") == [None, "test"]
-    assert Store.open("s").load("text").column("split") == [None, "test", "test"]
+    assert Store.open("s").load("image").column("corpus_split") == [None, "test"]
+    assert Store.open("s").load("text").column("corpus_split") == [None, "test", "test"]
 
 
 def test_a_new_file_of_the_same_stem_leaves_the_key_of_the_first(folder: Path) -> None:

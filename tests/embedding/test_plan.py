@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,9 @@ def test_a_corpus_of_val_alone_is_split_by_hash_as_it_grows(tmp_path: Path) -> N
         colour_corpus(folder, colours)
         write_captions(folder, {name: [f"{name} 0"] for name in colours}, split="val2017")
         embed_colours(folder, store, reporter=said)
-        assert Store.open(store).load("image").column("split") == [None] * len(colours)
+        rows = Store.open(store).load("image")
+        assert rows.column("corpus_split") == ["val2017"] * len(colours)
+        assert rows.column("split") == splits_by_hash([*colours])
         colours |= {"e": "blue", "f": "tan"}
     assert [text.partition(",")[0] for text in said.texts] == ["All rows belong to val"] * 2
     assert Store.open(store).load("image").splits == splits_by_hash(["a", "d", "e", "f"])
@@ -168,7 +171,63 @@ def test_a_corpus_of_val_alone_is_split_by_hash_as_it_grows(tmp_path: Path) -> N
     Image.new("RGB", (3, 3), "gold").save(folder / "g.png")
     summary = embed_colours(folder, store)
     assert summary.modalities["image"].other_split == ["a", "d", "e"]
-    assert Store.open(store).load("image").column("split") == [*[None] * 4, "train"]
+    rows = Store.open(store).load("image")
+    assert rows.column("split") == [*splits_by_hash(["a", "d", "e", "f"]), "train"]
+    assert rows.column("corpus_split") == [*["val2017"] * 4, "train"]
+
+
+def test_the_split_is_settled_and_the_name_of_the_corpus_stands_beside_it(tmp_path: Path) -> None:
+    folder, store = colour_corpus(tmp_path / "p", RAINBOW), tmp_path / "s"
+    splits = {"a": "train2017", "b": "restval", "c": "Base", "d": "", "e": None}
+    write_jsonl(
+        folder / "captions.jsonl",
+        *({"image": f"{name}.png", "text": name, "split": word} for name, word in splits.items()),
+    )
+    embed_colours(folder, store)
+    expected = ["train", "train", "base", *splits_by_hash(["d", "e"])]
+    for modality in ("image", "text"):
+        table = pq.read_table(store / modality)  # as another program reads it
+        assert table["split"].to_pylist() == expected
+        assert table["corpus_split"].to_pylist() == ["train2017", "restval", "Base", None, None]
+
+
+def as_of_an_older_version(store: Path) -> None:
+    """Write the splits as the corpus names them, in one column, as older versions did."""
+    for shard in sorted(store.rglob("part-*.parquet")):
+        table = pq.read_table(shard)
+        place = table.column_names.index("split")
+        table = table.set_column(place, "split", table["corpus_split"])
+        pq.write_table(table.drop_columns(["corpus_split"]), shard)
+    (store / "manifest.json").unlink()
+    assert verify_store(store, repair=True).whole
+
+
+@pytest.mark.parametrize("word", [None, "val", "train2017"])
+def test_a_store_of_an_older_version_is_read_continued_and_left_as_it_is(
+    tmp_path: Path, word: str | None
+) -> None:
+    folder, store = colour_corpus(tmp_path / "p", RAINBOW), tmp_path / "s"
+    write_captions(folder, {name: [f"{name} 0"] for name in RAINBOW}, split=word or "")
+    embed_colours(folder, store)
+    new = Store.open(store).load("image").splits
+    as_of_an_older_version(store)
+    former = Store.open(store)
+    if word != "val":  # older versions wrote no name then
+        assert former.load("image").splits == new
+        assert former.split_counts("image") == Counter(new)
+    shards = {path: path.read_bytes() for path in store.rglob("part-*")}
+    summary = embed_colours(folder, store, update=True, prune=True)
+    assert counts(summary) == {"image": (0, 0, 0), "text": (0, 0, 0)}
+    assert all(not modality.other_split for modality in summary.modalities.values())
+    assert {path: path.read_bytes() for path in store.rglob("part-*")} == shards
+
+    # A shard that is written again has both columns
+    recolour(folder / "a.png", "tan")
+    embed_colours(folder, store, update=True)
+    first = pq.read_table(store / "image/part-00000.parquet")
+    assert None not in first["split"].to_pylist()
+    assert first["corpus_split"].to_pylist() == [word, word]
+    assert verify_store(store).whole
 
 
 def test_other_names_of_splits_are_written_as_they_are(tmp_path: Path) -> None:

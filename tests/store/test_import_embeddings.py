@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from c3tools import Rows, Store, verify_store
+from c3tools.corpus.splits import splits_by_hash
 from c3tools.errors import StoreError, UnusedOptionError
 from c3tools.store import import_embeddings as importing
 from c3tools.store import write_rows
@@ -263,7 +264,7 @@ def test_vectors_with_ids_and_their_table(
     Path("m.csv").write_text(table)
     said = import_embeddings(image=source, meta="m.csv", key_column=column).notes[0]
     image = loaded("image")
-    assert [image.keys, image.column("split"), row_of(image.embeddings)] == [
+    assert [image.keys, image.column("corpus_split"), row_of(image.embeddings)] == [
         keys.split(),
         splits,
         [0, 1, 2],
@@ -282,7 +283,7 @@ def test_other_modalities_are_joined_with_images_by_id() -> None:
     report = bring(image=image, audio={"id": [3, 9, 1, 0]})
     assert stored("image", "audio") == joined([0, 1, 2, 3], [3, 9, 1, 0])
     assert "3 of 4 audio rows and 3 of 4 image rows are paired" in report.notes[0]
-    assert loaded("audio").column("split") == ["x", None, "val", "train"]
+    assert loaded("audio").column("corpus_split") == ["x", None, "val", "train"]
 
 
 def test_order_pairs_nothing_that_has_ids() -> None:
@@ -554,8 +555,9 @@ def test_a_table_that_names_nothing_but_val_is_split_by_hash() -> None:
     source = write("i.csv", vectors(3), {"id": "abc"})
     Path("m.csv").write_text("id,split\na,val2017\nb,val\nc,val\n")
     notes = import_embeddings(image=source, meta="m.csv").notes
-    assert any(note.startswith("All rows belong to val, so no split") for note in notes)
-    assert loaded("image").column("split") == [None] * 3
+    assert any(note.startswith("All rows belong to val, so a hash") for note in notes)
+    assert loaded("image").column("split") == splits_by_hash(["a", "b", "c"])
+    assert loaded("image").column("corpus_split") == ["val2017", "val", "val"]
 
 
 @pytest.mark.parametrize(
