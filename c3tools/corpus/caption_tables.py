@@ -11,8 +11,10 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from itertools import islice
 from pathlib import Path
+from posixpath import splitext
 from typing import Any, NamedTuple
 
 from ..errors import CorpusError, reason_of
@@ -21,7 +23,7 @@ from ..io.limits import limited_lines, refusing_excess
 from ..io.locations import is_url, open_binary
 from ..io.parquet import UNREADABLE, open_parquet
 from ..reporter import counted
-from .items import ReadOptions, as_key
+from .items import IMAGE_SUFFIXES, ReadOptions, as_key
 from .kept_columns import KeptColumns
 from .tables import (
     ROLES,
@@ -31,11 +33,13 @@ from .tables import (
     delimiter_of,
     pick,
     pick_all,
+    plain_name,
     read_records,
     records_in_list,
 )
 
 SPLIT_COLUMN = "split"
+_LOOKED_AT = 100  # rows
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*"""
 # of strings, as JSON or Python writes it
@@ -88,7 +92,7 @@ def read_captions(
             .csv.
         options: ``text_column`` and ``key_column`` are used if the usual names do not fit.
         images: read it as a list of images: ``options.image_column`` names them, or a column has
-            their URLs, and texts may be missing.
+            their URLs, and texts may be missing. It names those of ``options.captions`` too.
 
     Raises:
         CorpusError: if the file is missing, of an unknown format, unreadable, or has no such
@@ -260,8 +264,15 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
         CorpusError: if a requested column is missing, or the file has neither texts nor images.
     """
     present = list(names)
-    image_column = options.image_column if images else None
-    require_column(present, image_column, "--image-column", path)
+    is_captions = path == options.captions
+    image_column = None
+    if images:
+        image_column = require_column(present, options.image_column, "--image-column", path)
+    elif is_captions and options.image_column is not None:
+        # The column of a list may be meant, beside a captions file with usual names
+        usual = pick(present, "image", "key")
+        with suppress(CorpusError) if usual else nullcontext():
+            image_column = require_column(present, options.image_column, "--image-column", path)
     texts = pick_text_columns(present, options.text_column, path)
     urls = pick_all(present, "url", "image")
     if not texts and image_column is None and not (images and urls):
@@ -272,14 +283,14 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
             remedy="Choose the text column with --text-column, or the image column with "
             "--image-column.",
         )
-    require_column(present, options.key_column, "--key-column", path)
+    key_column = require_column(present, options.key_column, "--key-column", path)
     options.note_use("text_column", "key_column")
-    if images:
+    if images or image_column is not None:
         options.note_use("image_column")
     return _Columns(
         texts,
         image=pick(present, "image", wanted=image_column),
-        key=pick(present, "key", wanted=options.key_column),
+        key=pick(present, "key", wanted=key_column),
         split=pick(present, "split") or SPLIT_COLUMN,  # later JSON lines may have one
         urls=urls,
         kept=options.kept_columns,
@@ -287,13 +298,17 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
 
 
 def require_column(present: list[str], wanted: str | None, option: str, path: Path) -> str | None:
-    """Return ``wanted``, which is one of the columns or None.
+    """Return the column ``wanted``, or the one that differs from it only in upper and lower case,
+    spaces and underscores; None for None.
 
     Raises:
         CorpusError: if it is missing; names the columns that are.
     """
     if wanted is None or wanted in present:
         return wanted
+    for column in present:
+        if plain_name(column) == plain_name(wanted):
+            return column
     raise CorpusError(
         f"{path} has no column {wanted!r}; its columns are: {', '.join(present) or 'none'}.",
         remedy=f"Choose one of them with {option}.",
@@ -307,11 +322,33 @@ def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tup
     Raises:
         CorpusError: if ``wanted`` is missing.
     """
-    require_column(present, wanted, "--text-column", path)
-    column = pick(present, "caption", wanted=wanted)
+    column = pick(present, "caption", wanted=require_column(present, wanted, "--text-column", path))
     if column:
         return (column,)
     return tuple(name for name in present if _NUMBERED.fullmatch(name))
+
+
+def columns_of_images(path: Path) -> list[str]:
+    """Return the columns of a table whose first values are file names of images."""
+    suffix = path.suffix.lower()
+    records: list[dict[str, Any]] = []
+    if suffix in (".csv", ".tsv", ".jsonl"):
+        records = [record.values for record in islice(read_records(path), _LOOKED_AT)]
+    elif suffix == ".parquet":
+        with open_parquet(path) as file:
+            names = [field.name for field in file.schema if str(field.type).endswith("string")]
+            for batch in islice(file.batches(names), 1):
+                records = batch.slice(0, _LOOKED_AT).to_pylist()
+    found = []
+    for name in dict.fromkeys(name for record in records for name in record):
+        cells = [record.get(name) for record in records]
+        values = [cell for cell in cells if cell]
+        if values and all(
+            isinstance(value, str) and splitext(value)[1].lower() in IMAGE_SUFFIXES
+            for value in values
+        ):
+            found.append(name)
+    return found
 
 
 def captions_of(record: Mapping[str, Any], columns: Iterable[str], where: str) -> list[str]:

@@ -105,6 +105,9 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Ima
         except (OSError, ValueError) as error:
             corpus.unread_keys.add(_listed_key(row, image_name, options))
             reason = f"{image_name[:200]}: {reason_of(error)}"
+            if isinstance(error, FileNotFoundError) and not Path(image_name).is_absolute():
+                root = options.images_root or path.parent
+                reason += f" in the folder {root}; --images-root FOLDER chooses another one"
             corpus.skip(name, place, type(error).__name__, reason)
             continue
         paths[image_name] = image.path

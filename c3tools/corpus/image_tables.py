@@ -281,8 +281,9 @@ def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | No
     Raises:
         CorpusError: if the one wanted is missing; names the columns that are.
     """
-    if require_column(schema.names, wanted, "--image-column", path) is not None:
-        return wanted if _holds_bytes(schema.field(str(wanted)).type) else None
+    column = require_column(schema.names, wanted, "--image-column", path)
+    if column is not None:
+        return column if _holds_bytes(schema.field(column).type) else None
     candidates = [field.name for field in schema if _holds_bytes(field.type)]
     structs = [name for name in candidates if pa.types.is_struct(schema.field(name).type)]
     return pick(candidates, "image_bytes") or next(iter(structs), None)

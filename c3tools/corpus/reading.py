@@ -28,7 +28,13 @@ import pyarrow.compute as pc
 from ..errors import CorpusError, MissingExtraError, UnusedOptionError, reason_of
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import SILENT, Progress, Reporter, counted
-from .caption_tables import CaptionRow, key_of_text, note_of_ambiguous, read_captions
+from .caption_tables import (
+    CaptionRow,
+    columns_of_images,
+    key_of_text,
+    note_of_ambiguous,
+    read_captions,
+)
 from .containers import Reader, reader_of, split_of_container
 from .items import (
     AUDIO_SUFFIXES,
@@ -48,6 +54,7 @@ from .items import (
 )
 from .kept_columns import KeptColumns
 from .splits import split_in_name
+from .tables import pick
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
@@ -90,7 +97,7 @@ _LOOKED_AT = 100  # lines of a text file, which may be paths
 _WHY_UNUSED = {
     "captions": "because no images are read",
     "text_column": "because no table with such a column is read",
-    "image_column": "because no table or list of images is read",
+    "image_column": "because no table or list with such a column is read",
     "key_column": "because the keys come from file names",
     "images_root": (
         "because no table or list with image paths is read; to read a list of texts as a list of "
@@ -569,10 +576,12 @@ def _join_rows(rows: Sequence[CaptionRow]) -> tuple[list[str], str | None]:
 
 
 def _no_image(file: Path, row: CaptionRow) -> CorpusError:
+    columns = [name for name in columns_of_images(file) if pick([name], "image", "key") is None]
+    option = f"--captions {file} --image-column {columns[0] if columns else 'COLUMN'}"
     return CorpusError(
         f"{file}, line {row.line}: the image is missing.",
-        remedy="Image captions need a column file_name, image or key. To embed only the texts, "
-        "pass the file as PATH.",
+        remedy=f"Image captions need a column file_name, image or key, or with another name: "
+        f"{option}. To embed only the texts, pass the file as PATH.",
     )
 
 
@@ -703,6 +712,8 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
             listed_in = place if row.key or image_key else None
             text = TextItem(key, caption, image_key, split, row.columns, listed_in)
             corpus.add_text(text, place)
+    columns = columns_of_images(file)
+    option = f"--image-column {columns[0]}" if columns else "--image-column"
     # Lists have the suffix of a table
     rename = f" Rename it to {stem}.csv first." if file.suffix.lower() in _PLAIN else ""
     if urls:
@@ -713,7 +724,12 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     elif texts_of_image:
         corpus.notes.append(
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. "
-            f"To read it as a list of images, use --image-column.{rename}"
+            f"To read it as a list of images, use {option}.{rename}"
+        )
+    elif columns:
+        corpus.notes.append(
+            f"{file} names images in the column {columns[0]}, but only its texts are used. To read "
+            f"it as a list of images, use {option}."
         )
 
 

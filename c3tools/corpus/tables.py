@@ -148,10 +148,15 @@ def pick_all(columns: Iterable[str], *roles: Role) -> list[str]:
     # Of TEXT and Text the first one is used, and text before both
     spelling: dict[str, str] = {}
     for column in present:
-        spelling.setdefault(column.lower().replace(" ", "_"), column)
+        spelling.setdefault(plain_name(column), column)
     spelling.update({column: column for column in present})
     usual = [name for role in roles for name in ROLES[role]]
     return list(dict.fromkeys(spelling[name] for name in usual if name in spelling))
+
+
+def plain_name(column: str) -> str:
+    """Return the name of a column in lower case with underscores, as usual names are written."""
+    return column.lower().replace(" ", "_")
 
 
 def read_records(path: Path, error: type[C3Error] = CorpusError) -> Iterator[Record]:

@@ -100,7 +100,7 @@ def embed(
         store: The store of embeddings: a folder or a URL (s3://, gs://).
         captions: A file of captions: .jsonl, .csv, .tsv, .parquet or COCO .json.
         text_column: Column with the texts.
-        image_column: Column with the images, or with their paths or URLs.
+        image_column: Column with the images, or with their paths or URLs; in ``captions``, too.
         key_column: Column with the keys.
         images_root: Folder against which relative paths in lists are resolved. By default the
             folder of the list.

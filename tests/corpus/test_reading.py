@@ -827,3 +827,48 @@ def test_captions_of_a_folder_and_a_tar_lack_an_image_if_neither_has_it(tmp_path
     corpus = read_corpus([tmp_path / "photos", tar], captions=file)
     assert pairs(corpus) == [("f", "f"), ("t", "t")]
     assert corpus.captions_without_image == ["z.png"]
+
+
+def products(folder: Path, column: str, suffix: str = ".csv") -> Path:
+    """Two photos in photos/, and a table with their file names in a column."""
+    for name in ("a", "b"):
+        (folder / "photos").mkdir(exist_ok=True)
+        image(folder / f"photos/{name}.png")
+    rows = [{column: f"{name}.png", "text": name.upper()} for name in ("a", "b")]
+    return write_list(folder / f"products{suffix}", rows)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_the_image_column_of_a_captions_file_may_be_chosen(tmp_path: Path, suffix: str) -> None:
+    table = products(tmp_path, "File", suffix)
+    photos = tmp_path / "photos"
+    message = f"--captions {table} --image-column File. To embed only the texts"
+    assert_refused(re.escape(message), photos, captions=table)
+    assert_refused("no column 'photo'; its", photos, captions=table, image_column="photo")
+    of_folder = read_corpus(photos, captions=table, image_column="file")
+    tar = write_tar(tmp_path / "x.tar", [(p.name, p.read_bytes()) for p in photos.iterdir()])
+    of_tar = read_corpus(tar, captions=table, image_column="file")
+    assert pairs(of_folder) == pairs(of_tar) == [("A", "a"), ("B", "b")]
+
+
+def test_the_image_column_of_a_list_leaves_captions_with_usual_names_alone(tmp_path: Path) -> None:
+    table = products(tmp_path, "photo")
+    captions = write_list(tmp_path / "captions.jsonl", [{"image": "a.png", "text": "C"}])
+    options: dict[str, Any] = {"image_column": "photo", "images_root": tmp_path / "photos"}
+    assert pairs(read_corpus(table, captions=captions, **options)) == [("C", "a")]
+    with pytest.raises(UnusedOptionError, match="no table or list with such a column"):
+        read_corpus(tmp_path / "photos", captions=captions, image_column="photo")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_it_is_said_that_a_table_of_texts_names_images(tmp_path: Path, suffix: str) -> None:
+    table = products(tmp_path, "photo", suffix)
+    (note,) = read_corpus(table).notes
+    assert note.endswith("read it as a list of images, use --image-column photo.")
+    assert read_corpus(write_list(tmp_path / "t.csv", [{"a": "x.png y", "text": "b"}])).notes == []
+
+
+def test_a_list_whose_images_are_elsewhere_names_the_option(tmp_path: Path) -> None:
+    table = products(tmp_path, "photo")
+    named = f"a.png: No such file .* in the folder {tmp_path}; --images-root FOLDER chooses"
+    assert_refused(named, table, image_column="photo")
