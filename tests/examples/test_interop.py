@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -67,6 +68,22 @@ def test_folders_are_read_as_they_are(store: Store, export: Callable[..., Path],
     assert [distinct, every, ds.dataset(folder).count_rows(), len(pandas.read_parquet(folder))] == [
         180
     ] * 4
+
+
+def test_the_page_on_stores_says_which_programs_read_no_float16(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb", reason="the extra interop is not installed")
+    page = (EXAMPLES.parent / "docs/reference/stores.md").read_text()
+    rows = Rows.of("image", ["a", "b", "c"], make_vectors(3)[0])
+    for dtype in ("float16", "float32"):
+        build_store(tmp_path / dtype, rows, dtype=dtype)
+    query = "SELECT embedding FROM '{}/image/*.parquet'"
+    assert len(duckdb.sql(query.format(tmp_path / "float32")).fetchall()) == 3
+    with pytest.raises(duckdb.Error) as refusal:
+        duckdb.sql(query.format(tmp_path / "float16")).fetchall()
+    assert f"`{refusal.value}`" in page
+    # Spark is not installed with any extra; of float16 it says this type
+    assert "[PARQUET_TYPE_ILLEGAL]" in page
+    assert "Float16" in str(pq.ParquetFile(tmp_path / "float16/image/part-00000.parquet").schema)
 
 
 def test_duckdb(export: Callable[..., Path]) -> None:
