@@ -3,7 +3,8 @@
 A local path needs neither fsspec nor universal_pathlib. A URL (``s3://``, ``gs://``, ``hf://``,
 ``http(s)://``) becomes an object with the interface of `pathlib.Path`, so that readers need not
 know the difference. Its bytes are read in independent ranges, and a request that fails is retried
-with growing pauses. Credentials come from the environment alone, as the client of each object store
+with growing pauses. The client of S3 makes one attempt at a time, because its attempts would
+multiply these. Credentials come from the environment alone, as the client of each object store
 reads them.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import os
 import re
 import shutil
@@ -25,7 +27,8 @@ from ..errors import CorpusError, MissingExtraError, RefusedError, UnreachableEr
 from .limits import refusing_excess
 
 ATTEMPTS = 6
-FIRST_PAUSE = 0.2  # seconds, doubled after each attempt
+FIRST_PAUSE = 0.5  # seconds, doubled after each attempt
+_PATIENCE = 2.0  # seconds until a message says that a request is retried
 BLOCK = 4 * 2**20  # bytes per request
 # bytes per request where only a small part of a file is needed: its footer, one column
 SMALL_BLOCK = 2**16
@@ -44,6 +47,8 @@ _CREDENTIAL_ERRORS = {
 _FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PERMANENT = (*_FILE_ERRORS, ImportError, ValueError, TypeError)  # another attempt would fail too
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_ONE_ATTEMPT = {"config_kwargs": {"retries": {"max_attempts": 0}}}  # of the client of s3://
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -72,8 +77,11 @@ def location(text: str | Path) -> Path:
     try:
         from upath import UPath
 
-        path = UPath(text)
-        path.fs  # noqa: B018 - imports the package that the scheme needs
+        is_s3 = _EXTRAS.get(scheme) == "s3"
+        path = UPath(text, **(_ONE_ATTEMPT if is_s3 else {}))
+        files = path.fs  # imports the package that the scheme needs
+        if is_s3:
+            files.retries = 1
     except ValueError as error:
         raise CorpusError(
             f"{text} is not a URL that can be read ({error}).",
@@ -342,16 +350,19 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
     """Return the result of ``call``; retry temporary errors (of the server, of the connection) with
     growing pauses.
 
+    A warning in the log, which Python writes to standard error, says so after a few seconds.
+
     Args:
         call: one request.
         where: the path or URL, for messages.
-        attempts: how many times to try; None for `ATTEMPTS`.
+        attempts: how many times to try, without a warning; None for `ATTEMPTS`.
 
     Raises:
         FileNotFoundError, ValueError: at once.
         UnreachableError: at once if access is refused, otherwise when all attempts have failed.
     """
     from tenacity import (
+        RetryCallState,
         Retrying,
         retry_if_exception,
         stop_after_attempt,
@@ -359,11 +370,24 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
         wait_random,
     )
 
+    is_silent = attempts is not None
     attempts = ATTEMPTS if attempts is None else attempts
+
+    def warn(state: RetryCallState) -> None:
+        if not is_silent and (state.seconds_since_start or 0) > _PATIENCE:
+            # as a literal, without control characters
+            _log.warning(
+                "%r could not be reached yet (attempt %d of %d); trying again.",
+                where,
+                state.attempt_number,
+                attempts,
+            )
+
     retry = Retrying(
         stop=stop_after_attempt(attempts),
         wait=wait_exponential(FIRST_PAUSE) + wait_random(0, FIRST_PAUSE),
         retry=retry_if_exception(lambda error: _verdict(error) == "temporary"),
+        before_sleep=warn,
         reraise=True,
     )
     try:

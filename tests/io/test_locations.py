@@ -10,8 +10,11 @@ from unittest.mock import MagicMock, Mock
 import pytest
 
 from c3tools.errors import MissingExtraError, RefusedError, UnreachableError
+from c3tools.io import locations
+from c3tools.io.files import write_all
 from c3tools.io.hub import is_reachable
-from c3tools.io.locations import expand, location, retrying
+from c3tools.io.locations import expand, kind_of, location, read_all, retrying
+from tests.servers import Faults
 
 
 def error(
@@ -52,6 +55,36 @@ def test_only_what_may_pass_is_tried_again() -> None:
             retrying(call, "there")
         assert call.call_count == (6 if again else 1)
         assert ("there could not be reached in 6 attempts (a reason)" in str(caught.value)) == again
+
+
+def test_what_is_tried_again_for_long_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(attempts: int | None = None) -> list[str]:
+        caplog.clear()
+        with pytest.raises(UnreachableError):
+            retrying(Mock(side_effect=RuntimeError("down")), "s3://b/x\x1b", attempts)
+        return caplog.messages
+
+    assert failing() == []
+    monkeypatch.setattr(locations, "_PATIENCE", 0)
+    said = r"'s3://b/x\x1b' could not be reached yet (attempt {} of 6); trying again."
+    assert failing() == [said.format(attempt) for attempt in range(1, 6)]
+    assert failing(attempts=3) == []
+
+
+def test_answers_that_are_cut_are_asked_for_six_times_in_all(s3: Faults) -> None:
+    path, missing = location("s3://bucket/x.txt"), location("s3://bucket/y.txt")
+    write_all(path, b"whole" * 100)
+    before = s3.requests
+    s3.every, s3.answer = 1, "cut"
+    with pytest.raises(UnreachableError, match=r"s3://bucket/x\.txt .* in 6 attempts"):
+        read_all(path)
+    with pytest.raises(UnreachableError, match=r"s3://bucket/y\.txt .* in 6 attempts"):
+        kind_of(missing)
+    assert s3.requests - before <= 4 * 6
+    s3.every = 3
+    assert read_all(path) == b"whole" * 100
 
 
 def test_a_server_is_asked_at_its_own_port(monkeypatch: pytest.MonkeyPatch) -> None:
