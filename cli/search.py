@@ -76,8 +76,8 @@ def search(
 
     A text and an image together form one query: c3 search "red" --image PHOTO. Their vectors are
     added after each modality's mean is subtracted. With --weights 1,0.5 the photo counts half;
-    --weights -1,1 finds rows that are like the photo and unlike the text. If text and image count
-    the same, the score is the plain cosine (except in an index of fused rows).
+    --weights -1,1 finds rows that are like the photo and unlike the text; with -0.5,1 the photo
+    counts more.
 
     --where 'colour=red' returns only rows with this value in a column that c3 embed
     --keep-columns has kept; quote < and > for the shell: --where 'price<20'.

@@ -49,7 +49,7 @@ from ..result_table import Table
 from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
 from ..store.rows import keys_of, one_array
-from ..store.shards import FUSED, INFO_FILE, ShardName, part_name, read_header, shard_schema
+from ..store.shards import INFO_FILE, ShardName, part_name, read_header, shard_schema
 from ..transforms import Pipeline
 from ..transforms.calibration import Calibration
 from .codes import (
@@ -88,8 +88,7 @@ class Hit:
 
     Attributes:
         score: how unusual the cosine is among rows of the same modality, in standard deviations
-            (`Calibration.z`); the cosine itself if the store had too few rows to tell, and for a
-            text and an image that count the same (see `Index.search`).
+            (`Calibration.z`); the cosine itself if the store had too few rows to tell.
         cosine: of the row with the query after the transform (with the preset fair, multiplied by a
             factor of the modality).
         row: its number in the index.
@@ -426,9 +425,8 @@ class Index:
 
         Queries of different kinds, such as a text and an image, are the parts of one query: the sum
         of their vectors, each at unit length after its mean is subtracted. With ``weights``,
-        several texts (or images) are one query too. A text and an image with equal weights are
-        ranked by the plain cosine, which ranks such queries better, unless the index has fused
-        rows.
+        several texts (or images) are one query too. Such a query has the combined z of
+        `Calibration` if its parts are of several modalities.
 
         Args:
             text: Texts to search for.
@@ -621,8 +619,7 @@ class Index:
 
         They are transformed first, unless ``transformed`` is true because they have already gone
         through the pipeline, like the rows of an export. A ``modality`` of None stands for
-        transformed queries that were combined with equal weights (`combined`): their score is the
-        cosine, unless the index has fused rows.
+        transformed queries that were combined of several modalities (`combined`).
         """
         if k < 1:
             raise StoreError(f"k must be at least 1, not {k}.")
@@ -651,8 +648,6 @@ class Index:
         nearest = {
             name: self._nearest(name, queries, k, is_allowed, nprobe, by) for name in searched
         }
-        # z ranks a text and an image alike worse, except where rows hold both (results/fused.md)
-        by_cosine = modality is None and FUSED not in groups
         norms = np.linalg.norm(queries, axis=1)  # some pipelines leave others than 1
 
         def scored(
@@ -660,9 +655,9 @@ class Index:
         ) -> dict[int, tuple[float, float]]:
             """Return the score and the cosine, by row, of rows of one modality with a query."""
             cosines = products / norms[number]
-            scores = cosines
-            if not by_cosine:
-                scores = self.calibration.z(queries[number], cosines, name, modality)
+            scores = self.calibration.z(
+                queries[number], cosines, name, modality, combined=modality is None
+            )
             pairs = zip(scores.tolist(), cosines.tolist(), strict=True)
             return dict(zip(rows.tolist(), pairs, strict=True))
 

@@ -26,8 +26,7 @@ class Query:
     Attributes:
         labels: what results call them.
         embeddings: (q, d).
-        modality: of all of them; of one that is combined of several, the one that counts most, or
-            None if two count the same.
+        modality: of all of them; None of one that is combined of several modalities.
         is_transformed: whether they have gone through the pipeline.
     """
 
@@ -99,12 +98,9 @@ def combined(
     parts = labels
     if set(weights) != {1.0}:
         parts = [f"{weight:g} × {label}" for label, weight in zip(labels, weights, strict=True)]
-    # The modality that counts most; None if several do
+    # A part of weight 0 is not in the sum
     modalities = [query.modality for query in queries for _ in query.labels]
-    totals: dict[str | None, float] = dict.fromkeys(modalities, 0)
-    for name, weight in zip(modalities, weights, strict=True):
-        totals[name] += abs(weight)
-    heaviest = [name for name, total in totals.items() if total == max(totals.values())]
-    main_modality = heaviest[0] if len(heaviest) == 1 else None
+    summed = {name for name, weight in zip(modalities, weights, strict=True) if weight != 0}
+    only_modality = summed.pop() if len(summed) == 1 else None
     unit_sum = (vector / norm).astype(np.float32)
-    return Query([" + ".join(parts)], unit_sum[None], main_modality, is_transformed=True)
+    return Query([" + ".join(parts)], unit_sum[None], only_modality, is_transformed=True)

@@ -39,6 +39,9 @@ CALIBRATION_FILE = "calibration.safetensors"  # beside the pipeline of an export
 _HIGHEST_LOG_ODDS = 12.0
 # of the mean variance over directions; scores vary less where there are fewer rows than that
 _LEAST_VARIANCE = 1e-3
+# of the spreads of two modalities. 1.2 at most with the encoders of docs/results/fused.md; more
+# where rows of one modality have much noise, and there z ranks combined queries better
+_LARGEST_RATIO = 1.3
 
 
 class Calibration:
@@ -52,6 +55,16 @@ class Calibration:
 
     orders the rows of one modality as the cosine does, and can be compared between modalities.
     docs/results/mixed-search.md measures its effect.
+
+    For a query that is the sum of parts of several modalities, rows of each modality are compared
+    with a part of their own, and z takes more than is good from a modality whose rows vary more
+    among themselves. With r_m = (tr(S_m^2) - tr(S_m)^2 / n_m)^(1/2), of n_m rows, and its geometric
+    mean r over modalities,
+
+        combined z = z sqrt(r_m / r)
+
+    for all weights of the parts; z itself where the largest r_m is 1.3 times the smallest or more.
+    docs/results/fused.md measures its effect.
 
     Args:
         moments: by modality, of the rows that are searched, as they are in the index. Without any,
@@ -247,7 +260,13 @@ class Calibration:
         return fitted
 
     def z(
-        self, query: npt.ArrayLike, cosines: npt.ArrayLike, modality: str, asked: str | None = None
+        self,
+        query: npt.ArrayLike,
+        cosines: npt.ArrayLike,
+        modality: str,
+        asked: str | None = None,
+        *,
+        combined: bool = False,
     ) -> Array:
         """Return the scores of rows of one modality, float64 of the shape of ``cosines``.
 
@@ -258,6 +277,8 @@ class Calibration:
             modality: of the rows.
             asked: modality of the queries, which decides between the curves of `fit_pairs`; None
                 for z.
+            combined: whether queries are sums of parts of several modalities, which get the
+                combined z.
 
         A query of norm 0, and a modality whose rows are all equal, give 0. A variance is taken as
         at least a thousandth of the modality's mean over all directions.
@@ -289,9 +310,19 @@ class Calibration:
         least = _LEAST_VARIANCE * np.trace(moments.covariance) / moments.dim
         deviation = np.where(norms > 0, np.sqrt(np.maximum(variance, least)), 0)
         centred = scores - (unit @ moments.mean)[..., None]
-        return np.asarray(
-            np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
-        )
+        z = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+        if not combined:
+            return np.asarray(z)
+
+        # r^2 = tr(S^2), less what a covariance of n rows has too much
+        squares: dict[str, float] = {}
+        for name, each in self.moments.items():
+            covariance = each.covariance
+            squares[name] = float(np.sum(covariance**2) - np.trace(covariance) ** 2 / each.n)
+        if max(squares.values()) >= _LARGEST_RATIO**2 * min(squares.values()):
+            return np.asarray(z)
+        geometric_mean = np.exp(np.mean(np.log([*squares.values()])))
+        return np.asarray(z * (squares[modality] / geometric_mean) ** 0.25)
 
     def merge(
         self,
@@ -299,6 +330,8 @@ class Calibration:
         found: Mapping[str, tuple[Any, Any]],
         k: int = 10,
         asked: str | None = None,
+        *,
+        combined: bool = False,
     ) -> list[Any]:
         """Return the best rows of several searches, each as a tuple (id, modality, z), best first.
 
@@ -309,6 +342,7 @@ class Calibration:
                 (q, n) each; a score that is not finite stands for no row.
             k: number of rows.
             asked: see `z`.
+            combined: see `z`.
 
         Raises:
             TransformError: see `z`.
@@ -317,11 +351,11 @@ class Calibration:
             merged = []
             for row, one_query in enumerate(np.asarray(query)):
                 of_query = {name: (ids[row], scores[row]) for name, (ids, scores) in found.items()}
-                merged.append(self.merge(one_query, of_query, k, asked))
+                merged.append(self.merge(one_query, of_query, k, asked, combined=combined))
             return merged
         rows = []
         for name, (ids, cosines) in found.items():
-            scores = self.z(query, cosines, name, asked)
+            scores = self.z(query, cosines, name, asked, combined=combined)
             for identity, score in zip(ids, scores, strict=True):
                 if np.isfinite(score):
                     rows.append((identity, name, float(score)))

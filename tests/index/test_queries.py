@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c3tools import Index, Store, build_index, export_store
+from c3tools import Calibration, Index, Store, build_index, export_store
+from c3tools.arrays import Array
 from c3tools.errors import StoreError, TransformError, UnusedOptionError
 from c3tools.index.queries import Query, combined
 from c3tools.store import Rows
@@ -54,48 +55,49 @@ def test_a_text_and_a_photo_are_the_unit_sum_of_their_collapsed_vectors(
     assert query.labels == [label]
 
 
-def test_a_text_and_a_photo_alike_are_ranked_by_the_cosine(index: Index, store: Store) -> None:
-    _, photo = parts(store)
-    options: dict[str, Any] = {"vector": photo.embeddings, "modality": "image", "key": "img002#1"}
-    (result,) = index.search(**options, by="row", k=300)
-    key = store.load("text").keys.index("img002#1")
-    query = unit(collapsed(store, "text")[[key]] + collapsed(store, "image")[[7]])[0]
-    cosines = {
-        row_key: float(cosine)
-        for name in ("image", "text")
-        for row_key, cosine in zip(
-            store.load(name).keys, collapsed(store, name) @ query, strict=True
-        )
+def combined_z(calibration: Calibration, query: Array, cosines: Array, kind: str) -> Array:
+    """z sqrt(r_m / r), r the geometric mean of r_m over kinds."""
+    r = {
+        name: (np.trace(m.covariance @ m.covariance) - np.trace(m.covariance) ** 2 / m.n) ** 0.5
+        for name, m in calibration.moments.items()
     }
-    best = sorted(cosines, key=lambda row_key: -cosines[row_key])
-    assert [hit.key for hit in result.hits] == best
-    for hit in result.hits:
-        assert hit.score == hit.cosine == pytest.approx(cosines[hit.key], abs=1e-5)
+    geometric_mean = np.prod([*r.values()]) ** (1 / len(r))
+    return np.asarray(calibration.z(query, cosines, kind) * np.sqrt(r[kind] / geometric_mean))
 
 
-@pytest.mark.parametrize(("weights", "asked"), [([1, 0.5], "text"), ([0.5, -1], "image")])
-def test_parts_of_unequal_weights_are_scored_as_the_one_that_counts_more(
-    index: Index, store: Store, weights: list[float], asked: str
+@pytest.mark.parametrize("weights", [None, [1, 0.5], [0.5, 1], [1, -1], [0.5, -1]])
+def test_a_text_and_a_photo_have_one_score_for_all_weights(
+    index: Index, store: Store, weights: list[float] | None
 ) -> None:
     query = combined(index.pipeline, parts(store), weights)
-    assert query.modality == asked
+    assert query.modality is None
     (hits,) = index.rank(query.embeddings, query.modality, 300, by="row", transformed=True)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     for name in ("image", "text"):
         of_kind = [hit for hit in hits if hit.modality == name]
-        expected = index.calibration.z(query.embeddings[0], [hit.cosine for hit in of_kind], name)
-        np.testing.assert_allclose([hit.score for hit in of_kind], expected, atol=1e-4)
+        own = collapsed(store, name)
+        rows = [store.load(name).keys.index(hit.key) for hit in of_kind]
+        cosines = own[rows] @ query.embeddings[0]
+        expected = combined_z(index.calibration, query.embeddings[0], cosines, name)
+        np.testing.assert_allclose([hit.score for hit in of_kind], expected, atol=1e-3)
 
 
-def test_where_rows_hold_both_z_ranks_a_text_and_a_photo_alike(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_part_of_weight_0_is_in_no_query(index: Index, store: Store) -> None:
+    text, photo = parts(store)
+    alone = combined(index.pipeline, [text, photo], [2, 0])
+    assert alone.modality == "text"
+    np.testing.assert_allclose(alone.embeddings, unit(text.transformed(index.pipeline)), atol=1e-6)
+
+
+def test_fused_rows_are_a_kind_for_a_text_and_a_photo(store: Store, tmp_path: Path) -> None:
     export = export_store(store, output=tmp_path / "fused", preset="gr-clip", fuse=True)
     index = build_index(export.output, output=tmp_path / "index")
     query = combined(index.pipeline, parts(store))
     (hits,) = index.rank(query.embeddings, query.modality, 300, by="row", transformed=True)
     fused = [hit for hit in hits if hit.modality == "fused"]
     assert len(fused) > 20
-    expected = index.calibration.z(query.embeddings[0], [hit.cosine for hit in fused], "fused")
+    cosines = np.array([hit.cosine for hit in fused])
+    expected = combined_z(index.calibration, query.embeddings[0], cosines, "fused")
     np.testing.assert_allclose([hit.score for hit in fused], expected, atol=1e-4)
 
     # A fused row as a part of a query

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -493,6 +494,44 @@ def test_every_source_gives_the_same(store: Store, tmp_path: Path) -> None:
         {name: 3 * store.load(name, "train").embeddings for name in store.modalities}
     )
     assert_close(other.moments["text"].scatter, calibration.moments["text"].scatter, 1e-2)
+
+
+def variance_of(spread: float) -> float:
+    return float(spread / np.sqrt(4 - 16 / 200))
+
+
+def calibration_of(spreads: Mapping[str, float]) -> Calibration:
+    """200 rows of mean 0 in four dimensions, of which tr(S^2) - tr(S)^2 / 200 is spread^2."""
+    moments = {
+        name: Moments(200, np.zeros(4), 200 * variance_of(spread) * np.eye(4))
+        for name, spread in spreads.items()
+    }
+    return Calibration(moments, preset("c1"))
+
+
+def test_rows_of_a_modality_that_varies_more_gain_with_combined_queries() -> None:
+    query, cosines = np.array([0.6, 0.8, 0, 0]), np.array([0.1, 0.4])
+    spreads = {"image": 0.2, "text": 0.24, "fused": 0.25}
+    close = calibration_of(spreads)
+    geometric_mean = (0.2 * 0.24 * 0.25) ** (1 / 3)
+    for name, spread in spreads.items():
+        z = cosines / np.sqrt(variance_of(spread))
+        assert_close(close.z(query, cosines, name), z, 1e-12)
+        expected = z * np.sqrt(spread / geometric_mean)
+        assert_close(close.z(query, cosines, name, combined=True), expected, 1e-12)
+    found = {"image": (["i"], [0.4]), "text": (["t"], [0.41])}
+    assert [key for key, _, _ in close.merge(query, found)] == ["i", "t"]
+    best = close.merge(query, found, combined=True)
+    assert [key for key, _, _ in best] == ["t", "i"]
+    batch = {name: ([keys], [scores]) for name, (keys, scores) in found.items()}
+    assert close.merge(query[None], batch, combined=True) == [best]
+
+    # z where the spreads differ more, as with much noise of one modality
+    for other in ({"image": 0.2, "text": 0.27}, {"image": 0.0, "text": 0.2}):
+        far = calibration_of(other)
+        for name in other:
+            expected = far.z(query, cosines, name)
+            assert_close(far.z(query, cosines, name, combined=True), expected, 0)
 
 
 def test_merging_orders_all_modalities_by_z() -> None:
