@@ -36,7 +36,7 @@ $(VENV)/.dev: pyproject.toml
 $(VENV)/.docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) "pip>=25.1"
-	$(INSTALL) --group docs -e .
+	$(INSTALL) --group docs -e ".[models]"
 	touch $@
 
 demo: $(VENV)/.demo

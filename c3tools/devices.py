@@ -5,6 +5,7 @@ only where it is needed.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .arrays import Pixels
-from .errors import C3Error
+from .errors import C3Error, explain_missing
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,8 @@ def _keep_freed_memory() -> None:
 
 def has_int8() -> bool:
     """Return whether the CPU multiplies 8-bit integers natively (avx512_vnni)."""
-    import torch
+    with explain_missing("int8"):
+        import torch
 
     return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
 
@@ -177,10 +179,11 @@ def limit_threads(number: int) -> None:
 
 
 def _device(name: str | None) -> str:
-    """Return the name of a device that is there; for None the best one."""
+    """Return the name of a device that is there; for None the best one, without torch the CPU."""
     if name == "cpu" or not (name or _may_have_gpu()):
         return "cpu"
-    import torch
+    with explain_missing(f"The device {name}"):
+        import torch
 
     if not name:
         if torch.cuda.is_available():
@@ -204,10 +207,13 @@ def _device(name: str | None) -> str:
 
 
 def _may_have_gpu() -> bool:
-    """Return False if the driver of a GPU is missing, without importing torch, which takes long.
+    """Return False if torch or the driver of a GPU is missing, without importing torch, which takes
+    long.
 
     torch itself opens the same library of NVIDIA's driver; /dev/kfd is that of AMD's.
     """
+    if importlib.util.find_spec("torch") is None:
+        return False
     system = platform.system()
     if system == "Darwin":
         return platform.machine() == "arm64"

@@ -15,7 +15,7 @@
     │   └── RefusedError       a file that may not be read
     ├── InvalidOptionError     an option has a value that is not allowed; also a ValueError
     ├── UnusedOptionError      an option has no effect with the others; exit code 2 of `c3`
-    ├── MissingExtraError      an optional dependency is not installed
+    ├── MissingExtraError      an optional dependency is not installed; also an ImportError
     └── MissingRequirementError    c3tools was installed without what it requires; an ImportError
 
 Each message says what is wrong, where, and what to do.
@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .extras import DISTRIBUTION, install_command
+from .extras import DISTRIBUTION, PACKAGES_OF_MODELS, install_command
 
 # on the package index, the name c3tools belongs to another project
 UPDATE = f"Update c3tools: pip install -U {DISTRIBUTION}"
@@ -132,13 +132,13 @@ class UnusedOptionError(C3Error):
         super().__init__(f"{option} has no effect {reason}.")
 
 
-class MissingExtraError(C3Error):
+class MissingExtraError(C3Error, ImportError):
     """An optional dependency is needed and not installed."""
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed.",
-            remedy=f"Install it with: {install_command(extra)}",
+            remedy=f"Install the extra {extra} with: {install_command(extra)}",
         )
 
 
@@ -151,13 +151,15 @@ _PACKAGE_OF = {"PIL": "pillow"}  # where the name that is imported is not how th
 
 @contextmanager
 def explain_missing(purpose: str) -> Iterator[None]:
-    """Turn a failed import of a required package into an error that says what to install.
+    """Turn a failed import of a required package, or of one of the extra models, into an error that
+    says what to install.
 
     Args:
         purpose: what needs it, at the beginning of a sentence.
 
     Raises:
-        MissingRequirementError: with the requirement.
+        MissingExtraError: if the extra models includes the package.
+        MissingRequirementError: for any other package, with the requirement.
     """
     try:
         yield
@@ -165,16 +167,20 @@ def explain_missing(purpose: str) -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module in ("", "c3tools"):
             raise
+        if module in PACKAGES_OF_MODELS:
+            package = PACKAGES_OF_MODELS[module]
+            raise MissingExtraError(package, extra="models", purpose=purpose) from error
         package = _PACKAGE_OF.get(module, module)
         # Not at the top: it loads fifty modules
         from importlib.metadata import requires
 
-        required = requires(DISTRIBUTION) or []
-        requirement = next((name for name in required if name.startswith(package)), package)
+        required = [line for line in requires(DISTRIBUTION) or [] if "extra ==" not in line]
+        requirement = next((line for line in required if line.startswith(package)), None)
+        remedy = f'Install it with: pip install "{requirement or package}".'
+        if requirement is not None:
+            remedy += " A normal installation of c3tools (without --no-deps) includes it."
         raise MissingRequirementError(
-            f"{purpose} needs the package {package}, which is not installed.",
-            remedy=f'Install it with: pip install "{requirement}". A normal installation of '
-            "c3tools (without --no-deps) includes it.",
+            f"{purpose} needs the package {package}, which is not installed.", remedy=remedy
         ) from error
 
 

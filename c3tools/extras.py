@@ -6,6 +6,15 @@ import re
 
 DISTRIBUTION = "connect-collapse-corrupt"
 
+# what runs models, by the module that is imported: the extra models installs it
+PACKAGES_OF_MODELS = {
+    "bracex": "bracex",
+    "open_clip": "open_clip_torch",
+    "tenacity": "tenacity",
+    "tokenizers": "tokenizers",
+    "torch": "torch",
+}
+
 _REQUIREMENT = re.compile(
     r"""^(?P<requirement>[^;]+?)\s*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']"""
 )

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import torch
-
 from . import __version__, devices
 from .encoders.backend import EncoderBackend
 from .encoders.backends import BACKENDS
@@ -37,23 +35,20 @@ def describe_machine() -> dict[str, Any]:
         - ``faiss``: ``version``, ``gpus`` (number) and ``options`` of the build of FAISS that is
           imported, None if there is none
         - ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None if unknown),
-          ``precisions`` and ``auto``, the precision that ``--precision auto`` chooses
+          ``precisions`` and ``auto``, the precision that ``--precision auto`` chooses; none without
+          torch
         - ``backends``: for each ``name``, ``devices`` (with precisions, in words), ``installed``
           and ``extra``
         - ``extras``: the missing packages of each extra
         - ``metrics``: for each metric of captions None, or what is missing
     """
-    device_names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        device_names.append("mps")
-    device_names.append("cpu")
     return {
         "c3tools": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "faiss": _faiss(),
-        "devices": [_device(name) for name in device_names],
+        "devices": _devices(),
         "backends": [_backend(backend) for backend in BACKENDS.values()],
         "extras": _missing_packages(),
         "metrics": {name: metric.missing() for name, metric in caption_metrics().items()},
@@ -77,7 +72,7 @@ def machine_report(description: Mapping[str, Any]) -> list[str | Table]:
         f"{description['platform']}",
         ", ".join(versions),
         *faiss_lines,
-        _device_table(description["devices"]),
+        *([_device_table(description["devices"])] if description["devices"] else []),
         _backend_table(description["backends"]),
         _extra_table(description["extras"]),
         *(
@@ -151,7 +146,22 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _devices() -> list[dict[str, Any]]:
+    """Describe the devices that torch finds."""
+    try:
+        import torch
+    except ImportError:
+        return []
+    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    names.append("cpu")
+    return [_device(name) for name in names]
+
+
 def _device(name: str) -> dict[str, Any]:
+    import torch
+
     auto = devices.pick(name).precision
     memory: int | None = None
     if name.startswith("cuda"):

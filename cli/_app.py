@@ -134,12 +134,14 @@ class _Group(PlainGroup):
             OUT_OF_MEMORY,
             C3Error,
             UnusedOptionError,
+            explain_missing,
             is_out_of_memory,
             remedy_of,
         )
 
         try:
-            return super().invoke(ctx)
+            with explain_missing("This command"):
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise
         except Exception as error:

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from c3tools.extras import extra_requirements, install_command
+from c3tools.extras import PACKAGES_OF_MODELS, extra_requirements, install_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +52,17 @@ def test_the_page_of_installing_lists_all_extras() -> None:
     page = (ROOT / "docs" / "start" / "install.md").read_text("utf-8")
     rows = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
     assert set(re.findall(r"`([\w-]+)`", " ".join(rows))) == extras
+
+
+def test_what_runs_models_is_an_extra_that_those_of_devices_include() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    packages = [re.split("[<>=]", requirement)[0] for requirement in extras["models"]]
+    assert packages == [*PACKAGES_OF_MODELS.values()]
+    required = {re.split("[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    assert not required & {*packages}
+    for device in ("cpu", "gpu"):
+        assert f"{project['name']}[models]" in extras[device]
 
 
 # As files name a distribution: pip's commands, requirements with extras or an address, wheels, and

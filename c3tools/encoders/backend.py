@@ -41,7 +41,7 @@ class EncoderBackend(ABC):
     Attributes:
         name: the value of ``--backend``.
         devices: where it runs, for users.
-        module: the module that has to be installed; None if c3tools depends on it anyway.
+        module: the module that has to be installed; None if it is always there.
         extra: the extra of c3tools that installs it.
         reads_graphs: whether it runs ONNX graphs, as the bundled model has; see `from_graphs`.
         compute: device and precision.
@@ -69,7 +69,7 @@ class EncoderBackend(ABC):
             MissingExtraError: if it is not installed.
         """
         if cls.module is not None and not cls.is_installed():
-            raise MissingExtraError(cls.module, extra=cls.extra, purpose=f"--backend {cls.name}")
+            raise MissingExtraError(cls.module, extra=cls.extra, purpose=f"The backend {cls.name}")
 
     @classmethod
     @abstractmethod

@@ -39,7 +39,7 @@ def fitting_backends(name: str, compute: Compute, precision: str) -> list[type[E
     ]
     if fitting:
         return fitting
-    for backend in on_device:
+    for backend in reversed(on_device):  # the last runs the most models
         backend.require_installed()
     ways = [f"--backend {backend.name} ({backend.devices})" for backend in BACKENDS.values()]
     raise EncoderError(

@@ -10,12 +10,15 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers.models import BPE
 
 from ..arrays import Indices
-from ..errors import EncoderError
+from ..errors import EncoderError, explain_missing
+
+if TYPE_CHECKING:
+    from tokenizers.models import BPE
 
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49152 - 256 - 2
@@ -98,6 +101,10 @@ class ClipTokenizer:
     @cached_property
     def _bpe(self) -> BPE:
         """The byte-pair encoding: single letters, letters that end a word, then merged ones."""
+        # Not at the top: what shows embeddings needs no tokenizer
+        with explain_missing("The tokenizer of CLIP"):
+            from tokenizers.models import BPE
+
         # The merges are in the package open_clip, which is not imported for them
         package = importlib.util.find_spec("open_clip")
         folders = package.submodule_search_locations if package else None

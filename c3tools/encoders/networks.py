@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..assets.paths import C3_MINI
-from ..errors import C3Error, EncoderError, reason_of
+from ..errors import C3Error, EncoderError, explain_missing, reason_of
 from ..io.hub import HUB, is_reachable
 from ..result_table import Table
 from .clip_tokenizer import VOCABULARY, ClipTokenizer
@@ -87,6 +87,7 @@ class Network:
         )
 
 
+@explain_missing("A model of open_clip")
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
     """Load a contrastive model in float32, with its tokenizer and preprocessing.
 
@@ -297,6 +298,7 @@ def _require_known(model: str, *, weights: bool) -> None:
         )
 
 
+@explain_missing("The list of models")
 def list_models(containing: str = "", *, here: bool = False) -> list[dict[str, Any]]:
     """List the models that can be loaded by name, the bundled one first.
 

@@ -32,6 +32,8 @@ class TorchBackend(EncoderBackend):
     """
 
     name = "torch"
+    module = "torch"
+    extra = "models"
     devices = "any device, in fp32, bf16 or fp16"
 
     def __init__(

@@ -32,7 +32,7 @@ HIT_COLUMNS = ("key", "caption", "path", "image_key", "pair_key", "sha256", "spl
 
 def load_faiss() -> Any:
     """Return the module faiss."""
-    return optional_module("faiss", "faiss-cpu", extra="cpu", purpose="Indexing and searching")
+    return optional_module("faiss", "faiss-cpu", extra="faiss", purpose="Indexing and searching")
 
 
 def last_line(error: Exception) -> str:

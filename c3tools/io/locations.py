@@ -23,7 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
 
-from ..errors import CorpusError, MissingExtraError, RefusedError, UnreachableError
+from ..errors import (
+    CorpusError,
+    MissingExtraError,
+    RefusedError,
+    UnreachableError,
+    optional_module,
+)
 from .limits import refusing_excess
 
 ATTEMPTS = 6
@@ -105,17 +111,20 @@ def expand(text: str | Path) -> list[Path]:
     Raises:
         CorpusError: if a pattern with ``*``, ``?`` or ``[`` matches nothing, cannot be looked up,
             or braces stand for more than 100,000 names.
+        MissingExtraError: if there are braces, and bracex is not installed.
     """
     if isinstance(text, Path) or (not is_url(text) and os.path.exists(text)):  # noqa: PTH110 - of any length
         return [location(text)]
 
-    # Not at the top: a fitted pipeline is applied without this package
-    import bracex
-
-    try:
-        names = bracex.expand(text.replace("\\", "\\\\"), limit=_MOST_NAMES)
-    except bracex.ExpansionLimitException:
-        raise CorpusError(f"{text[:200]} expands to more than {_MOST_NAMES:,} names.") from None
+    names = [text]
+    if "{" in text:
+        bracex = optional_module(
+            "bracex", "bracex", extra="url", purpose=f"The pattern {text[:200]}"
+        )
+        try:
+            names = bracex.expand(text.replace("\\", "\\\\"), limit=_MOST_NAMES)
+        except bracex.ExpansionLimitException:
+            raise CorpusError(f"{text[:200]} expands to more than {_MOST_NAMES:,} names.") from None
     locations: list[Path] = []
     for name in names:
         # Web servers list no files: * and ? are part of the address

@@ -29,7 +29,7 @@ from ..corpus.tables import (
     read_table,
     text_columns,
 )
-from ..errors import StoreError, reason_of
+from ..errors import StoreError, explain_missing, reason_of
 from ..io.files import reading
 from ..io.limits import TooLargeError, check_unpacked
 from ..io.locations import expand
@@ -191,6 +191,7 @@ def _read_npz(path: Path, name: str | None, _keep: Collection[str]) -> VectorFil
         return _pick_array(path, dict(archive), name)
 
 
+@explain_missing("A file of tensors of torch")
 def _read_torch(path: Path, name: str | None, _keep: Collection[str]) -> VectorFile:
     import torch
 
@@ -201,7 +202,14 @@ def _read_torch(path: Path, name: str | None, _keep: Collection[str]) -> VectorF
 
 
 def _read_safetensors(path: Path, name: str | None, _keep: Collection[str]) -> VectorFile:
-    from safetensors.torch import load_file  # numpy has no bfloat16, torch has
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        if all(file.get_slice(key).get_dtype() != "BF16" for key in file.keys()):  # noqa: SIM118
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return _pick_array(path, arrays, name)
+    with explain_missing("A file of vectors in bfloat16"):  # numpy has no bfloat16, torch has
+        from safetensors.torch import load_file
 
     return _pick_array(path, _as_arrays(path, load_file(path)), name)
 

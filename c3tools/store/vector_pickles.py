@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..corpus.tables import TextColumns
-from ..errors import StoreError
+from ..errors import StoreError, explain_missing
 from ..io.files import reading
 from ..io.limits import check_unpacked
 from .vector_files import VectorFile
@@ -38,6 +38,7 @@ class _Entry(NamedTuple):
 class _Unpickler(pickle.Unpickler):
     """Builds tensors, numbers, texts and containers; refuses every other name."""
 
+    @explain_missing("A pickle of tensors of torch")
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
             case "torch._utils", "_rebuild_tensor_v2":

@@ -1,6 +1,6 @@
 """Embed photos in Daft and close their modality gap.
 
-    pip install . daft
+    pip install ".[models]" daft
     c3 embed images && c3 export --preset c2-collapse
     python embed_with_daft.py images c3-export rows
 

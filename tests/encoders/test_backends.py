@@ -70,7 +70,7 @@ def test_what_is_needed_and_not_installed_is_named_with_its_extra(
     name: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Fast, "installed", False)
-    with pytest.raises(MissingExtraError, match=r"(?s)--backend fast .*install"):
+    with pytest.raises(MissingExtraError, match=r"(?s)The backend fast .*install"):
         fitting_backends(name, CPU, precision)
 
 
