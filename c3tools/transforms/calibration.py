@@ -11,7 +11,8 @@ numpy is enough.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,11 @@ import numpy.typing as npt
 from ..arrays import Array
 from ..corpus.splits import ALL
 from ..errors import StoreError, TransformError, explain_missing
+from ..io.files import write_atomically
 from ..io.hub import local_folder
 from ..io.locations import is_url, kind_of, location
 from ..moments import Moments, load_moments, moments_content, unit_rows
+from ..reporter import counted
 from .fitting import FitData, fitting_moments
 from .logistic import fit_logistic
 from .operations import Affine, Unit
@@ -34,9 +37,12 @@ if TYPE_CHECKING:
     from ..store import Store
 
 CALIBRATION_FILE = "calibration.safetensors"  # beside the pipeline of an export or an index
+_MANIFEST_FILE = "manifest.json"  # c3tools.store, which names it too, needs pyarrow
 # of the curves of `fit_pairs`: the logarithm of 160,000, the number of comparisons among 400 pairs,
 # which show no larger odds. A row that is the query itself would get far more
 _HIGHEST_LOG_ODDS = 12.0
+# Fewer rows may have a short mean by chance
+_LEAST_ROWS_TO_SEE_CENTRED = 100
 # of the mean variance over directions; scores vary less where there are fewer rows than that
 _LEAST_VARIANCE = 1e-3
 # of the spreads of two modalities. 1.2 at most with the encoders of docs/results/fused.md; more
@@ -83,6 +89,14 @@ class Calibration:
         self.pipeline = pipeline
         self.curves: dict[tuple[str, str], Array] = {}
 
+    def __repr__(self) -> str:
+        rows = [f"{name}: {moments.n:,} rows" for name, moments in sorted(self.moments.items())]
+        parts = [self.pipeline.name, ", ".join(rows) or "no moments, so scores are cosines"]
+        if self.curves:
+            asked = sorted({queries for queries, _ in self.curves})
+            parts.append(f"curves for {' and '.join(asked)} queries")
+        return f"Calibration({'; '.join([*parts, f'tag {self.pipeline.tag}'])})"
+
     @classmethod
     def fit(
         cls,
@@ -98,6 +112,8 @@ class Calibration:
             source: a store or its folder; a file of `c3 means save`; or, by modality, `Moments`
                 of embeddings at unit length, or embeddings (n, d) of any norm. Below 20 rows of a
                 modality, scores are cosines, and a `UserWarning` says that nothing is centred.
+                Another one says if embeddings or moments seem to be of centred rows, which the
+                pipeline would centre again.
             pipeline: a fitted one; None for the preset gr-clip, unit(e - mu), fitted on ``source``.
             split: of a store: the rows to take moments of, by the rule of
                 `c3tools.transforms.fitting.FittingMoments`; all rows if none are in the split.
@@ -106,18 +122,26 @@ class Calibration:
             StoreError: if a store or a file cannot be read.
             TransformError: if dimensions differ, a value is not finite, moments are not of unit
                 rows, the pipeline does not know a modality or maps rows to a memory, or the rows of
-                an export would go through a pipeline twice.
+                an export or the moments in its calibration would go through a pipeline twice.
         """
+        is_store = False
         statistics: Mapping[str, Any]
         if isinstance(source, Mapping):
             statistics = source
         elif isinstance(source, str | Path) and _is_moments_file(source):
-            statistics = load_moments(location(source))[0]
+            statistics, header = load_moments(location(source))
+            if "tensors" in header:
+                raise TransformError(
+                    f"{source} is a calibration: its moments are of rows that have already gone "
+                    f"through a pipeline.",
+                    remedy=f'Use Calibration.load("{location(source).parent}").',
+                )
         else:
             with explain_missing("A calibration of a store"):
                 from ..store import Store
 
             store = Store.open(source)
+            is_store = True
             if store.info.exported and (pipeline is None or pipeline.steps):
                 raise TransformError(
                     "The rows of an export have already gone through its pipeline.",
@@ -150,17 +174,28 @@ class Calibration:
             for name, moments in moments_before.items()
             if pipeline.knows(name)
         }
+        for name in moments_after:
+            n, mean = moments_before[name].n, moments_before[name].mean
+            # The mean of n centred rows of length 1 has a squared length of about 1/n
+            seems_centred = n >= _LEAST_ROWS_TO_SEE_CENTRED and mean @ mean < 0.05**2 + 2 / n
+            if seems_centred and pipeline.centres(name) and not is_store:
+                warnings.warn(
+                    f"The mean of the {name} rows is almost 0, so they have probably gone through "
+                    f"a pipeline already. Pass embeddings as the model made them; for the rows of "
+                    f"an export, use Calibration.load.",
+                    stacklevel=2,
+                )
         return cls(moments_after, pipeline)
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
         """Return the calibration of the rows of an export or an index, by which `c3 search` ranks
-        rows, to search the same rows in a database.
+        rows, to search the same rows in a database; or the one of `save`.
 
         Only ``calibration.safetensors``, ``transform.json`` and ``transform.safetensors`` are read.
 
         Args:
-            folder: of the export or the index, or its URL.
+            folder: of the export, the index or `save`, or its URL.
 
         Raises:
             TransformError: if there is no calibration, it belongs to another pipeline, or rows of
@@ -200,12 +235,44 @@ class Calibration:
                 f"{path} does not belong to the pipeline next to it.",
                 remedy="Copy both from the same export.",
             )
-        if header.get("moments") != _digest(moments):
+        curves = header.get("curves", [])
+        if header.get("moments") != _digest(moments, curves):
             raise StoreError(
                 f"{path} is damaged: its checksum does not match its content.",
                 remedy="Copy it again, or rerun the command that made it.",
             )
-        return cls(moments, pipeline)
+        calibration = cls(moments, pipeline)
+        for asked, modality, slope, offset in curves:
+            calibration.curves[asked, modality] = np.array([slope, offset])
+        return calibration
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the calibration and its pipeline to a folder or a URL, for `load`, and return it.
+
+        The files are ``calibration.safetensors``, with the curves of `fit_pairs`,
+        ``transform.json`` and ``transform.safetensors``.
+
+        Raises:
+            TransformError: if the folder is an export or an index, or the pipeline could not be
+                loaded again.
+
+        Example:
+            >>> vectors = {kind: store.load(kind).embeddings for kind in ("image", "text")}
+            >>> calibration = c3tools.Calibration.fit(vectors)
+            >>> folder = calibration.save("calibration")
+            >>> sorted(c3tools.Calibration.load(folder).moments)
+            ['image', 'text']
+        """
+        folder = location(folder)
+        if kind_of(folder / _MANIFEST_FILE) is not None:
+            raise TransformError(
+                f"{folder} is an export or an index, which has a calibration of its own.",
+                remedy="Save to another folder.",
+            )
+        self.pipeline.save(folder)
+        content = self.content()
+        write_atomically(folder / CALIBRATION_FILE, lambda path: path.write_bytes(content))
+        return folder
 
     def content(self, refused: str = "") -> bytes:
         """Return the content of ``calibration.safetensors``.
@@ -213,10 +280,13 @@ class Calibration:
         Args:
             refused: a sentence that says why `load` refuses the rows next to it.
         """
-        header = {
+        curves = [[*kinds, *curve.tolist()] for kinds, curve in sorted(self.curves.items())]
+        header: dict[str, Any] = {
             "tensors": self.pipeline.record()["tensors"],
-            "moments": _digest(self.moments),
+            "moments": _digest(self.moments, curves),
         }
+        if curves:
+            header["curves"] = curves
         if refused:
             header["refused"] = refused
         return moments_content(self.moments, header)
@@ -333,38 +403,60 @@ class Calibration:
         *,
         combined: bool = False,
     ) -> list[Any]:
-        """Return the best rows of several searches, each as a tuple (id, modality, z), best first.
+        """Return the best rows of several searches, each as a tuple (id, modality, z), best first;
+        numbers are Python's, as JSON has them.
 
         Args:
             query: (d,), or (q, d) for a batch, as it was searched with; a batch gives one list a
                 query.
             found: by modality, ids (n,) and cosines (n,) of the rows that its own search found, or
                 (q, n) each; a score that is not finite stands for no row.
-            k: number of rows.
+            k: number of rows, at least 1.
             asked: see `z`.
             combined: see `z`.
 
         Raises:
-            TransformError: see `z`.
+            TransformError: see `z`; also if there is not one id for each cosine, or ``k`` is below
+                1.
         """
-        if np.ndim(query) == 2:
+        if k < 1:
+            raise TransformError(f"k must be at least 1, not {k}.")
+        queries = np.asarray(query)
+        if queries.ndim == 2:
+            for name, (ids, cosines) in found.items():
+                if not len(ids) == len(cosines) == len(queries):
+                    raise TransformError(
+                        f"A batch of {counted(len(queries), 'query', 'queries')} needs as many "
+                        f"rows of ids and of cosines, but {name} has {len(ids)} and "
+                        f"{len(cosines)}.",
+                        remedy="Pass ids and cosines of shape (q, n), or one query of shape (d,).",
+                    )
             merged = []
-            for row, one_query in enumerate(np.asarray(query)):
+            for row, one_query in enumerate(queries):
                 of_query = {name: (ids[row], scores[row]) for name, (ids, scores) in found.items()}
                 merged.append(self.merge(one_query, of_query, k, asked, combined=combined))
             return merged
         rows = []
         for name, (ids, cosines) in found.items():
-            scores = self.z(query, cosines, name, asked, combined=combined)
+            one_query_cosines = np.asarray(cosines, np.float64)
+            if one_query_cosines.ndim != 1 or len(ids) != len(one_query_cosines):
+                raise TransformError(
+                    f"The search of {name} rows has ids of shape {np.shape(ids)} and cosines of "
+                    f"shape {one_query_cosines.shape} for one query.",
+                    remedy="Pass one id for each cosine, (n,) each.",
+                )
+            scores = self.z(query, one_query_cosines, name, asked, combined=combined)
             for identity, score in zip(ids, scores, strict=True):
                 if np.isfinite(score):
-                    rows.append((identity, name, float(score)))
+                    plain = identity.item() if isinstance(identity, np.generic) else identity
+                    rows.append((plain, name, float(score)))
         return sorted(rows, key=lambda row: -row[2])[:k]
 
 
-def _digest(moments: Mapping[str, Moments]) -> str:
-    """Return the SHA-256 of moments as a file has them."""
-    return hashlib.sha256(moments_content(moments, {})).hexdigest()
+def _digest(moments: Mapping[str, Moments], curves: Sequence[Sequence[Any]]) -> str:
+    """Return the SHA-256 of moments and curves as a file has them."""
+    content = moments_content(moments, {"curves": curves} if curves else {})
+    return hashlib.sha256(content).hexdigest()
 
 
 def _is_moments_file(source: str | Path) -> bool:

@@ -708,6 +708,36 @@ class Pipeline(HubRepository):
         record = json.loads(json_text(content, sort_keys=False))
         return {**record, "checksum": _checksum(record)}
 
+    @property
+    def tag(self) -> str:
+        """The effect of the pipeline on rows, as 12 hexadecimal digits of a SHA-256: its steps with
+        their settings, their tensors, and the metric.
+
+        Rows in a database can carry it (`check_tag`). Name and provenance do not count, so a
+        pipeline that is fitted again on the same moments has the same tag.
+
+        Raises:
+            TransformError: if the pipeline is not fitted.
+        """
+        content = {"steps": self.config()["steps"], "metric": self.metric}
+        digest = hashlib.sha256(json_text(content).encode())
+        digest.update(self._tensors())
+        return digest.hexdigest()[:12]
+
+    def check_tag(self, tag: str) -> None:
+        """Refuse rows that carry the `tag` of another pipeline.
+
+        Raises:
+            TransformError: with both tags.
+        """
+        if tag != self.tag:
+            raise TransformError(
+                f"The rows have the tag {tag}, and the pipeline {self.name!r} has {self.tag}: "
+                f"they have gone through another pipeline.",
+                remedy="Load the pipeline that transformed the rows, or transform the original "
+                "embeddings again and write them with the tag of this one.",
+            )
+
     def _tensors(self) -> bytes:
         self.check_fitted()
         tensors = {
