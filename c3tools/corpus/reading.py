@@ -93,6 +93,7 @@ _OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".xlsx")
 _IMAGES_FOLDER = "images"
 _BROKEN_LINK = "a symbolic link whose target does not exist"
 _LOOKED_AT = 100  # lines of a text file, which may be paths
+_FIRST_KEYS = 10_000  # of the texts of a file
 # options that only some files need, and what leaves them without effect
 _WHY_UNUSED = {
     "captions": "because no images are read",
@@ -236,6 +237,11 @@ def _require_there(missing: Sequence[Path], captions: Path | None) -> None:
         raise CorpusError(
             f"The captions file {captions} does not exist, or is not a file.",
             remedy="Check the path given with --captions.",
+        )
+    if captions is not None and not is_url(captions) and not captions.is_file():
+        raise CorpusError(
+            f"The captions file {captions} is a pipe or a device, which can be read only once.",
+            remedy="Write its content to a file first.",
         )
     if missing:
         more = f" (nor do {len(missing) - 1:,} more)" if len(missing) > 1 else ""
@@ -693,6 +699,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
                 'LIST. To embed the paths as texts, write them as JSON lines: {"text": "..."}.',
             )
     texts_of_image = Counter[str]()
+    first_keys: set[str] = set()  # so that a column of one key is refused at once
     urls = 0
     place = str(file)
     key_stem = as_key(stem)
@@ -711,7 +718,11 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
             split = corpus.split_of(row.split, file_split, None)
             listed_in = place if row.key or image_key else None
             text = TextItem(key, caption, image_key, split, row.columns, listed_in)
-            corpus.add_text(text, place)
+            is_added = corpus.add_text(text, place)
+            if is_added and len(first_keys) < _FIRST_KEYS:
+                if key in first_keys:
+                    raise _repeated_key("texts", key)
+                first_keys.add(key)
     columns = columns_of_images(file)
     option = f"--image-column {columns[0]}" if columns else "--image-column"
     # Lists have the suffix of a table
@@ -893,9 +904,13 @@ def _check(corpus: Corpus, captions: Path | None) -> None:
     for name, items in items_by_name.items():
         keys = items.table["key"]
         if pc.count_distinct(keys).as_py() < len(keys):
-            ((repeated_key, _),) = Counter(keys.to_pylist()).most_common(1)
-            raise CorpusError(
-                f"Two {name} have the key {repeated_key!r}.",
-                remedy="Rename one of the files, embed the two folders into two stores, or choose "
-                "another key column with --key-column.",
-            )
+            ((repeated_key, _),) = Counter(map(str, keys.to_pylist())).most_common(1)
+            raise _repeated_key(name, repeated_key)
+
+
+def _repeated_key(name: str, key: str) -> CorpusError:
+    return CorpusError(
+        f"Two {name} have the key {key!r}.",
+        remedy="Rename one of the files, embed the two folders into two stores, or choose "
+        "another key column with --key-column.",
+    )

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -171,7 +172,7 @@ def read_records(path: Path, error: type[C3Error] = CorpusError) -> Iterator[Rec
 
     Raises:
         C3Error: of the class ``error``, if a line is no JSON object, or a row has more cells than
-            the header.
+            the header, or two columns have one name.
         OSError, ValueError, csv.Error: if the file cannot be read.
     """
     if path.suffix.lower() in _JSON_LINES:
@@ -409,6 +410,12 @@ def _read_csv(path: Path, error: type[C3Error]) -> Iterator[Record]:
             skipinitialspace=True,
         )
         rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+        for name, times in Counter(rows.fieldnames).items():
+            if name and times > 1:
+                raise error(
+                    f"{path} has {times} columns with the name {name!r}.",
+                    remedy="Rename or remove all of them but one.",
+                )
         for values in rows:
             line = rows.line_num + lines_above
             if any(values.pop(_CELLS_TOO_MANY, [])):

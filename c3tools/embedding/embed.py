@@ -34,7 +34,7 @@ from ..errors import StoreError, note_on_interrupt
 from ..executors import Executor, open_executor
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
-from ..io.locations import location
+from ..io.locations import is_url, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo, StoreWriter, create_store
@@ -388,9 +388,8 @@ def embed_corpus(
     folder = location(store)
     options = options or EmbedOptions()
     executor = executor or Executor()
-    kept = f"Finished shards are kept in {folder}; run the same command again to continue."
     needed = [name for name, items in corpus.by_modality().items() if items]
-    with writing_to(folder), locked(folder), note_on_interrupt(lambda: kept):
+    with writing_to(folder), locked(folder), note_on_interrupt(lambda: _kept_in(folder)):
         # Create the store, or check that it is of the same model. Of a store that is there, only
         # the dtype is checked until the encoder is loaded.
         recorded = StoreInfo.find(folder)
@@ -475,6 +474,13 @@ def embed_corpus(
         if (modality, part) not in made_again
     ]
     return run_summary
+
+
+def _kept_in(store: Path) -> str:
+    """Return what an interrupted run leaves, in words."""
+    if not is_url(store) and not shards_in(store):
+        return "No shard was finished; run the same command again to start anew."
+    return f"Finished shards are kept in {store}; run the same command again to continue."
 
 
 def _with_settled_splits(corpus: Corpus, stored: StoredInputs, reporter: Reporter) -> Corpus:

@@ -872,3 +872,22 @@ def test_a_list_whose_images_are_elsewhere_names_the_option(tmp_path: Path) -> N
     table = products(tmp_path, "photo")
     named = f"a.png: No such file .* in the folder {tmp_path}; --images-root FOLDER chooses"
     assert_refused(named, table, image_column="photo")
+
+
+def test_a_pipe_of_captions_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "captions.jsonl"
+    os.mkfifo(pipe)
+    assert_refused("is a pipe or a device", image(tmp_path / "x.png"), captions=pipe)
+
+
+@pytest.mark.parametrize("header", ["text,text", "image, text ,text"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, header: str) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(f"{header}\na,b,c\n")
+    assert_refused("t.csv has 2 columns with the name 'text'", table)
+
+
+def test_a_repeated_key_of_texts_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    table = tmp_path / "t.jsonl"
+    table.write_text('{"text": "a", "id": 1}\n{"text": "b", "id": 1}\nnot read any more\n')
+    assert_refused("Two texts have the key '1'", table, key_column="id")

@@ -9,6 +9,7 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ from PIL import Image
 from c3tools.corpus.items import ImageItem, ReadOptions
 from c3tools.corpus.reading import read_corpus
 from c3tools.embedding.embed import embed, embed_corpus
-from c3tools.embedding.shard_work import EmbedOptions
+from c3tools.embedding.shard_work import EmbedOptions, EmbedWork
 from c3tools.embedding.summary import EmbedSummary, ModalitySummary
 from c3tools.encoders import Encoder, load_encoder
 from c3tools.errors import C3Error, StoreError, UnreachableError
-from c3tools.store import Store, write_rows
+from c3tools.store import Store, StoreWriter, write_rows
 from c3tools.store.verify import verify_store
 from tests.conftest import Counted, Messages, copy_photos
 from tests.connect.photos import save_tiny_clip
@@ -358,3 +359,22 @@ def test_a_missing_shard_that_a_run_does_not_make_again_is_told(
     )
     summary = embed_corpus(read_corpus([three]), store, encoder, EmbedOptions())
     assert summary.lost == []
+
+
+def test_an_interrupted_run_says_whether_a_shard_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, store = colour_corpus(tmp_path / "p", {"a": "red"}), tmp_path / "s"
+
+    def interrupted() -> str:
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            embed_colours(folder, store)
+        (note,) = interrupt.value.__notes__
+        return str(note)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbedWork, "run", Mock(side_effect=KeyboardInterrupt))
+        assert interrupted().startswith("No shard was finished; run the same command again")
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "finish", Mock(side_effect=KeyboardInterrupt))
+        assert interrupted().startswith(f"Finished shards are kept in {store};")
