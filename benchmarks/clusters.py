@@ -1,13 +1,15 @@
 """Compare ways to cluster images and texts together, and measure how long c3 clusters takes.
 
     python benchmarks/clusters.py --store STORE --folder FOLDER    # tables of a store, of a folder
+    python benchmarks/clusters.py --few --store STORE              # few items, beside 3,000 others
     python benchmarks/clusters.py --scale 1000000                  # CPU and memory, beside FAISS
 
-A FOLDER contains image.npy and text.npy, paired rows, and for the table of categories meta.jsonl
-with `caption`, the embedded one, and `all_captions`: 500 pairs of COCO val2017 by OpenAI's CLIP
-ViT-B/16. Tables: pairs in one cluster beyond chance (κ) and what a cluster says of the modality (U)
-at k = sqrt(n), means of three starts, with controls; the same for k from 5 to 100; agreement of
-clusters with categories of words in the other captions of a photo (AMI).
+A FOLDER contains image.npy, text.npy and meta.jsonl with the `text_rows` of each image. Without
+them, rows are paired one by one, and the table of categories needs `caption`, the embedded one, and
+`all_captions`: 500 pairs of COCO val2017 by OpenAI's CLIP ViT-B/16. Tables: pairs in one cluster
+beyond chance (κ) and what a cluster says of the modality (U) at k = sqrt(n), of pairs that had no
+part in making the clusters, means of three starts, with controls; the same for k from 5 to 100;
+agreement of clusters with categories of words in the other captions of a photo (AMI).
 
 The tables take about a minute on 2 cores, 1 M × 2 rows about five. On COCO, κ should be near .0,
 .3 and .72 for k-means, k-means after Collapse and cross-centroids, and 0 for both controls.
@@ -29,7 +31,13 @@ import numpy.typing as npt
 from measuring import C3, PEAK, print_table, run
 
 from c3tools.geometry.collect import Sample, collect
-from c3tools.geometry.cross_centroids import cross_centroids, nearest, spherical_kmeans
+from c3tools.geometry.cross_centroids import (
+    cross_centroids,
+    deciding_centroids,
+    nearest,
+    spherical_kmeans,
+    train_centroids,
+)
 from c3tools.geometry.mixed_clusters import (
     CLUSTERINGS,
     MixedClusters,
@@ -54,7 +62,9 @@ from c3tools.transforms.calibration import Calibration
 Rows = npt.NDArray[np.float32]
 STARTS = 3
 COUNTS = (5, 10, 20, 40, 70, 100)
-RANDOM_PAIRS = 100  # draws
+RANDOM_PAIRS = 20  # draws
+FEW = ((60, 8), (100, 10), (100, 40), (400, 20), (400, 100), (1_000, 32), (1_000, 100))
+OTHERS = 3_000  # items
 DIM, CLUSTERS, SHARD = 512, 1_000, 50_000
 # a photo is of the category whose words most of its other captions have, if it is one
 CATEGORIES = {
@@ -89,9 +99,16 @@ CATEGORIES = {
 
 
 def read_folder(folder: Path) -> Sample:
-    """Return the paired rows of a folder."""
+    """Return the pairs of a folder: row by row, or by `text_rows` in meta.jsonl."""
     image, text = (np.load(folder / f"{name}.npy") for name in ("image", "text"))
-    return Sample(image, text, np.arange(len(image)), complete=True)
+    lines = (folder / "meta.jsonl").read_text(encoding="utf-8").splitlines()
+    text_rows = [json.loads(line).get("text_rows") for line in lines]
+    if text_rows[0] is None:
+        return Sample(image, text, np.arange(len(image)), complete=True)
+    with_texts = [number for number, rows in enumerate(text_rows) if rows]
+    item_index = np.repeat(np.arange(len(with_texts)), [len(text_rows[n]) for n in with_texts])
+    of_images = np.concatenate([text_rows[number] for number in with_texts])
+    return Sample(image[with_texts], text[of_images], item_index, complete=True)
 
 
 def print_mixtures(samples: dict[str, Sample]) -> None:
@@ -120,18 +137,17 @@ def print_mixtures(samples: dict[str, Sample]) -> None:
     print_table(["κ (U)", "k", *CLUSTERINGS, "95% of cross", "verdict"], rows)
 
 
-def measure(sample: Sample, count: int | None = None, *, seed: int) -> MixedClusters | None:
-    """Return what the report measures of these rows, collapsed with their own means."""
+def measure(
+    sample: Sample, count: int | None = None, *, compares: bool = True, seed: int
+) -> MixedClusters | None:
+    """Return κ and U of these rows, collapsed with their own means; also of k-means if asked to."""
     first, second = collapsed(sample)
     rows = Sample(first, second, sample.item_index, complete=True)
-    raw = [unit_rows(each.astype(np.float32)) for each in (sample.first, sample.second)]
-    return measure_mixed_clusters(
-        rows,
-        ("image", "text"),
-        count,
-        raw=Sample(raw[0], raw[1], sample.item_index, complete=True),
-        seed=seed,
-    )
+    raw = None
+    if compares:
+        unit = rows_of(sample)
+        raw = Sample(unit["image"], unit["text"], sample.item_index, complete=True)
+    return measure_mixed_clusters(rows, ("image", "text"), count, raw=raw, seed=seed)
 
 
 def cells_of(mixed: list[MixedClusters]) -> list[str]:
@@ -153,7 +169,8 @@ def print_random_pairs(name: str, sample: Sample) -> None:
     answers = Counter[str]()
     for draw in range(RANDOM_PAIRS):
         shuffled = generator(draw, "random pairs").permutation(len(sample.first))
-        mixed = measure(pairs_of(sample, shuffled[sample.item_index]), seed=draw)
+        exchanged = pairs_of(sample, shuffled[sample.item_index])
+        mixed = measure(exchanged, compares=False, seed=draw)
         answers[judge_clusters(mixed, ["image", "text"]).answer] += 1
     print(f"{name}, {RANDOM_PAIRS} draws of random pairs: {dict(answers)}\n")
 
@@ -181,13 +198,53 @@ def print_counts(name: str, sample: Sample) -> None:
 
 
 def collapsed(sample: Sample) -> tuple[Rows, Rows]:
-    """Return the unit rows after Collapse, fitted on themselves: float32."""
-    raw = {"image": sample.first.astype(np.float32), "text": sample.second.astype(np.float32)}
-    pipeline = Calibration.fit(raw).pipeline
+    """Return the unit rows after Collapse, fitted on themselves."""
+    rows = rows_of(sample)
+    pipeline = Calibration.fit(rows).pipeline
     first, second = (
-        unit_rows(pipeline.transform(unit_rows(rows), modality=name)) for name, rows in raw.items()
+        unit_rows(pipeline.transform(each, modality=name)) for name, each in rows.items()
     )
     return first, second
+
+
+def print_few(name: str, sample: Sample) -> None:
+    """Print κ of clusters of few items: in the table, by five folds, and of 3,000 other items."""
+    rows = []
+    for items, count in FEW:
+        kappas = []
+        for draw in range(5):
+            drawn = np.random.default_rng(draw).permutation(len(sample.first))
+            seen, _ = sample.part(np.sort(drawn[:items]))
+            others, _ = sample.part(np.sort(drawn[items : items + OTHERS]))
+            pipeline = Calibration.fit(rows_of(seen)).pipeline
+            own = collapsed(seen)
+            pair = {"image": own[0], "text": own[1]}
+            centroids = train_centroids(pair, count, generator(draw, "clusters"))
+            values = []
+            for part in (seen, others):
+                labels = {
+                    modality: nearest(
+                        unit_rows(pipeline.transform(each, modality=modality)),
+                        deciding_centroids(centroids, modality),
+                    )
+                    for modality, each in rows_of(part).items()
+                }
+                of_pairs = kappa_of_pairs(labels["image"][part.item_index], labels["text"])
+                values.append(of_pairs.mean())
+            mixed = measure(seen, count, compares=False, seed=draw)
+            if mixed is not None:
+                kappas.append([values[0], mixed.kappa["cross"].value, values[1]])
+        means = [f"{value:.2f}" for value in np.mean(kappas, axis=0)]
+        rows.append([f"{items:,}", str(count), *means])
+    print_table([f"items of {name}", "k", "in the table", "five folds", f"{OTHERS:,} others"], rows)
+
+
+def rows_of(sample: Sample) -> dict[str, Rows]:
+    """Return the unit rows of a sample, by modality."""
+    return {
+        "image": unit_rows(sample.first.astype(np.float32)),
+        "text": unit_rows(sample.second.astype(np.float32)),
+    }
 
 
 def print_categories(folder: Path, sample: Sample) -> None:
@@ -314,6 +371,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, action="append", default=[], help="a store")
     parser.add_argument("--split", help="the split of the stores to read")
     parser.add_argument("--folder", type=Path, action="append", default=[], help="paired arrays")
+    parser.add_argument("--few", action="store_true", help="print κ of few items of 4,000 or more")
     parser.add_argument("--scale", type=int, help="images, and texts, of a large store")
     arguments = parser.parse_args()
     if arguments.scale:
@@ -322,13 +380,17 @@ def main() -> None:
     for path in arguments.store:
         read = collect(Store.open(path), "image", "text", split=arguments.split)
         samples[path.name] = read.sample
+    if arguments.few:
+        for name, sample in samples.items():
+            print_few(name, sample)
+        return
     if samples:
         print_mixtures(samples)
     for name, sample in samples.items():
         print_random_pairs(name, sample)
         print_counts(name, sample)
     for folder in arguments.folder:
-        if (folder / "meta.jsonl").is_file():
+        if "all_captions" in (folder / "meta.jsonl").read_text(encoding="utf-8"):
             print_categories(folder, samples[folder.name])
 
 
