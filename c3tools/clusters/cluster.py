@@ -139,8 +139,8 @@ class Clusters:
         in_table = self.record.get("kappa_of_table")  # earlier versions did not count it
         if in_table is not None:
             sentences.append(
-                f"Counted in {TABLE_FILE}, with the pairs that the centroids were made from, it is "
-                f"{100 * in_table:.0f}%."
+                f"In {TABLE_FILE}, with the pairs that the centroids were made from, "
+                f"{100 * in_table:.0f}% are in one cluster, beyond chance."
             )
         sentences.append(
             f"With only one modality: {one_kind['clusters']:,} of {counted(len(self), 'cluster')}, "

@@ -252,7 +252,7 @@ def test_beside_the_verdict_stands_the_share_of_the_table(tmp_path: Path) -> Non
     expected = kappa_of_pairs(images[store.pairs().item_index], texts).mean()
     assert found.record["kappa_of_table"] == pytest.approx(expected)
     assert expected > found.record["verdict"]["measures"]["kappa"]["cross"] + 0.1
-    assert found.explanation()[1].endswith(f"it is {100 * expected:.0f}%.")
+    assert f"made from, {100 * expected:.0f}% are in one cluster" in found.explanation()[1]
 
 
 def test_with_enough_pairs_that_no_centroid_was_made_from_those_are_measured(
