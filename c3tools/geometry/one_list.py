@@ -17,7 +17,7 @@ from ..metrics.significance import (
     named_estimate_entries,
     share_interval,
 )
-from ..moments import unit_rows
+from ..moments import Moments, unit_rows
 from ..seeds import generator
 from ..transforms.calibration import Calibration
 from .collect import Collected
@@ -79,8 +79,12 @@ def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneLis
     results: dict[str, list[dict[str, _FirstTen]]] = {first: [], second: []}
     for searched, held_out in ((first_half, second_half), (second_half, first_half)):
         is_held_out = np.isin(working.item_index, items[held_out])
+        fitted_on = {
+            first: rows[first][held_out],
+            second: unit_rows(working.second[is_held_out]),
+        }
         calibration = Calibration.fit(
-            {first: rows[first][held_out], second: working.second[is_held_out]}
+            {name: Moments.from_rows(values) for name, values in fitted_on.items()}
         )
         with_first, with_second = np.split(searched, 2)
         corpus = {first: with_first, second: with_second}

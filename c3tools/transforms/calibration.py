@@ -124,7 +124,6 @@ class Calibration:
                 rows, the pipeline does not know a modality or maps rows to a memory, or the rows of
                 an export or the moments in its calibration would go through a pipeline twice.
         """
-        is_store = False
         statistics: Mapping[str, Any]
         if isinstance(source, Mapping):
             statistics = source
@@ -141,7 +140,6 @@ class Calibration:
                 from ..store import Store
 
             store = Store.open(source)
-            is_store = True
             if store.info.exported and (pipeline is None or pipeline.steps):
                 raise TransformError(
                     "The rows of an export have already gone through its pipeline.",
@@ -174,11 +172,11 @@ class Calibration:
             for name, moments in moments_before.items()
             if pipeline.knows(name)
         }
-        for name in moments_after:
+        for name in given_rows.keys() & moments_after.keys():
             n, mean = moments_before[name].n, moments_before[name].mean
             # The mean of n centred rows of length 1 has a squared length of about 1/n
             seems_centred = n >= _LEAST_ROWS_TO_SEE_CENTRED and mean @ mean < 0.05**2 + 2 / n
-            if seems_centred and pipeline.centres(name) and not is_store:
+            if seems_centred and pipeline.centres(name):
                 warnings.warn(
                     f"The mean of the {name} rows is almost 0, so they have probably gone through "
                     f"a pipeline already. Pass embeddings as the model made them; for the rows of "
