@@ -14,7 +14,7 @@ from ..arrays import Array, Indices, Mask, Matrix
 from ..metrics.significance import Estimate, mean_interval, named_estimate_entries
 from ..moments import unit_rows
 from ..seeds import generator
-from ..transforms.calibration import Calibration
+from ..transforms import preset
 from .collect import Collected, Sample
 from .cross_centroids import deciding_centroids, nearest, spherical_kmeans, train_centroids
 
@@ -140,7 +140,7 @@ def measure_default_clusters(data: Collected, *, seed: int = 0) -> MixedClusters
     if part.distinct_items.max() + 1 < LEAST_ITEMS:
         return None
     names = (data.first, data.second)
-    pipeline = Calibration.fit(data.fit_moments).pipeline
+    pipeline = preset("gr-clip").fit(data.fit_moments)
     raw = [unit_rows(rows.astype(np.float32)) for rows in (part.first, part.second)]
     rows = [
         unit_rows(pipeline.transform(each, modality=name))

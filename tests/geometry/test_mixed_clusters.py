@@ -48,9 +48,9 @@ def narrow_cones(n: int, *, shared: float = 1.0) -> tuple[np.ndarray, np.ndarray
 
 
 def related_rows(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs that share half of what they are, without topics."""
+    """Pairs that share half of what they are, without topics, in two cones."""
     shared = unit_rows(n, 32)
-    return shared + unit_rows(n, 32, 3), shared + unit_rows(n, 32, 4)
+    return shared + unit_rows(n, 32, 3) + 0.1, shared + unit_rows(n, 32, 4) - 0.1
 
 
 def sample_of(first: np.ndarray, second: np.ndarray) -> Sample:
