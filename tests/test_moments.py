@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError
+from fractions import Fraction
+from operator import add, mul, sub
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,36 +18,88 @@ from c3tools.errors import StoreError
 from c3tools.moments import Moments, load_moments, save_moments, unit_rows
 
 
+def exact_sums(rows: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
+    """The sums, and the sums of products, as integers of Python in units of 2**-24 and 2**-48."""
+    columns = [[int(Fraction(float(value)) * 2**24) for value in column] for column in rows.T]
+    products = [sum(map(mul, one, other)) for one in columns for other in columns]
+    return [sum(column) for column in columns], products
+
+
+def sums_of(moments: Moments) -> tuple[list[int], list[int]]:
+    products = [
+        int(high) * 2**32 + int(low)
+        for high, low in zip(moments.high.flat, moments.low.flat, strict=True)
+    ]
+    return moments.sums.tolist(), products
+
+
 @given(
-    st.integers(1, 60), st.integers(1, 8), st.lists(st.integers(0, 60), max_size=6), st.randoms()
+    st.integers(1, 60),
+    st.integers(1, 5),
+    st.integers(-7, 16),
+    st.lists(st.integers(0, 60), max_size=6),
+    st.randoms(),
 )
 @settings(max_examples=80)
-def test_rows_and_their_merged_parts_have_the_moments_of_numpy(
-    n: int, dim: int, cuts: list[int], random: Random
+def test_sums_are_exact_in_any_parts_and_order(
+    n: int, dim: int, exponent: int, cuts: list[int], random: Random
 ) -> None:
     rng = np.random.default_rng(random.randrange(2**32))
-    x = rng.normal(size=(n, dim)) * 10.0 ** rng.integers(-3, 4) + rng.normal(size=dim)
-    pieces = [
-        Moments.from_rows(p)
-        for p in np.split(rng.permutation(x), sorted({min(c, n) for c in cuts}))
-    ]
-    random.shuffle(pieces)
-    expected = Moments(n, x.mean(axis=0), np.atleast_2d(np.cov(x.T, bias=True)) * n)
-    for found in (Moments.from_rows(x), Moments.merge_all(pieces, dim)):
-        assert found.n == n
-        scale = np.abs(expected.scatter).max() + np.abs(expected.mean).max() + 1e-12
-        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9, atol=1e-9 * scale)
-        np.testing.assert_allclose(found.scatter, expected.scatter, rtol=1e-8, atol=1e-9 * scale)
+    size = min(2.0**exponent, 65_000)
+    x = (rng.uniform(-1, 1, (n, dim)) * size).astype(np.float16)
+    x[:, 0] = x[0, 0]  # a constant column
+    x[rng.random((n, dim)) < 0.1] = 2.0**-24  # the smallest subnormal
+    whole = Moments.from_rows(x)
+    assert sums_of(whole) == exact_sums(x)
+    pieces = np.split(rng.permutation(x), sorted({min(cut, n) for cut in cuts}))
+    parts = [Moments.from_rows(piece) for piece in pieces]
+    random.shuffle(parts)
+    assert Moments.total(parts, dim) == whole
+    assert whole - parts[0] == Moments.total(parts[1:], dim)
+    assert whole - whole == Moments.empty(dim)
+
+    precise = x.astype(np.longdouble)
+    centred = precise - precise.mean(axis=0)
+    tolerance = 2e-15 * float(np.abs(precise).max()) ** 2
+    np.testing.assert_allclose(
+        whole.mean, precise.mean(axis=0).astype(float), rtol=1e-15, atol=1e-18
+    )
+    np.testing.assert_allclose(
+        whole.covariance, (centred.T @ centred / n).astype(float), rtol=1e-14, atol=tolerance
+    )
 
 
-def test_sums_are_of_double_precision_and_centred() -> None:
+@pytest.mark.parametrize("size", [0.05, 1, 25, 60_000])
+def test_large_blocks_are_exact(size: float) -> None:
+    x = (np.random.default_rng(0).normal(size=(20_000, 3)).clip(-1, 1) * size).astype(np.float16)
+    assert sums_of(Moments.from_rows(x)) == exact_sums(x)
+
+
+def test_a_million_equal_rows_have_no_scatter() -> None:
+    moments = Moments.from_rows(np.full((1_000_000, 1), 0.1, np.float16))
+    assert moments.mean[0] == np.float16(0.1)
+    assert moments.scatter[0, 0] == 0
     # whose sum is infinite in float16
     moments = Moments.from_rows(np.ones((200_000, 1), dtype=np.float16))
     assert (moments.n, moments.mean[0], moments.scatter[0, 0]) == (200_000, 1.0, 0.0)
-    x = 1e8 + np.array([[1.0], [2.0], [3.0]])  # where E x^2 - (E x)^2 gives 0 or less
-    assert Moments.from_rows(x[:1]).merge(Moments.from_rows(x[1:])).covariance[
-        0, 0
-    ] == pytest.approx(2 / 3)
+
+
+def test_moments_of_a_mean_and_a_scatter_are_the_nearest() -> None:
+    x = np.random.default_rng(0).normal(size=(50, 4)) + 3
+    mean = x.mean(axis=0)
+    scatter = (x - mean).T @ (x - mean)
+    found = Moments.of(50, mean, scatter)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-9)
+    np.testing.assert_allclose(found.scatter, scatter, rtol=1e-12)
+    rounded = Moments.from_rows(x)  # to multiples of 2**-24
+    np.testing.assert_allclose(rounded.mean, mean, atol=2**-25)
+    np.testing.assert_allclose(rounded.covariance, scatter / 50, atol=1e-7)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 70_000])
+def test_values_that_no_sum_can_hold_are_refused(value: float) -> None:
+    with pytest.raises(StoreError, match="finite values below 65,536"):
+        Moments.from_rows([[value, 1.0]])
 
 
 def test_empty_is_neutral_and_other_dimensions_are_refused() -> None:
@@ -51,11 +107,12 @@ def test_empty_is_neutral_and_other_dimensions_are_refused() -> None:
     assert empty.of_unit_rows and not x.of_unit_rows
     for length, near in ((1.004, True), (1.006, False), (0.994, False)):
         assert Moments.from_rows(length * np.eye(2)).of_unit_rows == near
-    assert empty.merge(x) is x.merge(empty) is x
+    assert empty + x == x + empty == x != empty
     with pytest.raises(FrozenInstanceError):
         empty.n = 1  # type: ignore[misc]
-    with pytest.raises(ValueError, match="dimensions 2 and 3"):
-        empty.merge(Moments.empty(3))
+    for join in (add, sub):
+        with pytest.raises(ValueError, match="dimensions 2 and 3"):
+            join(empty, Moments.empty(3))
 
 
 def test_repr_is_one_short_line() -> None:
@@ -73,8 +130,7 @@ def test_saved_moments_are_exact(tmp_path: Path) -> None:
     assert (tmp_path / "m").read_bytes() == (tmp_path / "again").read_bytes()
     loaded, header = load_moments(tmp_path / "m")
     assert (header, loaded["val"].n, loaded["train"].n) == ({"modality": "text", "a": 1}, 0, 50)
-    np.testing.assert_array_equal(loaded["train"].mean, groups["train"].mean)
-    np.testing.assert_allclose(loaded["train"].scatter, groups["train"].scatter, rtol=1e-14)
+    assert loaded == groups
 
 
 def test_damaged_files(tmp_path: Path) -> None:

@@ -330,11 +330,11 @@ class Recipe:
         else:
             for part in parts:
                 rows = self.rows_of_part(part, lambda done, failed: None)
-                Moments.merge_groups(groups, moments_of(FUSED, rows))
+                Moments.add_groups(groups, moments_of(FUSED, rows))
         train = groups.get(f"{FUSED}/train")
         if train is not None and train.n >= MIN_ROWS_OF_A_MEAN:
             return train
-        return Moments.merge_all(groups.values(), self.info.dim)
+        return Moments.total(groups.values(), self.info.dim)
 
 
 def moments_of(modality: str, rows: pa.Table) -> SplitMoments:

@@ -61,7 +61,7 @@ class TransformedRows:
             Moments.from_rows(self.transform(rows, name))
             for name, rows in replace(self, modalities=[modality]).batches()
         )
-        return Moments.merge_all(blocks, self.store.info.dim)
+        return Moments.total(blocks, self.store.info.dim)
 
     def queries(self) -> Matrix:
         """Return queries for tuning the search, if possible rows of a modality that is not indexed

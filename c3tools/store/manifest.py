@@ -48,7 +48,7 @@ from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter, counted
 from .left_out import LEFT_OUT_FILE, LeftOut
 from .rewriting import Rewriting
-from .rows import ITEM_COLUMNS, keys_of
+from .rows import keys_of
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
@@ -57,7 +57,7 @@ from .shards import (
     ShardName,
     ShardRecord,
     StoreInfo,
-    add_moments,
+    WrongShardError,
     part_name,
     part_named,
     read_batches,
@@ -70,11 +70,12 @@ from .shards import (
     write_failures,
     write_rows,
 )
+from .sums import change_of_left_out, sum_shard
 
 MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
 _REPAIR = "Check the store with `c3 verify`; --repair writes this file for the shards that exist."
-_OF_MOMENTS = ("key", "embedding", "split", *ITEM_COLUMNS)  # the columns that they depend on
+EXACT = {"exact": True}  # in the header of moments that can be added to and subtracted from
 
 
 @dataclass(frozen=True)
@@ -325,12 +326,9 @@ class StoreWriter:
 
     def add(self, shard: ShardName, moments: Mapping[str, Moments]) -> None:
         """Take the moments of a shard that was just written, so that `finish` need not read it
-        again.
-
-        It has to if these are not the first shards of the store, in their order, or if rows are
-        left out.
+        again. It has to if rows are left out.
         """
-        Moments.merge_groups(self.groups, moments)
+        Moments.add_groups(self.groups, moments)
         self.added[shard] = sum(of.n for of in moments.values())
 
     def finish(
@@ -354,12 +352,14 @@ class StoreWriter:
             OSError: if a file cannot be written.
         """
         _remove_leftovers(self.path)
+        previous = self.before or Manifest({}, {})  # self.before is None for a new store
+
+        continued = None if self.lost else self._begin_moments(previous)
 
         # Put waiting files in place, of an interrupted run too, so that the listing sees them
         rewritten_files = set(self.rewriting.put_in_place())
         rewritten_shards = shards_among(rewritten_files)
         self.info = StoreInfo.load(self.path)
-        previous = self.before or Manifest({}, {})  # self.before is None for a new store
         shards_on_disk = shards_in(self.path)
 
         # Keep the records of shards that are as they were, or lost; not those of shards that were
@@ -370,29 +370,22 @@ class StoreWriter:
             shard: record for shard, record in previous.shards.items() if shard not in stale_shards
         }
 
-        # The rows that are left out: as a file says that was just put in place, or that lies beside
-        # a lost manifest; else as the listed one says
         leaves_out_others = LEFT_OUT_FILE in rewritten_files or self.before is None
-        digest = previous.files.get(LEFT_OUT_FILE)
-        if leaves_out_others:
-            is_there = kind_of(self.path / LEFT_OUT_FILE) is not None
-            digest = sha256_of(self.path / LEFT_OUT_FILE) if is_there else None
-        left_out = LeftOut.load(self.path, digest)
+        left_out = self._load_left_out(previous, is_new=leaves_out_others)
         if left_out.reasons:
             self.added = {}
 
-        # Read what is needed of the others
-        new_shards = set(shards_on_disk) - records.keys()
-        # If all old records are kept, the new shards come last, and the same rows are left out,
-        # the stored moments can be continued; else all shards are folded again
-        keeps_all_records = len(records) == len(previous.shards) and not leaves_out_others
-        last_numbers = dict(sorted(previous.shards))
-        is_appended = keeps_all_records and all(
-            number > last_numbers.get(modality, -1) for modality, number in new_shards
-        )
-        moments, new_records = self._moments_and_records(
-            shards_on_disk, records, left_out, previous if is_appended else None
-        )
+        # Read what is needed: the changes of the stored moments, or all shards
+        records_of_changes: dict[ShardName, ShardRecord] = {}
+        if continued is None:
+            moments: dict[str, Moments] = {}
+            shards_to_read = shards_on_disk
+        else:
+            moments, left_out_before = continued
+            shards_to_read = sorted(set(shards_on_disk) - records.keys())
+            if leaves_out_others:
+                records_of_changes = self._leave_out(moments, records, left_out_before, left_out)
+        new_records = self._sum(moments, shards_to_read, records, left_out)
         is_store = self.info.export_format is None
         failures = self._gather_failures(shards_on_disk, listed) if is_store else []
         if Manifest.load(self.path) != self.before:
@@ -407,7 +400,7 @@ class StoreWriter:
         written = {name for name in rewritten_files if shard_named(name) is None}
         if is_store:
             write_atomically(
-                self.path / MOMENTS_FILE, lambda temporary: save_moments(temporary, moments, {})
+                self.path / MOMENTS_FILE, lambda temporary: save_moments(temporary, moments, EXACT)
             )
             write_failures(self.path, failures)
             written |= {FAILURES_FILE, MOMENTS_FILE}
@@ -420,74 +413,122 @@ class StoreWriter:
             may_be_unlisted.add(LEFT_OUT_FILE)
         unlisted = may_be_unlisted - previous.files.keys()
         unlisted.update(previous.compare(self.path).unlisted_files)
-        manifest = Manifest(records | new_records, previous.files)
+        manifest = Manifest(records | records_of_changes | new_records, previous.files)
         manifest = manifest.with_files(self.path, written | unlisted)
         write_text_atomically(self.path / MANIFEST_FILE, manifest.text())
         self.rewriting.discard()
-        self.before = manifest  # a second call continues from here
+        # A second call continues from here
+        self.before = manifest
+        self.added, self.groups = {}, {}
         return manifest
 
-    def _moments_and_records(
-        self,
-        shards_on_disk: Sequence[ShardName],
-        records: Mapping[ShardName, ShardRecord],
-        left_out: LeftOut,
-        previous: Manifest | None,
-    ) -> tuple[dict[str, Moments], dict[ShardName, ShardRecord]]:
-        """Return the moments of all shards, by modality and split, and the records of those that
-        were read. Rows that are left out are in no moments.
+    def _load_left_out(self, previous: Manifest, *, is_new: bool) -> LeftOut:
+        """Return the rows that are left out: as a file says that was just put in place, or that
+        lies beside a lost manifest; else as the listed one says.
+        """
+        digest = previous.files.get(LEFT_OUT_FILE)
+        if is_new:
+            is_there = kind_of(self.path / LEFT_OUT_FILE) is not None
+            digest = sha256_of(self.path / LEFT_OUT_FILE) if is_there else None
+        return LeftOut.load(self.path, digest)
 
-        Moments are a left fold over all shards in their order, so that history leaves no trace in
-        the bits. It continues from the stored moments if ``previous`` lists all shards before the
-        new ones, and from those of `add` if these are of the first shards.
+    def _begin_moments(self, previous: Manifest) -> tuple[dict[str, Moments], LeftOut] | None:
+        """Return the stored moments, by modality and split, without the rows of shards that will be
+        rewritten or removed, and the rows that are left out of them.
+
+        Returns None if they are of an older version, not there, or not those that are listed, or if
+        shards have been put in place already or are damaged. All shards are read then.
         """
         path = self.path / MOMENTS_FILE
-        if (
-            previous is not None
-            and kind_of(path) is not None
-            and sha256_of(path) == previous.files.get(MOMENTS_FILE)
-        ):
-            groups = load_moments(path)[0]
-            shards = sorted(set(shards_on_disk) - records.keys())
-            self.added = {}
-        else:
-            if [*self.added] != shards_on_disk[: len(self.added)]:
-                self.added, self.groups = {}, {}
-            groups = dict(self.groups)
-            shards = list(shards_on_disk)
-        records_read: dict[ShardName, ShardRecord] = {}
+        if self.rewriting.is_listed or kind_of(path) is None:
+            return None
+        if sha256_of(path) != previous.files.get(MOMENTS_FILE):
+            return None
+        moments, header = load_moments(path)
+        if header != EXACT:
+            return None
+        try:
+            left_out = LeftOut.load(self.path, previous.files.get(LEFT_OUT_FILE))
+        except StoreError:  # `c3 leave-out --undo` needs no list
+            return None
+        changed_shards = shards_among(self.rewriting.changed_names())
+        for shard in sorted(changed_shards & previous.shards.keys()):
+            with on_this_machine(self.path / part_name(*shard)) as file:
+                if sha256_of(file) != previous.shards[shard].sha256:
+                    return None
+                gone = sum_shard(file, shard[0], self.info, left_out)
+            Moments.subtract_groups(moments, gone.moments)
+        return moments, left_out
+
+    def _leave_out(
+        self,
+        moments: dict[str, Moments],
+        records: Mapping[ShardName, ShardRecord],
+        before: LeftOut,
+        after: LeftOut,
+    ) -> dict[ShardName, ShardRecord]:
+        """Subtract the rows of listed shards that are no longer used from the moments, and add
+        those that are used again.
+
+        Returns:
+            the new records of the shards that have such rows.
+        """
+        changed: dict[ShardName, ShardRecord] = {}
+        for shard, record in records.items():
+            with on_this_machine(self.path / part_name(*shard)) as file:
+                change = change_of_left_out(file, shard[0], self.info, before, after)
+                if change is not None and sha256_of(file) != record.sha256:
+                    raise WrongShardError(
+                        f"{self.path / part_name(*shard)} is not the shard that {MANIFEST_FILE} "
+                        "lists.",
+                        remedy="Check the store with `c3 verify`.",
+                    )
+            if change is not None:
+                Moments.add_groups(moments, change.back)
+                Moments.subtract_groups(moments, change.gone)
+                changed[shard] = record._replace(left_out=change.left_out)
+        return changed
+
+    def _sum(
+        self,
+        moments: dict[str, Moments],
+        shards: Sequence[ShardName],
+        records: Mapping[ShardName, ShardRecord],
+        left_out: LeftOut,
+    ) -> dict[ShardName, ShardRecord]:
+        """Add the rows of shards to the moments, without those that are left out.
+
+        Returns:
+            the records of the shards.
+        """
+        Moments.add_groups(moments, {} if left_out.reasons else self.groups)
+        new_records: dict[ShardName, ShardRecord] = {}
         with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
             read = partial(self._read, left_out=left_out)
-            for shard, (shard_groups, record) in zip(
+            for shard, (shard_moments, record) in zip(
                 shards, pool.map(read, shards, map(records.get, shards)), strict=True
             ):
-                Moments.merge_groups(groups, shard_groups)
-                records_read[shard] = record
-        return groups, records_read
+                Moments.add_groups(moments, shard_moments)
+                new_records[shard] = record
+        return new_records
 
     def _read(
         self, shard: ShardName, record: ShardRecord | None, *, left_out: LeftOut
-    ) -> tuple[dict[str, Moments], ShardRecord]:
+    ) -> tuple[Mapping[str, Moments], ShardRecord]:
         """Return the moments of a shard, unless `add` has them, and its record, given the one that
         it had.
         """
-        modality = shard[0]
-        groups: dict[str, Moments] = {}
+        moments: Mapping[str, Moments] = {}
         rows = self.added.get(shard, 0)
-        left_out_keys: list[str] = []
+        digest = ""
         with on_this_machine(self.path / part_name(*shard)) as file:
             if self.info.code_size:
                 rows = read_header(file).rows
             elif not rows:
-                for batch in read_batches(file, modality, self.info, _OF_MOMENTS):
-                    rows += len(batch)
-                    used, left_out_rows = left_out.divide(modality, batch)
-                    left_out_keys += keys_of(left_out_rows)
-                    add_moments(groups, modality, used)
+                rows, moments, digest = sum_shard(file, shard[0], self.info, left_out)
             if record is None:
                 record = ShardRecord(rows, sha256_of(file), size_of(file))
-            digest = digest_of(sorted(left_out_keys)) if left_out_keys else ""
-            return groups, record._replace(left_out=digest)
+            return moments, record._replace(left_out=digest)
 
     def _gather_failures(
         self, shards: Iterable[ShardName], listed: Iterable[Failure] | None

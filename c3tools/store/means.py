@@ -231,7 +231,7 @@ def merge_means(files: str | Path | Sequence[str | Path], output: str | Path) ->
             error=StoreError,
             remedy="Merge only files from the same model.",
         )
-        Moments.merge_groups(total, groups)
+        Moments.add_groups(total, groups)
     splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)
     merged = {
         **headers[0],

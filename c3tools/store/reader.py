@@ -425,7 +425,7 @@ class Store(HubRepository):
             for name, moments in groups.items()
             if split in (None, ALL) or name == str(split).lower()
         )
-        return Moments.merge_all(chosen, self.info.dim)
+        return Moments.total(chosen, self.info.dim)
 
     def moments_by_split(self, modality: str) -> SplitMoments:
         """Return the moments of ``modality`` for each split.
@@ -458,7 +458,7 @@ class Store(HubRepository):
             unit_rows(embedding_matrix(batch))
             for batch in self.batches(modality, split=split or ALL)
         )
-        return Moments.merge_all(map(Moments.from_rows, blocks), self.info.dim)
+        return Moments.total(map(Moments.from_rows, blocks), self.info.dim)
 
     def batches(
         self,

@@ -64,6 +64,10 @@ class Rewriting:
         """Return what the names of a store's files will be, given those before."""
         return sorted((set(names) - self._removed) | set(names_below(self._folder)))
 
+    def changed_names(self) -> set[str]:
+        """Return the names of the files that are to be replaced, written or removed."""
+        return set(names_below(self._folder)) | self._removed
+
     def put_in_place(self) -> list[str]:
         """Give the files their names, and return these, with those of the removed files.
 
@@ -71,7 +75,7 @@ class Rewriting:
         """
         if not self.is_listed:
             staged = set(names_below(self._folder))
-            names = staged | self._removed
+            names = self.changed_names()
             if not names:
                 return []
             # captions before their images: a crash could otherwise restore captions without their

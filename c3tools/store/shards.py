@@ -263,6 +263,19 @@ class StoreInfo:
                 remedy=_EXPORT_AGAIN,
             )
 
+    def require_raw(self, path: Path, remedy: str = "Pass the store that was exported.") -> None:
+        """Refuse an export, where the encoder's own embeddings are needed.
+
+        Raises:
+            StoreError: with the remedy.
+        """
+        if self.exported:
+            raise StoreError(
+                f"{path} is an export. Its rows went through a pipeline, so they are no longer the "
+                f"encoder's embeddings.",
+                remedy=remedy,
+            )
+
     @property
     def command(self) -> str:
         """The command that makes the shards of this store."""
@@ -680,4 +693,4 @@ def add_moments(groups: dict[str, Moments], modality: str, batch: pa.RecordBatch
     batch_groups = {}
     for split in sorted(set(splits)):
         batch_groups[f"{modality}/{split}"] = Moments.from_rows(matrix[splits == split])
-    Moments.merge_groups(groups, batch_groups)
+    Moments.add_groups(groups, batch_groups)

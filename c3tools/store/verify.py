@@ -33,6 +33,7 @@ from ..moments import Moments, load_moments
 from ..reporter import SILENT, Reporter, counted
 from .left_out import LEFT_OUT_FILE, LEFT_OUT_REMEDY, LeftOut
 from .manifest import (
+    EXACT,
     EXTERNAL_FILE,
     MOMENTS_FILE,
     Manifest,
@@ -547,22 +548,30 @@ def _check_files(
         elif found != digest:
             result.add_defect("checksum", name, _OTHER, remedy)
         elif name == MOMENTS_FILE and moments is not None:
-            stored = load_moments(path / MOMENTS_FILE)[0]
-            none = Moments.empty(1)
+            stored, header = load_moments(path / MOMENTS_FILE)
             wrong = []
             for group in sorted({**stored, **moments}):
-                of_file = stored.get(group, none)
-                of_rows = moments.get(group, none)
-                values_of_file = np.vstack([of_file.mean, of_file.scatter])
-                values_of_rows = np.vstack([of_rows.mean, of_rows.scatter])
-                atol = _MOMENTS_TOLERANCE * max(1.0, np.abs(values_of_rows).max())
-                if of_file.n != of_rows.n or not np.allclose(
-                    values_of_file, values_of_rows, rtol=0, atol=atol
-                ):
+                of_rows = moments.get(group)
+                if header == EXACT:
+                    agrees = stored.get(group) == of_rows
+                else:
+                    agrees = _are_close(stored.get(group), of_rows)
+                if not agrees:
                     wrong.append(group)
             if wrong:
                 problem = f"they do not match the rows of {', '.join(wrong)}"
                 result.add_defect("moments", name, problem, remedy)
+
+
+def _are_close(stored: Moments | None, of_rows: Moments | None) -> bool:
+    """Return whether moments of an older version, which were rounded, may be those of the rows."""
+    if stored is None or of_rows is None or stored.n != of_rows.n:
+        return False
+    for values, expected in ((stored.mean, of_rows.mean), (stored.scatter, of_rows.scatter)):
+        tolerance = _MOMENTS_TOLERANCE * max(1.0, np.abs(expected).max())
+        if not np.allclose(values, expected, rtol=0, atol=tolerance):
+            return False
+    return True
 
 
 def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:

@@ -482,12 +482,12 @@ def _moments_after(pipeline: Pipeline, moments: Moments, modality: str) -> Momen
                 size = moments.mean_squared_norm
                 if size > 0:
                     mean = moments.mean / np.sqrt(size)
-                    moments = Moments(moments.n, mean, moments.scatter / size)
+                    moments = Moments.of(moments.n, mean, moments.scatter / size)
             else:
                 raise TransformError(
                     f"The step {step.kind} changes moments in a way that only the rows could show."
                 )
     if pipeline.metric == "l2":  # queries have 0 in the last dimension
         mean = np.pad(moments.mean, (0, 1))
-        moments = Moments(moments.n, mean, np.pad(moments.scatter, (0, 1)))
+        moments = Moments.of(moments.n, mean, np.pad(moments.scatter, (0, 1)))
     return moments

@@ -56,7 +56,7 @@ class Affine:
             scatter = self.matrix.T @ scatter @ self.matrix
         if self.offset is not None:
             mean = mean + self.offset
-        return Moments(moments.n, mean, scatter)
+        return Moments.of(moments.n, mean, scatter)
 
 
 @dataclass(frozen=True, eq=False)

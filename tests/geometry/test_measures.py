@@ -29,11 +29,11 @@ from tests.stores import gap_store
 
 def test_dimension_counts_until_more_than_99_percent() -> None:
     for values, dimension in (([99.0, 1.0], 2), ([99.1, 0.9], 1), ([0.0, 0.0], 0)):
-        found = measure_modality(Moments(50, np.array([1.0, 0]), 50 * np.diag(values)))
+        found = measure_modality(Moments.of(50, np.array([1.0, 0]), 50 * np.diag(values)))
         assert found.effective_dimension == dimension
         assert (found.effective_rank > 0) == (found.participation_ratio > 0) == (dimension > 0)
     assert [
-        measure_modality(Moments(n, np.eye(2)[0], np.eye(2))).limited_by_rows for n in (2, 3)
+        measure_modality(Moments.of(n, np.eye(2)[0], np.eye(2))).limited_by_rows for n in (2, 3)
     ] == [True, False]
 
 

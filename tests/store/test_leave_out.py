@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save
 
 import c3tools
 from c3tools.choices import ExportFormat
 from c3tools.errors import IncompleteStoreError, OutputError, StoreError
-from c3tools.store import Rows, Store, verify
+from c3tools.store import Rows, Store, StoreWriter, verify
 from c3tools.store.leave_out import shards_metadata
+from c3tools.store.manifest import record_files
 from c3tools.store.means import save_means
 from tests.conftest import build_store, contents, slice_of, unit_rows, write_jsonl
 from tests.crashes import kill_at, operations
@@ -339,6 +344,60 @@ def test_a_damaged_record_is_found_and_refused(smaller: Store, damage: bytes | N
     c3tools.leave_out(folder, undo=True)
     assert c3tools.verify_store(folder).whole
     assert Store.open(folder).count("text") == 80
+
+
+def summed_anew(folder: Path, copy: Path) -> bytes:
+    """The moments of a store as its rows alone give them."""
+    shutil.copytree(folder, copy)
+    (copy / "moments.safetensors").unlink()
+    StoreWriter(copy).finish()
+    content = (copy / "moments.safetensors").read_bytes()
+    shutil.rmtree(copy)
+    return content
+
+
+@pytest.mark.parametrize("seed", slice_of(range(20)))
+def test_moments_are_those_of_the_rows_that_are_used_whatever_was_before(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    random = Random(seed)
+    moments = store.path / "moments.safetensors"
+    whole = moments.read_bytes()
+    keys = [*store.load("image").keys, *store.load("text").keys]
+    for _ in range(4):
+        expected_shards = Mock(side_effect=AssertionError("reads a shard whole"))
+        with monkeypatch.context() as patch:
+            patch.setattr("c3tools.store.manifest.sum_shard", expected_shards)
+            if random.random() < 0.2:
+                c3tools.leave_out(store.path, undo=True)
+            else:
+                c3tools.leave_out(store.path, keys=random.sample(keys, random.choice([1, 5])))
+        assert moments.read_bytes() == summed_anew(store.path, tmp_path / "copy")
+    c3tools.leave_out(store.path, undo=True)
+    assert moments.read_bytes() == whole
+
+
+def test_moments_of_an_older_version_are_read_and_then_summed_anew(
+    store: Store, tmp_path: Path
+) -> None:
+    tensors: dict[str, Any] = {}
+    for modality in store.modalities:
+        for split, moments in store.moments_by_split(modality).items():
+            name = f"{modality}/{split}"
+            upper = np.triu_indices(DIM)
+            tensors |= {f"{name}/mean": moments.mean, f"{name}/scatter": moments.scatter[upper]}
+    numbers = {name[:-5]: 0 for name in tensors if name.endswith("/mean")}
+    for name in numbers:
+        numbers[name] = store.count(*name.split("/"))
+    header = {"c3": json.dumps({"groups": numbers})}
+    file = store.path / "moments.safetensors"
+    file.write_bytes(save(tensors, metadata=header))
+    record_files(store.path, [file.name])
+    assert c3tools.verify_store(store.path).whole
+    old = Store.open(store.path)
+    np.testing.assert_allclose(old.moments("text").mean, store.moments("text").mean, atol=1e-9)
+    c3tools.leave_out(store.path, keys=["img3"])
+    assert file.read_bytes() == summed_anew(store.path, tmp_path / "copy")
 
 
 def test_a_lost_manifest_is_written_again_with_them(smaller: Store) -> None:

@@ -503,7 +503,7 @@ def variance_of(spread: float) -> float:
 def calibration_of(spreads: Mapping[str, float]) -> Calibration:
     """200 rows of mean 0 in four dimensions, of which tr(S^2) - tr(S)^2 / 200 is spread^2."""
     moments = {
-        name: Moments(200, np.zeros(4), 200 * variance_of(spread) * np.eye(4))
+        name: Moments.of(200, np.zeros(4), 200 * variance_of(spread) * np.eye(4))
         for name, spread in spreads.items()
     }
     return Calibration(moments, preset("c1"))
