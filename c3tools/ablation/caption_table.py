@@ -53,7 +53,6 @@ from .cells import (
     chosen_sigmas,
     command_of,
     content_digest,
-    require_no_export,
     run_table,
     table_folder,
 )
@@ -223,13 +222,14 @@ class CaptionData:
         """Read the data of a table; the arguments are those of `ablate_captions`.
 
         Raises:
-            StoreError: if texts or images are missing, or the stores are of different models.
+            StoreError: if the store is an export, texts or images are missing, or the stores are of
+                different models.
             DecoderError: if there are too few captions.
             MetricError: if the split has no images with captions, or they were learned from.
-            TransformError: if the store is an export, or has no means.
+            TransformError: if the store has no means.
         """
         # What is learned from
-        require_no_export(store)
+        store.info.require_raw(store.path)
         train, val, notes = training_rows(store)
         moments = dict(fitting_moments(store).moments)
         scored_store = store

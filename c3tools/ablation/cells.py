@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import devices
-from ..errors import C3Error, TransformError, note_on_interrupt
+from ..errors import C3Error, note_on_interrupt
 from ..executors import Executor, Report, Work
 from ..imaging.evaluate_images import score_text
 from ..io.artifact import digest_of, require_result_or_empty
@@ -340,19 +340,6 @@ def run_table(
             score = score_text(metric, run.scores[metric])
             reporter.message(f"{run.method}, seed {run.seed}: {metric} {score}")
     return runs
-
-
-def require_no_export(store: Store) -> None:
-    """Refuse an export, which the verbs do not train on with another preset.
-
-    Raises:
-        TransformError: if the store is one.
-    """
-    if Pipeline.of_export(store):
-        raise TransformError(
-            f"{store.path} is an export, but the compared methods transform embeddings themselves.",
-            remedy="Compare them on the store that was exported.",
-        )
 
 
 def content_digest(store: Store) -> str:

@@ -36,7 +36,6 @@ from .cells import (
     chosen_sigmas,
     command_of,
     content_digest,
-    require_no_export,
     run_table,
     table_folder,
 )
@@ -185,9 +184,9 @@ class ScoredPhotos:
         Raises:
             GeneratorError: if no photo can be read.
             MetricError: if fewer than four photos of the split have texts and can be read.
-            TransformError: if the store is an export.
+            StoreError: if the store is an export.
         """
-        require_no_export(store)
+        store.info.require_raw(store.path)
         pairs = Pairs.match(store.load("image", split), store.load("text", split))
         scorer = ImageScorer.of(
             store,

@@ -30,7 +30,6 @@ from ..store import Store
 from ..store.leave_out import shards_metadata
 from ..store.left_out import LEAVE_OUT_COLUMN
 from ..store.shards import CARRIED_TYPES
-from .exports import require_no_export
 from .groups import MARKED_TIERS, TIERS, Copy, DuplicateGroup
 from .near_copies import search_copies
 from .pictures import NO_PATH, pictures_of
@@ -255,7 +254,7 @@ def find_duplicates(
             remedy="Pass a number between 0 and 1, for example --cosine 0.98.",
         )
     store = Store.open(store, reporter=reporter)
-    require_no_export(store)
+    store.info.require_raw(store.path)
     groups: list[DuplicateGroup] = []
     notes: list[str] = []
     captions: dict[str, str] = {}

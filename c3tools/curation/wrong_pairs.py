@@ -59,7 +59,6 @@ from ..store.left_out import LEAVE_OUT_COLUMN, LeftOut
 from ..store.rows import ITEM_COLUMNS, embedding_matrix, row_splits, split_mask
 from ..store.shards import shard_schema
 from ..transforms.calibration import Calibration
-from .exports import require_no_export
 from .pictures import NO_PATH, pictures_of
 
 _OTHERS = 1_000  # rows of the second modality that each pair is ranked among
@@ -341,7 +340,7 @@ def check_pairs(
     """
     modalities = as_list(modalities)
     store = Store.open(store, reporter=reporter)
-    require_no_export(store)
+    store.info.require_raw(store.path)
     first, second = store.choose_modalities(modalities, "A check of pairs")
     if by is not None and mark_worst is None:
         raise UnusedOptionError(

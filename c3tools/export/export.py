@@ -180,7 +180,7 @@ def export_store(
         TransformError: if the pipeline does not fit the store.
         OutputError: if ``output`` contains another export or other files, or is written by another
             run.
-        StoreError: if the store cannot be read.
+        StoreError: if the store cannot be read, or is an export.
         UnusedOptionError: if an option has no effect with another.
 
     Example:
@@ -192,6 +192,7 @@ def export_store(
     """
     modality = as_list(modality)
     store = Store.open(store, reporter=reporter)
+    store.info.require_raw(store.path, "Export the store that was exported.")
     wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on).for_metric(
         metric=metric
     )
@@ -226,8 +227,15 @@ def export_store(
         store.require(name)
     asked = Request.of(store, wanted, {})
     output = location(output)
-    kept = f"Finished files are kept in {output}; run the same command again to write the others."
-    with locked(output), note_on_interrupt(lambda: kept):
+    with (
+        locked(output),
+        note_on_interrupt(
+            lambda: (
+                f"Finished files are kept in {output}; run the same command again to write the "
+                f"others."
+            )
+        ),
+    ):
         # See what is there, and refuse what may not be replaced
         writer = open_export(
             output, is_index=False, files=_FILES, replaces=overwrite, reporter=reporter

@@ -534,12 +534,7 @@ class Index:
                 )
             known = Store.open(pairs)
             self._require_same_model(known.info.model, f"the store {known.path}")
-            if known.info.exported:
-                raise StoreError(
-                    f"The rows of the export {known.path} have gone through a pipeline, but pairs "
-                    f"must be unchanged embeddings of the model.",
-                    remedy="Pass the store that was exported.",
-                )
+            known.info.require_raw(known.path)
             assert query.modality is not None  # of one kind
             calibration = fit_on_pairs(self.calibration, known, query.modality, load)
             index = copy(self)

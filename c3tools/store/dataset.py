@@ -63,13 +63,11 @@ def save_data_set(store: Any, folder: Path) -> None:
         raise StoreError(
             f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first."
         )
-    if store.info.exported:
-        raise StoreError(
-            f"{store.path} is an export. Its rows went through a pipeline, which the data set "
-            f"would lack.",
-            remedy="Push the store that was exported, and the pipeline by itself "
-            "(Pipeline.push_to_hub); or upload the export's folder unchanged.",
-        )
+    store.info.require_raw(
+        store.path,
+        "Push the store that was exported, and the pipeline by itself (Pipeline.push_to_hub); or "
+        "upload the export's folder unchanged.",
+    )
 
     def change(_: Any, modality: str, table: pa.Table) -> pa.Table:
         if "path" not in table.column_names:

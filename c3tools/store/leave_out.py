@@ -139,11 +139,9 @@ def leave_out(
     path = store.path if isinstance(store, Store) else location(store)
     info = StoreInfo.load(path)
     info.require_embeddings(path)
-    if info.exported:
-        raise StoreError(
-            f"{path} is an export. Rows are left out of the store it was made from.",
-            remedy="Leave the rows out of the store, then run `c3 export` again.",
-        )
+    info.require_raw(
+        path, "Leave the rows out of the store that was exported, then run `c3 export` again."
+    )
     with locked(path):
         if undo:
             StoreWriter(path, left_out=LeftOut()).finish()

@@ -147,7 +147,9 @@ def merge_stores(
             remedy="For example: c3 merge STORE STORE -o OUT",
         )
     for store in sources:
-        _require_no_export(store, "Merge the stores that were exported, then export the result.")
+        store.info.require_raw(
+            store.path, "Merge the stores that were exported, then export the result."
+        )
     _name_unknown_models(sources, model)
     first, *later = sources
     for store in later:
@@ -203,20 +205,6 @@ def _name_unknown_models(stores: Sequence[Store], model: str | None) -> None:
         raise UnusedOptionError("--model", "because all stores record their model")
     for store in unknown:
         store.info = replace(store.info, model=ModelIdentity(name=model))
-
-
-def _require_no_export(store: Store, remedy: str) -> None:
-    """Refuse to copy an export, because the copy would not have its pipeline.
-
-    Raises:
-        StoreError: with the remedy.
-    """
-    if store.info.exported:
-        raise StoreError(
-            f"{store.path} is an export. Its rows went through a pipeline, which the new store "
-            f"would lack.",
-            remedy=remedy,
-        )
 
 
 class _Merge:
@@ -322,7 +310,9 @@ def split_store(
     """
     report = CopyReport(Path(output))
     source = Store.open(store, reporter=reporter)
-    _require_no_export(source, "Split the store that was exported, then export the result.")
+    source.info.require_raw(
+        source.path, "Split the store that was exported, then export the result."
+    )
     settings: dict[str, Any] = {
         "command": "split",
         "fractions": fractions,

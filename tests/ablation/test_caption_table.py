@@ -16,7 +16,7 @@ from c3tools.ablation.caption_table import CaptionData
 from c3tools.ablation.methods import METHODS
 from c3tools.captioning.config import SIZES, load_size
 from c3tools.captioning.evaluate_captions import store_references
-from c3tools.errors import C3Error, MetricError, StoreError, TransformError
+from c3tools.errors import C3Error, MetricError, StoreError
 from c3tools.export import export_store
 from c3tools.metrics.caption_metric import MeanScore
 from c3tools.metrics.caption_scores import score_captions
@@ -146,7 +146,7 @@ def test_exports_and_methods_that_would_learn_from_scored_images_are_refused(
     table: Table, toy_store: Store, tmp_path: Path
 ) -> None:
     export = export_store(toy_store, output=tmp_path / "export", preset="c2-collapse").output
-    with pytest.raises(TransformError, match="is an export"):
+    with pytest.raises(StoreError, match="is an export"):
         table(export, methods="C1")
     for method in ("paired", "WS-ClipCap", "ESPER"):
         with pytest.raises(MetricError, match=f"{method} would learn from images"):

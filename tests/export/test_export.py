@@ -401,6 +401,14 @@ def test_rows_that_cannot_be_calibrated_are_refused(options: dict[str, Any], wor
         Calibration.load("c3-export")
 
 
+@pytest.mark.parametrize("options", [{}, {"before_noise": True}, {"fuse": True}])
+def test_an_export_of_an_export_is_refused(options: dict[str, Any]) -> None:
+    ok(preset="gr-clip" if "fuse" in options else "c3", **options)
+    with pytest.raises(StoreError, match=r"(?s)c3-export is an export\..*that was exported"):
+        export_store("c3-export", output="twice", preset="c1")
+    assert not Path("twice").exists()
+
+
 def test_images_of_a_noisy_pipeline_can_be_calibrated() -> None:
     ok(modality=["image"])
     assert sorted(Calibration.load("c3-export").moments) == ["image", "text"]
