@@ -51,7 +51,7 @@ embed photos --device cpu,cpu --shard-size 4
 embed notes.txt --random-init 1 --store others
 import --image i.npy --text i.npy --store imported
 import --image i.npy --text i.npy --store imported-2
-merge imported imported-2 --prefix -o merged
+merge imported imported-2 --prefix --model toy -o merged
 split -o new
 verify
 means show

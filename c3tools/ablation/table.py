@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from .cells import Run
 from .methods import ABLATION, CHOOSE_BY, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
 
 _INTERVAL = "95% interval"  # heading
+_HEADING_WIDTH = 28  # characters; a method may be the path of a file
 _COMPARED = (CHOOSE_BY, "FD-", "KID-")
 # a step, and what it follows
 _BEFORE = {"C2_1": ("C1",), "C2_2": ("C1",), "C3": ("C2_2", "C2_1", "C1")}
@@ -263,8 +265,9 @@ class Ablation:
     @styled
     def _plot(self) -> Markup:
         """Draw CIDEr of each row with its interval."""
-        headings = [_heading(runs[0]) for runs in self._groups]
-        figure, axes = new_figure(width=4.6, height=0.6 + 0.28 * len(headings))
+        headings = [fill(_heading(runs[0]), _HEADING_WIDTH) for runs in self._groups]
+        lines = sum(heading.count("\n") + 1 for heading in headings)
+        figure, axes = new_figure(width=4.6, height=0.6 + 0.28 * lines)
         for place, row in enumerate(self.rows):
             score = row["scores"][CHOOSE_BY]
             if score["interval"] is not None:

@@ -469,6 +469,13 @@ TESTED_BY = {
     "evaluate-captions steer": (
         "tests/captioning/test_baselines.py::test_methods_follow_their_formulas"
     ),
+    "import ids": (
+        "tests/store/test_import_embeddings.py::test_a_list_names_the_image_of_each_text"
+    ),
+    "merge model": (
+        "tests/store/test_merge_split.py"
+        "::test_stores_of_unknown_models_are_merged_once_the_model_is_named"
+    ),
     "merge keep_first": (
         "tests/store/test_merge_split.py"
         "::test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_differ"
