@@ -38,7 +38,7 @@ from ..store.shards import (
     FUSED,
     ShardName,
     SplitMoments,
-    add_moments,
+    moments_of,
     part_name,
     read_header,
     shard_schema,
@@ -335,14 +335,6 @@ class Recipe:
         if train is not None and train.n >= MIN_ROWS_OF_A_MEAN:
             return train
         return Moments.total(groups.values(), self.info.dim)
-
-
-def moments_of(modality: str, rows: pa.Table) -> SplitMoments:
-    """Return the moments of rows by modality and split, ``fused/train`` and others."""
-    groups: SplitMoments = {}
-    for batch in rows.to_batches():
-        add_moments(groups, modality, batch)
-    return groups
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from .shards import (
     INFO_FILE,
     Failure,
     StoreInfo,
+    moments_of,
     part_name,
     read_header,
     shard_table,
@@ -310,7 +311,7 @@ def write_modalities(
             modalities = share_column(modalities, "split", pa.string(), store.item_splits())
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             for rows in modalities:
-                _write_shards(store, info, rows, report, progress)
+                _write_shards(store, writer, info, rows, report, progress)
         writer.finish()
         store = Store.open(path)
     report.pairs = _count_pairs(store, list(report.rows))
@@ -318,7 +319,12 @@ def write_modalities(
 
 
 def _write_shards(
-    store: Store, info: StoreInfo, rows: Rows, report: ImportReport, progress: Progress
+    store: Store,
+    writer: StoreWriter,
+    info: StoreInfo,
+    rows: Rows,
+    report: ImportReport,
+    progress: Progress,
 ) -> None:
     """Write the shards of one modality that are missing, and add all of them to the report."""
     written = 0
@@ -355,6 +361,7 @@ def _write_shards(
             shard = shard_table(info, rows.modality, vectors, columns)
             path = store.path / part_name(rows.modality, part)
             write_rows(path, info, rows.modality, shard, failures)
+            writer.add((rows.modality, part), moments_of(rows.modality, shard))
         written += len(vectors)
         with_other_norm += int((np.abs(norms - 1) > _UNIT_TOLERANCE).sum())
         report.failures += failures

@@ -694,3 +694,11 @@ def add_moments(groups: dict[str, Moments], modality: str, batch: pa.RecordBatch
     for split in sorted(set(splits)):
         batch_groups[f"{modality}/{split}"] = Moments.from_rows(matrix[splits == split])
     Moments.add_groups(groups, batch_groups)
+
+
+def moments_of(modality: str, rows: pa.Table) -> SplitMoments:
+    """Return the moments of rows by modality and split, ``fused/train`` and others."""
+    groups: SplitMoments = {}
+    for batch in rows.to_batches():
+        add_moments(groups, modality, batch)
+    return groups

@@ -833,3 +833,15 @@ def test_folders_of_clip_retrieval_with_other_parts_are_refused(
     parts("text_emb", *numbers)
     with pytest.raises(StoreError, match=problem):
         import_embeddings("clip")
+
+
+def test_the_rows_that_are_written_are_summed_while_they_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    np.save("vectors.npy", unit_rows(300, 8))
+    monkeypatch.setattr(importing, "SHARD_ROWS", 128)
+    with monkeypatch.context() as patch:
+        reads = Mock(side_effect=AssertionError("reads a shard again"))
+        patch.setattr("c3tools.store.manifest.sum_shard", reads)
+        report = import_embeddings(image="vectors.npy")
+    assert verify_store(report.store).whole
