@@ -638,7 +638,8 @@ def unrelated_shares(
     module is below .7, the share is a bound, the upper end.
 
     Where pairs are left out because of their z, the share is that of all, less what is expected to
-    be unrelated among those left out: as many as there would be among exchanged pairs of that z.
+    be unrelated among those left out: as many as there would be among exchanged pairs of that z. By
+    chance they may be more, so the lower end of the interval is less all that are left out.
 
     Args:
         scored: of n pairs.
@@ -699,9 +700,8 @@ def unrelated_shares(
             corrected = 8 * below_quartile[mask] - 2 * below_median[mask]  # 4 (b - (a - b) / 2)
             ends = mean_interval(corrected, items[mask])
             low = 0.0 if ends is None else max(min(low, ends[0]), 0.0)
-        low, share, high = (
-            _of_rest(value, used, left_out, fraction) for value in (low, share, high)
-        )
+        low = _of_rest(low, used, left_out, 1.0)  # at worst, all left out are unrelated
+        share, high = (_of_rest(value, used, left_out, fraction) for value in (share, high))
         shares.append(UnrelatedShare(name, used, share, (low, high)))
     return shares
 

@@ -262,6 +262,21 @@ def test_the_share_after_its_own_marks_are_left_out_is_that_of_the_rest(
     assert share.interval[0] - 0.01 <= wrong / len(left) <= share.interval[1] + 0.01
 
 
+def test_the_interval_begins_where_all_that_are_left_out_are_unrelated() -> None:
+    """60 pairs are left out; of 200 unrelated ones, a tenth are expected to be as low."""
+    z = np.repeat([-40.0, -10.0, 45.0], [60, 40, 300])
+    none = np.zeros(400, np.int64)
+    scored = ScoredPairs(z, z, none, none, np.linspace(-50, 50, 1001), 400)
+    items = np.arange(400)
+    splits = np.full(400, "train", dtype=object)
+    (share,) = unrelated_shares(scored, splits, items, is_used=z > -40)
+    of_quartile = share_interval((z < -25).astype(float), items)
+    assert of_quartile is not None
+    assert share.share == pytest.approx((200 - 20) / 340, abs=0.001)
+    assert share.interval is not None
+    assert share.interval[0] == pytest.approx((4 * of_quartile[0] * 400 - 60) / 340)
+
+
 def test_there_is_no_share_after_rows_were_left_out_by_hand(tmp_path: Path) -> None:
     store = paired_store(tmp_path / "s", exchanged=40)
     keys = [pair.key for pair in check_pairs(store).pairs[:5]]
