@@ -21,7 +21,7 @@ import numpy as np
 
 from ..arrays import Array, Floats, Indices, Mask
 from ..errors import MetricError
-from ..moments import Moments, unit_rows
+from ..moments import unit_rows
 from .retrieval import nearest
 
 _BLOCK = 1024
@@ -58,11 +58,11 @@ def frechet_distance(first: Floats, second: Floats) -> Measured:
         MetricError: if one has fewer than two rows.
     """
     _require_two("Fréchet", first, second)
-    first_moments = Moments.from_rows(first)
-    second_moments = Moments.from_rows(second)
-    first_covariance = first_moments.scatter / (first_moments.n - 1)
-    second_covariance = second_moments.scatter / (second_moments.n - 1)
-    gap = first_moments.mean - second_moments.mean
+    first_mean = first.mean(axis=0, dtype=np.float64)
+    second_mean = second.mean(axis=0, dtype=np.float64)
+    first_covariance = np.cov(first, rowvar=False)
+    second_covariance = np.cov(second, rowvar=False)
+    gap = first_mean - second_mean
 
     # With R = S1^(1/2), the matrix P = R S2 R is symmetric and has the eigenvalues of S1 S2: the
     # sum of their roots is tr (S1 S2)^(1/2)
@@ -80,8 +80,8 @@ def frechet_distance(first: Floats, second: Floats) -> Measured:
     transport_root_back = root @ _power(product_values, product_vectors, -0.25)
     return (
         distance,
-        _frechet_influences(first, first_moments.mean, gap, transport_root),
-        _frechet_influences(second, second_moments.mean, -gap, transport_root_back),
+        _frechet_influences(first, first_mean, gap, transport_root),
+        _frechet_influences(second, second_mean, -gap, transport_root_back),
     )
 
 
