@@ -245,10 +245,11 @@ def main() -> None:
         signal.signal(signal.SIGINT, interrupt)
     if hasattr(os, "register_at_fork"):  # not on Windows
         os.register_at_fork(after_in_child=end_without_message)  # in workers
-    # A character that the terminal cannot show is no reason to stop
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors="replace")
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a character that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
         encoding, lines = sys.stdout.encoding, sys.stdout.line_buffering
         sys.stdout = _Output(sys.stdout.detach(), encoding, "replace", line_buffering=lines)
     app(prog_name="c3")
