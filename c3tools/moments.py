@@ -116,9 +116,9 @@ class Moments:
         shift = np.rint(x.mean(axis=0) * 2.0**11)
         y = x - shift / 2**11
         largest = float(np.einsum("nd,nd->d", y, y).max(initial=0))
-        if largest > _MOST_SQUARES and (
-            (n > _FEW_ROWS and largest < 8 * _MOST_SQUARES) or largest > 2**36
-        ):
+        is_slow = n > _FEW_ROWS and _MOST_SQUARES < largest < 8 * _MOST_SQUARES
+        is_too_large = largest > 2**36 or n * float(np.abs(shift).max(initial=0)) ** 2 > 2**61
+        if is_slow or is_too_large:
             return cls._of_block(x[: n // 2]) + cls._of_block(x[n // 2 :])
 
         high, low = np.zeros((2, dim, dim), np.int64)

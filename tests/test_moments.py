@@ -69,9 +69,12 @@ def test_sums_are_exact_in_any_parts_and_order(
     )
 
 
-@pytest.mark.parametrize("size", [0.05, 1, 25, 60_000])
-def test_large_blocks_are_exact(size: float) -> None:
-    x = (np.random.default_rng(0).normal(size=(20_000, 3)).clip(-1, 1) * size).astype(np.float16)
+@pytest.mark.parametrize(
+    ("mean", "size"), [(0, 0.05), (0, 1), (0, 25), (0, 60_000), (60_000, 0), (60_000, 100)]
+)
+def test_large_blocks_are_exact(mean: float, size: float) -> None:
+    noise = np.random.default_rng(0).normal(size=(20_000, 3)).clip(-1, 1)
+    x = (mean + size * noise).astype(np.float16)
     assert sums_of(Moments.from_rows(x)) == exact_sums(x)
 
 
