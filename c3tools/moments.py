@@ -195,7 +195,7 @@ class Moments:
         centred = (high * 2.0**32 + low) / 2**48
         return np.asarray(centred - np.outer(of_rest, of_rest / max(self.n, 1)))
 
-    @property
+    @cached_property
     def covariance(self) -> Array:
         """The population covariance, float64 (d, d): ``scatter / n``."""
         return self.scatter / max(self.n, 1)

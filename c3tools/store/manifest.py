@@ -373,7 +373,7 @@ class StoreWriter:
         leaves_out_others = LEFT_OUT_FILE in rewritten_files or self.before is None
         left_out = self._load_left_out(previous, is_new=leaves_out_others)
         if left_out.reasons:
-            self.added = {}
+            self.added, self.groups = {}, {}
 
         # Read what is needed: the changes of the stored moments, or all shards
         records_of_changes: dict[ShardName, ShardRecord] = {}
@@ -501,7 +501,7 @@ class StoreWriter:
         Returns:
             the records of the shards.
         """
-        Moments.add_groups(moments, {} if left_out.reasons else self.groups)
+        Moments.add_groups(moments, self.groups)
         new_records: dict[ShardName, ShardRecord] = {}
         with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
             read = partial(self._read, left_out=left_out)
