@@ -39,6 +39,7 @@ from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo, StoreWriter, create_store
 from ..store.carried import columns_to_keep
+from ..store.dataset import with_column
 from ..store.manifest import require_store_or_empty
 from ..store.rows import own_items
 from ..store.shards import CORPUS_SPLIT, ShardName, shards_in
@@ -498,10 +499,9 @@ def _with_settled_splits(corpus: Corpus, stored: StoredInputs, reporter: Reporte
     reporter.message(describe_val_alone())
     hashed = {}
     for name, table in items.items():
-        place = table.column_names.index("settled")
         splits = splits_by_hash(own_items(table).to_pylist())
-        column = pa.array(splits, table.schema.field(place).type)
-        hashed[name] = table.set_column(place, "settled", column)
+        column = pa.array(splits, table.schema.field("settled").type)
+        hashed[name] = with_column(table, "settled", column)
     settled = copy(corpus)
     settled.images = ItemTable(ImageItem, hashed["image"])
     settled.videos = ItemTable(ImageItem, hashed["video"])

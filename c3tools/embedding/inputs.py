@@ -24,6 +24,7 @@ from ..corpus.items import Corpus
 from ..io.files import write_atomically
 from ..io.locations import name_or_file
 from ..store import Store
+from ..store.dataset import with_column
 from ..store.shards import CARRIED_TYPES, CORPUS_SPLIT, ShardName
 from .checkouts import in_this_checkout
 from .sources import absolute
@@ -100,7 +101,7 @@ class StoredInputs:
                 paths = pa.array(places, pa.large_string())
             rows = rows.append_column("stored_path", paths).append_column("mtime", entries["mtime"])
             rows = rows.append_column("list", entries["list"])
-            tables[modality] = rows.set_column(rows.column_names.index("size"), "size", size)
+            tables[modality] = with_column(rows, "size", size)
         of_files = recorded.filter(pc.invert(is_text))
         of_files = of_files.filter(pc.is_in(of_files["key"], files["key"]))
         of_texts = recorded.filter(is_text)
@@ -175,9 +176,7 @@ def record_inputs(
 
     if times is not None:
         of_entries: Any = times["mtime"].take(pc.index_in(entries["key"], times["key"]))
-        place = _INPUTS.get_field_index("mtime")
-        mtimes = pc.coalesce(of_entries, entries["mtime"])
-        entries = entries.set_column(place, _INPUTS.field("mtime"), mtimes)
+        entries = with_column(entries, "mtime", pc.coalesce(of_entries, entries["mtime"]))
 
     # What shards say of the bytes that were embedded, the new ones first
     written = [
@@ -187,12 +186,8 @@ def record_inputs(
     ]
     files: Any = pa.concat_tables([*written, stored.files().select(_FILE.names)])
     files = files.take(pc.index_in(entries["key"], files["key"]))
-    place = _INPUTS.get_field_index("size")
-    entries = entries.set_column(
-        place, _INPUTS.field("size"), pc.coalesce(files["size"], entries["size"])
-    )
-    place = _INPUTS.get_field_index("sha256")
-    entries = entries.set_column(place, _INPUTS.field("sha256"), files["sha256"])
+    entries = with_column(entries, "size", pc.coalesce(files["size"], entries["size"]))
+    entries = with_column(entries, "sha256", files["sha256"])
 
     # Lists of texts, and of files that an older version recorded
     entries = _with_lists(entries, corpus, store_path)
@@ -224,7 +219,7 @@ def _with_lists(entries: Any, corpus: Corpus, store: str) -> Any:
     lists = absolute_paths(media["listed_in"].take(found))
     for name, values in (("list", lists), ("store", pa.scalar(store, pa.large_string()))):
         column = pc.if_else(is_to_learn, values, entries[name])
-        entries = entries.set_column(_INPUTS.get_field_index(name), _INPUTS.field(name), column)
+        entries = with_column(entries, name, column)
     return entries
 
 

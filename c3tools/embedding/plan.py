@@ -35,6 +35,7 @@ from ..io.files import sha256_of
 from ..io.locations import location
 from ..reporter import SILENT, Reporter
 from ..store import Store
+from ..store.dataset import with_column
 from ..store.rows import own_items
 from ..store.shards import ShardName, ShardRecord
 from .inputs import MEDIA, StoredInputs, absolute_paths
@@ -130,9 +131,8 @@ def plan_corpus(
                     own_items(table).to_pylist(), table["settled"].to_pylist(), strict=True
                 )
                 settled = [splits.get(item_key, split) for item_key, split in of_items]
-                place = table.column_names.index("settled")
                 column = pa.array(settled, table.schema.field("settled").type)
-                plan.items = ItemTable(plan.items.kind, table.set_column(place, "settled", column))
+                plan.items = ItemTable(plan.items.kind, with_column(table, "settled", column))
     return plans
 
 
