@@ -227,15 +227,7 @@ def export_store(
         store.require(name)
     asked = Request.of(store, wanted, {})
     output = location(output)
-    with (
-        locked(output),
-        note_on_interrupt(
-            lambda: (
-                f"Finished files are kept in {output}; run the same command again to write the "
-                f"others."
-            )
-        ),
-    ):
+    with locked(output), note_on_interrupt(lambda: _kept_in(output)):
         # See what is there, and refuse what may not be replaced
         writer = open_export(
             output, is_index=False, files=_FILES, replaces=overwrite, reporter=reporter
@@ -283,6 +275,11 @@ def export_store(
         _write_calibration(writer, recipe, is_new_fit=fitted is None)
         writer.finish([f for f in store.recorded_failures() if f.stage == "list"])
     return _report(recipe, writer, plan, exported, record)
+
+
+def _kept_in(output: Path) -> str:
+    """Return what an interrupted run leaves, in words."""
+    return f"Finished files are kept in {output}; run the same command again to write the others."
 
 
 def _choose_layout(

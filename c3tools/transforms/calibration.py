@@ -30,14 +30,13 @@ from ..reporter import counted
 from .fitting import FitData, fitting_moments
 from .logistic import fit_logistic
 from .operations import Affine, Unit
-from .pipeline import Pipeline
+from .pipeline import MANIFEST_NAME, Pipeline
 from .presets import preset
 
 if TYPE_CHECKING:
     from ..store import Store
 
 CALIBRATION_FILE = "calibration.safetensors"  # beside the pipeline of an export or an index
-_MANIFEST_FILE = "manifest.json"  # c3tools.store, which names it too, needs pyarrow
 # of the curves of `fit_pairs`: the logarithm of 160,000, the number of comparisons among 400 pairs,
 # which show no larger odds. A row that is the query itself would get far more
 _HIGHEST_LOG_ODDS = 12.0
@@ -112,8 +111,8 @@ class Calibration:
             source: a store or its folder; a file of `c3 means save`; or, by modality, `Moments`
                 of embeddings at unit length, or embeddings (n, d) of any norm. Below 20 rows of a
                 modality, scores are cosines, and a `UserWarning` says that nothing is centred.
-                Another one says if embeddings or moments seem to be of centred rows, which the
-                pipeline would centre again.
+                Another one says if embeddings seem to be centred already, which the pipeline would
+                do again.
             pipeline: a fitted one; None for the preset gr-clip, unit(e - mu), fitted on ``source``.
             split: of a store: the rows to take moments of, by the rule of
                 `c3tools.transforms.fitting.FittingMoments`; all rows if none are in the split.
@@ -262,7 +261,7 @@ class Calibration:
             ['image', 'text']
         """
         folder = location(folder)
-        if kind_of(folder / _MANIFEST_FILE) is not None:
+        if kind_of(folder / MANIFEST_NAME) is not None:
             raise TransformError(
                 f"{folder} is an export or an index, which has a calibration of its own.",
                 remedy="Save to another folder.",

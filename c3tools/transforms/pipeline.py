@@ -58,7 +58,7 @@ JSON_NAME = "transform.json"
 TENSORS_NAME = "transform.safetensors"
 FORMAT = 1  # of transform.json; a file without one has format 1
 # of the export around it, as c3tools.store writes them; that package needs pyarrow
-_MANIFEST_NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 _REWRITING_LIST = ".rewriting/list.json"
 _STEPS_GROUP = "c3tools.steps"
 _SCORED_SPLITS = ("test", "val", "validation", "dev")
@@ -758,12 +758,12 @@ def _require_listed(folder: Path, contents: Mapping[str, bytes]) -> None:
     """
     listed: Mapping[str, str] = {}
     with suppress(FileNotFoundError, NotADirectoryError, *MALFORMED):
-        listed = read_json(folder / _MANIFEST_NAME)["files"]
+        listed = read_json(folder / MANIFEST_NAME)["files"]
     for name, content in contents.items():
         digest = hashlib.sha256(content).hexdigest()
         if listed.get(name, digest) != digest and kind_of(folder / _REWRITING_LIST) is None:
             raise TransformError(
-                f"{folder / name} is not the file that {_MANIFEST_NAME} lists: it is from another "
+                f"{folder / name} is not the file that {MANIFEST_NAME} lists: it is from another "
                 f"export, or was changed.",
                 remedy="Copy all files of one export together, or run the command that made this "
                 "one again, with --refit (an index: --rebuild).",
