@@ -30,6 +30,11 @@ testclient = pytest.importorskip("starlette.testclient", reason="starlette is an
 COLOURS = {"a": "red", "b": "blue", "c": "lime", "d": "gold", "e": "navy"}
 
 
+def client_of(app: Any) -> Any:
+    """A client of the application, at an address of this machine."""
+    return testclient.TestClient(app, base_url="http://127.0.0.1")
+
+
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("serve")
@@ -41,9 +46,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 def client(index: Index) -> Iterator[Any]:
     from c3tools.serve.app import create_app
 
-    with testclient.TestClient(
-        create_app(index, colour_encoder()), base_url="http://127.0.0.1"
-    ) as client:
+    with client_of(create_app(index, colour_encoder())) as client:
         yield client
 
 
@@ -56,9 +59,7 @@ def centred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Ind
     colours = {f"{number:02d}": f"rgb({4 * number}, 99, 9)" for number in range(60)}
     embed_colours(colour_corpus(folder / "photos", {**colours, **COLOURS}), folder / "c3-store")
     index = build_index(folder / "c3-store", output=folder / "index")
-    with testclient.TestClient(
-        create_app(index, colour_encoder()), base_url="http://127.0.0.1"
-    ) as client:
+    with client_of(create_app(index, colour_encoder())) as client:
         yield client, index
 
 
@@ -187,9 +188,7 @@ def sound_client(tmp_path: Path) -> Iterator[Any]:
     paths = [str(tmp_path / name) for name in ("a.ogg", "b.mp3")]
     build_store(tmp_path / "s", Rows.of("audio", ["a", "b"], unit_rows(2, 8), path=paths))
     index = build_index(tmp_path / "s", output=tmp_path / "index", preset="c1")
-    with testclient.TestClient(
-        create_app(index, colour_encoder()), base_url="http://127.0.0.1"
-    ) as client:
+    with client_of(create_app(index, colour_encoder())) as client:
         yield client
 
 
@@ -339,9 +338,7 @@ def shop_client(tmp_path: Path) -> Iterator[Any]:
     columns = {"colour": "string", "price": "string"}
     build_store(tmp_path / "s", rows, columns=columns)
     index = build_index(tmp_path / "s", output=tmp_path / "index", preset="c1")
-    with testclient.TestClient(
-        create_app(index, colour_encoder()), base_url="http://127.0.0.1"
-    ) as client:
+    with client_of(create_app(index, colour_encoder())) as client:
         yield client
 
 
@@ -375,7 +372,7 @@ def changing(tmp_path: Path) -> Iterator[tuple[Any, Path, Messages]]:
     build_index(tmp_path / "s", output=tmp_path / "index", preset="c1")
     messages = Messages()
     app = create_app(Index.open(tmp_path / "index"), colour_encoder(), reporter=messages)
-    with testclient.TestClient(app, base_url="http://127.0.0.1") as client:
+    with client_of(app) as client:
         yield client, tmp_path, messages
 
 
@@ -485,7 +482,7 @@ def text_client(index: Index, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     encoder = colour_encoder()
     monkeypatch.setattr(encoder, "modalities", ("text",))
-    with testclient.TestClient(create_app(index, encoder), base_url="http://127.0.0.1") as client:
+    with client_of(create_app(index, encoder)) as client:
         yield client
 
 
