@@ -37,6 +37,7 @@ from ..store import Store
 from ..store.rows import ITEM_COLUMNS, item_keys, one_array
 from ..store.shards import FUSED
 from ..transforms import Pipeline
+from ..transforms.space import Space
 from .page import clusters_page
 from .source import Source
 from .summary import ClusteredRows, kappa_of_table, match_pairs, summarise, table_of
@@ -78,6 +79,11 @@ class Clusters:
         with reading(folder, CLUSTERS) as (path, content):
             centroids = load_file(path / _CENTROIDS_FILE)
             return cls(path, content["record"], centroids, Pipeline.load(path))
+
+    @property
+    def space(self) -> Space:
+        """The space of the centroids."""
+        return Space.after(self.pipeline, f"the clusters {self.folder}")
 
     def __repr__(self) -> str:
         rows = counted(sum(self.record["rows"].values()), "row")
@@ -175,7 +181,8 @@ def cluster(
     """Cluster one modality by spherical k-means, or two modalities together by cross-centroids.
 
     Writes each row's cluster, a page and the centroids to a folder. The rows of a store are
-    collapsed first; the rows of an export or an index are used unchanged.
+    collapsed first; the rows of an export go through the steps that are left of its pipeline, if
+    any; the rows of an index are used unchanged.
 
     Args:
         store: A store, an export or an index: a folder, or a URL (s3://, gs://).
@@ -195,6 +202,8 @@ def cluster(
     Raises:
         StoreError: if there is no store, a modality is missing, there are fewer rows than clusters,
             or too few to be collapsed, or an export with ``fuse`` is given without ``modalities``.
+        TransformError: if rows have noise, or those to ``assign`` are of another model or went
+            through another pipeline.
         OutputError: if ``output`` contains other clusters or other files, or another run is writing
             to it.
         UnusedOptionError: if an option has no effect with another.
@@ -220,11 +229,11 @@ def cluster(
     settings["modalities"] = names
     if len(names) == 2 and former is None:
         settings["measure"] = MEASURE
-    source = Source.open(store, names, settings["split"], former.pipeline if former else None)
+    source = Source.open(store, names, settings["split"], former.space if former else None)
 
     # The same settings, rows and centroids give the same clusters
     shards = [[store.shard_digest(name, part) for part in store.parts(name)] for name in names]
-    data = digest_of(shards, source.pipeline.record()["checksum"])
+    data = digest_of(shards, source.pipeline.digest)
     trained_on = former.record["trained_on"] if former else data
     digest = digest_of(settings, data, trained_on)
     with reserve_output(

@@ -15,8 +15,10 @@ from ..io.locations import read_all
 from ..moments import unit_rows
 from ..reporter import Progress
 from ..store import Store, embedding_matrix
+from ..store.shards import FUSED
 from ..transforms import Pipeline
 from ..transforms.calibration import Calibration
+from ..transforms.space import Space
 
 
 @dataclass(frozen=True)
@@ -25,74 +27,45 @@ class Source:
 
     Attributes:
         store: a store, an export or an index.
-        pipeline: the fitted pipeline that rows go through as the encoder gives them.
-        is_transformed: whether the rows of the store went through it already.
+        pipeline: the fitted pipeline that leads from the encoder's embeddings to clustered rows.
+        path: the steps of it that the rows of the store have not gone through.
         coder: of an index; None for others.
         split: of the rows.
     """
 
     store: Store
     pipeline: Pipeline
-    is_transformed: bool
+    path: Pipeline
     coder: CodeFormat | None
     split: str
 
     @classmethod
-    def open(
-        cls, store: Store, names: Sequence[str], split: str, pipeline: Pipeline | None
-    ) -> Source:
+    def open(cls, store: Store, names: Sequence[str], split: str, clusters: Space | None) -> Source:
         """Open the rows of these modalities.
 
         Args:
             store: a store, an export or an index.
             names: the modalities.
             split: of the rows.
-            pipeline: that of earlier clusters; None to fit Collapse on the train split of a store.
+            clusters: the space of earlier clusters; None to take the pipeline of an export, or to
+                fit Collapse on the train split of a store.
 
         Raises:
-            StoreError: if a modality has too few rows to be collapsed, rows of an export have not
-                gone through its whole pipeline, or those of earlier clusters are of another model
-                or pipeline.
+            StoreError: if a modality has too few rows to be collapsed.
+            TransformError: if the rows do not lead to the space of the clusters, or have noise.
         """
-        if pipeline is not None:
-            store.info.require_same_model(
-                pipeline.provenance.get("model") or {},
-                own=f"The store {store.path}",
-                theirs="the clusters",
-                remedy="Cluster this store separately, with another --output.",
-            )
-        # The pipeline of an export, and how many of its steps the rows went through
-        pipeline_and_applied = Pipeline.of_export(store)
-        if pipeline_and_applied is None:
-            if pipeline is None:
-                calibration = Calibration.fit(store)
-                if len(names) > 1 and not calibration.moments:
-                    raise StoreError(
-                        f"{store.path} has too few train rows to estimate the mean of each "
-                        f"modality, so {' and '.join(names)} rows cannot be clustered together.",
-                        remedy=f"Embed more rows, load moments from the same model with `c3 means "
-                        f"load FILE`, or cluster one modality: --modalities {names[0]}",
-                    )
-                pipeline = calibration.pipeline
-            return cls(store, pipeline, is_transformed=False, coder=None, split=split)
-        exported_pipeline, applied = pipeline_and_applied
-        if pipeline and pipeline.record()["tensors"] != exported_pipeline.record()["tensors"]:
-            raise StoreError(
-                f"The rows of {store.path} went through a pipeline other than that of the "
-                f"clustered rows.",
-                remedy="Assign the rows of the store that was exported or indexed.",
-            )
-        # An index: its codes are of rows that went through all steps
+        rows = Space.of(store)
+        if clusters is None:
+            pipeline = rows.pipeline or _fitted_pipeline(store, names)
+            clusters = Space.after(pipeline, "clusters of them")
+        assert clusters.pipeline is not None
+        # Fused rows are clustered with fused rows alone
+        path = clusters.path_from(rows, {*names} - {FUSED})
+        coder = None
         if store.info.code_size:
             store.require_listed(TRAINED_FILE)
             coder = CodeFormat(read_all(store.path / TRAINED_FILE))
-            return cls(store, exported_pipeline, is_transformed=True, coder=coder, split=split)
-        if applied < len(exported_pipeline.steps):
-            raise StoreError(
-                f"The rows of the export {store.path} have not gone through the whole pipeline.",
-                remedy="Cluster the store that was exported.",
-            )
-        return cls(store, exported_pipeline, is_transformed=True, coder=None, split=split)
+        return cls(store, clusters.pipeline, path, coder, split)
 
     def table(self, modality: str, columns: Sequence[str]) -> pa.Table:
         """Return columns of all rows of a modality, in the order of `batches`.
@@ -109,9 +82,7 @@ class Source:
         return pa.Table.from_batches(batches)
 
     def batches(self, modality: str) -> Iterator[Matrix]:
-        """Yield the rows of a modality as unit rows, before the pipeline unless they went through
-        it: float32 (n, d).
-        """
+        """Yield the rows of a modality as unit rows, before the path: float32 (n, d)."""
         column = "embedding" if self.coder is None else "code"
         for batch in self.store.batches(modality, [column], split=self.split):
             if self.coder is None:
@@ -121,9 +92,9 @@ class Source:
 
     def transform(self, rows: Matrix, modality: str) -> Matrix:
         """Return rows of `batches` as they are clustered: unit rows after the pipeline."""
-        if self.is_transformed:
+        if not self.path.steps:
             return rows
-        return unit_rows(self.pipeline.transform(rows, modality=modality))
+        return unit_rows(self.path.transform(rows, modality=modality))
 
     def sample(self, modality: str, numbers: Indices, progress: Progress) -> Matrix:
         """Return the rows of `batches` with these numbers, which ascend: float32 (n, d)."""
@@ -135,3 +106,20 @@ class Source:
             first += len(rows)
             progress.advance(len(rows))
         return sample
+
+
+def _fitted_pipeline(store: Store, names: Sequence[str]) -> Pipeline:
+    """Return Collapse fitted on the train split of a store.
+
+    Raises:
+        StoreError: if there are several modalities, and one has too few rows for a mean.
+    """
+    calibration = Calibration.fit(store)
+    if len(names) > 1 and not calibration.moments:
+        raise StoreError(
+            f"{store.path} has too few train rows to estimate the mean of each modality, so "
+            f"{' and '.join(names)} rows cannot be clustered together.",
+            remedy=f"Embed more rows, load moments from the same model with `c3 means load FILE`, "
+            f"or cluster one modality: --modalities {names[0]}",
+        )
+    return calibration.pipeline

@@ -27,6 +27,7 @@ from ..io.hub import local_folder
 from ..io.locations import is_url, kind_of, location
 from ..moments import Moments, load_moments, moments_content, unit_rows
 from ..reporter import counted
+from .first_rows import seem_centred
 from .fitting import FitData, fitting_moments
 from .logistic import fit_logistic
 from .operations import Affine, Unit
@@ -40,8 +41,6 @@ CALIBRATION_FILE = "calibration.safetensors"  # beside the pipeline of an export
 # of the curves of `fit_pairs`: the logarithm of 160,000, the number of comparisons among 400 pairs,
 # which show no larger odds. A row that is the query itself would get far more
 _HIGHEST_LOG_ODDS = 12.0
-# Fewer rows may have a short mean by chance
-_LEAST_ROWS_TO_SEE_CENTRED = 100
 # of the mean variance over directions; scores vary less where there are fewer rows than that
 _LEAST_VARIANCE = 1e-3
 # of the spreads of two modalities. 1.2 at most with the encoders of docs/results/fused.md; more
@@ -173,9 +172,7 @@ class Calibration:
         }
         for name in given_rows.keys() & moments_after.keys():
             n, mean = moments_before[name].n, moments_before[name].mean
-            # The mean of n centred rows of length 1 has a squared length of about 1/n
-            seems_centred = n >= _LEAST_ROWS_TO_SEE_CENTRED and mean @ mean < 0.05**2 + 2 / n
-            if seems_centred and pipeline.centres(name):
+            if seem_centred(mean, n) and pipeline.centres(name):
                 warnings.warn(
                     f"The mean of the {name} rows is almost 0, so they have probably gone through "
                     f"a pipeline already. Pass embeddings as the model made them; for the rows of "

@@ -53,3 +53,11 @@ class FirstRows:
             f"{self.centre_norm:.2f}. The rows of an export need only what "
             "Pipeline.for_rows(EXPORT) or TransformModule.for_rows(EXPORT, MODALITY) has."
         )
+
+
+def seem_centred(mean: Array, n: int) -> bool:
+    """Return whether n rows of length 1 with this mean were probably centred before; the mean of
+    fewer than 100 rows may be short by chance.
+    """
+    # The mean of n centred rows of length 1 has a squared length of about 1/n
+    return n >= _FEWEST and float(mean @ mean) < 0.05**2 + 2 / n

@@ -709,12 +709,9 @@ class Pipeline(HubRepository):
         return {**record, "checksum": _checksum(record)}
 
     @property
-    def tag(self) -> str:
-        """The effect of the pipeline on rows, as 12 hexadecimal digits of a SHA-256: its steps with
-        their settings, their tensors, and the metric.
-
-        Rows in a database can carry it (`check_tag`). Name and provenance do not count, so a
-        pipeline that is fitted again on the same moments has the same tag.
+    def digest(self) -> str:
+        """The identity of the pipeline, the SHA-256 of what decides on its output: its steps with
+        their settings, their tensors, and the metric; not its name and provenance.
 
         Raises:
             TransformError: if the pipeline is not fitted.
@@ -722,7 +719,18 @@ class Pipeline(HubRepository):
         content = {"steps": self.config()["steps"], "metric": self.metric}
         digest = hashlib.sha256(json_text(content).encode())
         digest.update(self._tensors())
-        return digest.hexdigest()[:12]
+        return digest.hexdigest()
+
+    @property
+    def tag(self) -> str:
+        """The first 12 digits of `digest`, which rows in a database can carry (`check_tag`).
+
+        A pipeline that is fitted again on the same moments has the same tag.
+
+        Raises:
+            TransformError: if the pipeline is not fitted.
+        """
+        return self.digest[:12]
 
     def check_tag(self, tag: str) -> None:
         """Refuse rows that carry the `tag` of another pipeline.

@@ -15,7 +15,7 @@ import pytest
 import c3tools
 from c3tools.clusters import cluster as module
 from c3tools.clusters.summary import ClusteredRows, summarise
-from c3tools.errors import OutputError, StoreError
+from c3tools.errors import OutputError, StoreError, TransformError
 from c3tools.geometry.cross_centroids import spherical_kmeans
 from c3tools.geometry.mixed_clusters import kappa_of_pairs
 from c3tools.seeds import generator
@@ -96,10 +96,17 @@ def test_exports_and_indexes_give_the_clusters_of_their_store(tmp_path: Path, ki
     assert found.record["clusters"] == expected.record["clusters"]
 
 
-def test_rows_of_an_export_before_its_noise_are_refused(tmp_path: Path, store: Store) -> None:
-    c3tools.export_store(store, output=tmp_path / "export", before_noise=True)
-    with pytest.raises(StoreError, match="have not gone through the whole pipeline"):
-        c3tools.cluster(tmp_path / "export", output=tmp_path / "clusters")
+def test_rows_of_an_export_before_its_noise_go_through_the_steps_that_are_left(
+    tmp_path: Path, store: Store
+) -> None:
+    c3tools.export_store(store, output=tmp_path / "before", before_noise=True)
+    c3tools.export_store(store, output=tmp_path / "finished", role="inference", dtype="float32")
+    found, expected = (
+        c3tools.cluster(tmp_path / name, output=tmp_path / f"of-{name}")
+        for name in ("before", "finished")
+    )
+    for name in ("image", "text"):
+        assert np.array_equal(labels_in(found.folder, name), labels_in(expected.folder, name))
 
 
 def test_one_modality_is_spherical_k_means(store: Store, tmp_path: Path) -> None:
@@ -134,11 +141,31 @@ def test_rows_of_another_model_or_pipeline_are_not_assigned(store: Store, tmp_pa
     output = tmp_path / "clusters"
     c3tools.cluster(store, output=output)
     other = gap_store(tmp_path / "other", model={"name": "other-model"})
-    with pytest.raises(StoreError, match="belongs to the model other-model"):
+    with pytest.raises(TransformError, match="their models are other-model and test-model"):
         c3tools.cluster(other, output=output, assign=True)
-    c3tools.export_store(store, output=tmp_path / "export", preset="c1")
-    with pytest.raises(StoreError, match="went through a pipeline other"):
+    c3tools.export_store(store, output=tmp_path / "export", preset="whiten")
+    with pytest.raises(
+        TransformError, match=r"of whiten, tag .* of gr-clip, tag .* the steps differ"
+    ):
         c3tools.cluster(tmp_path / "export", output=output, assign=True)
+
+
+def test_texts_with_noise_are_not_taken_for_those_of_a_pipeline_with_equal_tensors(
+    store: Store, tmp_path: Path
+) -> None:
+    c3tools.export_store(store, output=tmp_path / "collapsed", preset="gr-clip")
+    c3tools.export_store(store, output=tmp_path / "noised", preset="c3")
+    records = [c3tools.Pipeline.load(tmp_path / name).record() for name in ("collapsed", "noised")]
+    assert records[0]["tensors"] == records[1]["tensors"]
+    output = tmp_path / "clusters"
+    c3tools.cluster(tmp_path / "collapsed", output=output)
+    with pytest.raises(TransformError, match="text rows have noise") as refusal:
+        c3tools.cluster(tmp_path / "noised", output=output, assign=True)
+    assert "--role inference" in str(refusal.value.remedy)
+    # Nor are clusters made of them, to which new embeddings would be assigned without noise
+    with pytest.raises(TransformError, match="text rows have noise"):
+        c3tools.cluster(tmp_path / "noised", output=tmp_path / "other")
+    c3tools.cluster(tmp_path / "noised", modalities=["image"], output=tmp_path / "images")
 
 
 def test_one_cluster_has_a_map(store: Store, tmp_path: Path) -> None:
