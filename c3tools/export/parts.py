@@ -46,6 +46,7 @@ from ..store.shards import (
 )
 from ..transforms import Pipeline
 from ..transforms.fitting import MIN_ROWS_OF_A_MEAN
+from ..transforms.space import Space
 from ..transforms.steps import Normalize
 from .formats import Format, Part
 from .record import ExportRecord, Settings
@@ -74,13 +75,7 @@ class Recipe:
     @cached_property
     def digest(self) -> str:
         """Digest of the recipe; nothing in it changes when the store grows."""
-        transform = self.pipeline.record()
-        return digest_of(
-            transform["steps"],
-            transform["tensors"],
-            asdict(self.settings),
-            self.format.digest,
-        )
+        return digest_of(self.pipeline.digest, asdict(self.settings), self.format.digest)
 
     def source_of(self, part: ShardName) -> ShardName:
         """Return the shard that a part is made of."""
@@ -102,8 +97,9 @@ class Recipe:
 
     @cached_property
     def applied(self) -> Pipeline:
-        """The steps that rows go through."""
-        return self.pipeline.part(0, self.settings.applied)
+        """The steps that rows go through; those of an export have gone through some already."""
+        first = Space.of(self.store).applied
+        return self.pipeline.part(first, first + self.settings.applied)
 
     @cached_property
     def info(self) -> StoreInfo:

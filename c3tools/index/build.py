@@ -28,6 +28,7 @@ from ..transforms import Pipeline, open_pipeline
 from ..transforms.calibration import CALIBRATION_FILE, Calibration
 from ..transforms.fitting import load_command
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
+from ..transforms.space import Space
 from .coder import choose_factory, train_coder
 from .codes import TRAINED_FILE, CodeFormat, load_faiss
 from .index import Index
@@ -73,7 +74,8 @@ def build_index(
 ) -> Index:
     """Index the transformed embeddings of a store. No noise is added to them.
 
-    The rows of an export are indexed as they are; its pipeline transforms the queries.
+    The rows of an export go through the steps of its pipeline that are left, if any; its pipeline
+    transforms the queries.
 
     If ``output`` has an index with the same settings, the rows of new and changed shards are added,
     and the rows of removed shards are removed; ``record["added"]`` is the number of rows that were
@@ -100,12 +102,12 @@ def build_index(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is nothing to index, an export has rows before the noise, FAISS rejects
-            the factory, or it describes a kind of index to which rows cannot be added by their
-            codes.
+        StoreError: if there is nothing to index, FAISS rejects the factory, or it describes a kind
+            of index to which rows cannot be added by their codes.
         UnusedOptionError: if a preset or a pipeline is given for an export.
         OutputError: if ``output`` contains other files, or another run is writing to it.
-        TransformError: if the pipeline does not fit the store.
+        TransformError: if the pipeline does not fit the store, or the rows of an export have an
+            extra dimension.
         MissingExtraError: if faiss is not installed.
 
     Example:
@@ -222,22 +224,15 @@ def _choose_pipeline(
     """Return the pipeline, which need not be fitted, and a message if nothing is centred.
 
     Raises:
-        StoreError: if the rows of an export have not gone through its whole pipeline.
         UnusedOptionError: if a preset or a pipeline is given for an export.
     """
-    # Rows of an export stay as they are, and queries go through its pipeline
-    pipeline_and_applied = Pipeline.of_export(store)
-    if pipeline_and_applied is not None:
+    # Queries of an index of an export go through its pipeline
+    exported_pipeline = Space.of(store).pipeline
+    if exported_pipeline is not None:
         if preset is not None or pipeline is not None:
             option = "--preset" if pipeline is None else "--pipeline"
             reason = f"with the export {store.path}, whose own pipeline is used"
             raise UnusedOptionError(option, reason)
-        exported_pipeline, applied = pipeline_and_applied
-        if applied < len(exported_pipeline.steps):
-            raise StoreError(
-                f"The rows of the export {store.path} have not gone through the whole pipeline.",
-                remedy="Index the store that was exported, or export it without --before-noise.",
-            )
         return exported_pipeline, None
 
     # gr-clip subtracts the means of texts and of other rows. Where either is missing, nothing is
@@ -351,14 +346,15 @@ def _make_fit(
     factory = request.options["factory"]
     if factory == "auto":
         factory = choose_factory(rows, store.info.dim)
-    applied = 0 if store.info.exported else len(pipeline.steps)
-    source = TransformedRows(store, pipeline.part(0, applied), modalities, split)
+    rows_of_store = Space.of(store)
+    path = Space.after(pipeline, f"an index of {store.path}").path_from(rows_of_store)
+    source = TransformedRows(store, path, modalities, split)
     coder = train_coder(source, rows, factory, request.options["seed"], reporter)
 
     # Moments are those of the export, or follow from those of the store. Only the rows tell those
     # after a memory, and those of an export that is not normalised or was not calibrated
     moments = None
-    if applied or store.info.normalised:
+    if path.steps or store.info.normalised:
         with suppress(TransformError):
             if FUSED in store.modalities and store.require_listed(CALIBRATION_FILE):
                 moments = Calibration.load(store.path).moments
@@ -375,11 +371,13 @@ def _make_fit(
         role="inference",
         train_on="text",
         seed=0,
-        applied=applied,
+        applied=len(path.steps),
         split=split,
         code_size=int(coder.trained.sa_code_size()),
     )
-    built = {"factory": factory, "built_from": rows}
+    built: dict[str, object] = {"factory": factory, "built_from": rows}
+    if rows_of_store.noised:
+        built["noised"] = sorted(rows_of_store.noised)
     record = ExportRecord(request, fitted_shards(store), settings, built)
     recipe = Recipe(store, pipeline, coder, settings)
     writer = describe(output, existing, recipe, record, files=_FILES)

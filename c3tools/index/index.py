@@ -49,9 +49,10 @@ from ..result_table import Table
 from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
 from ..store.rows import keys_of, one_array
-from ..store.shards import INFO_FILE, ShardName, part_name, read_header, shard_schema
+from ..store.shards import FUSED, INFO_FILE, ShardName, part_name, read_header, shard_schema
 from ..transforms import Pipeline
 from ..transforms.calibration import Calibration
+from ..transforms.space import Space
 from .codes import (
     HIT_COLUMNS,
     TRAINED_FILE,
@@ -570,19 +571,13 @@ class Index:
         """Return the row of a store with this key as a query."""
         opened = Store.open(self.store_path if store is None else store)
         embeddings, modality = _vector_of_key(opened, key)
-        self._require_same_model(opened.info.model, f"the store {opened.path}")
-        pipeline_and_applied = Pipeline.of_export(opened)
-        if pipeline_and_applied is None:
-            return Query([key], embeddings, modality)
-        exported_pipeline, applied = pipeline_and_applied
-        is_finished = applied == len(exported_pipeline.steps)
-        if not is_finished or exported_pipeline.record() != self.pipeline.record():
-            raise StoreError(
-                f"The rows of the export {opened.path} have not gone through the pipeline of the "
-                f"index {self.path}.",
-                remedy="Pass the store that was exported with --store.",
-            )
-        return Query([key], embeddings, modality, is_transformed=True)
+        # A fused row can only be compared with rows among which are fused ones
+        compared = [] if modality == FUSED and FUSED in self.places else [modality]
+        model = ModelIdentity(self.record["model"])
+        space = Space.after(self.pipeline, f"the index {self.path}", model)
+        path = space.path_from(Space.of(opened), compared)
+        rows = path.transform(embeddings, modality=modality)
+        return Query([key], rows, modality, is_transformed=True)
 
     def _require_same_model(self, model: ModelIdentity, theirs: str) -> None:
         """Refuse embeddings of another model than the one of the index."""

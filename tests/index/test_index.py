@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from c3tools import Store, export_store
-from c3tools.errors import C3Error, StoreError, UnusedOptionError
+from c3tools.errors import C3Error, StoreError, TransformError, UnusedOptionError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet, find_index
 from c3tools.index import index as module
 from c3tools.index.coder import choose_factory
@@ -166,8 +166,8 @@ def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_pa
     text, words = store.load("text").keys[0], r"other to another \(bbbbbbbbbbbb\)"
     for searched, query, said in (
         (index, {"vector": other.path}, words),
-        (index, {"key": "img001", "store": other}, words),
-        (index, {"key": text, "store": other, "pairs": store}, words),
+        (index, {"key": "img001", "store": other}, r"another \(bbbbbbbbbbbb\) and test-model"),
+        (index, {"key": text, "store": other, "pairs": store}, "another .* and test-model"),
         (index, {"key": "img001", "k": 0}, "k must be at least 1, not 0"),
         (index, {"text": np.eye(8)}, r"type ndarray[\s\S]*vector="),
         (
@@ -461,7 +461,7 @@ def test_queries_of_an_exports_index_go_through_its_pipeline(
             assert_close([hit.cosine for hit in found], [hit.cosine for hit in expected], 1e-5)
         mean = index.calibration.moments[modality].mean
         assert_close(mean, rows.moments(modality, "train" if preset == "c3" else None).mean)
-    with pytest.raises(StoreError, match="not gone through the pipeline"):
+    with pytest.raises(TransformError, match=r"the index .*: the steps differ"):
         build_index(own, output=tmp_path / "other", preset="c1").search(key="img004", store=rows)
     with pytest.raises(StoreError, match="is an export"):
         index.search(vector=query, pairs=rows)
@@ -472,8 +472,23 @@ def test_what_an_exports_index_refuses(own: Store, tmp_path: Path) -> None:
     for options in ({"preset": "c1"}, {"pipeline": export.pipeline}):
         with pytest.raises(UnusedOptionError, match=f"--{next(iter(options))} has no effect"):
             build_index(export.output, output=tmp_path / "i", **options)
-    with pytest.raises(StoreError, match="not gone through the whole pipeline"):
-        build_index(export.output, output=tmp_path / "i")
+
+
+def test_an_export_before_its_noise_gives_the_index_of_its_store(
+    own: Store, tmp_path: Path
+) -> None:
+    export_store(own, output=tmp_path / "e", preset="c3", sigma=0.3, before_noise=True)
+    index = build_index(tmp_path / "e", output=tmp_path / "i", factory="Flat")
+    raw = build_index(own, output=tmp_path / "raw", preset="c3", factory="Flat")
+    query = own.load("image").embeddings[4:5]
+    for modality in ("image", "text"):
+        (expected,) = raw.rank(query, "image", only=modality)
+        (by_vector,) = index.rank(query, "image", only=modality)
+        (by_key,) = index.search(key="img004", only=modality)
+        for found in (by_vector, by_key.hits):
+            assert [hit.key for hit in found] == [hit.key for hit in expected]
+            assert_close([hit.cosine for hit in found], [hit.cosine for hit in expected], 1e-5)
+    assert build_index(tmp_path / "e", output=tmp_path / "i", factory="Flat").record["added"] == 0
 
 
 @pytest.mark.parametrize("query", [{"text": []}, {"image": []}, {"text": ()}])
