@@ -36,6 +36,7 @@ from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..result_table import Table
 from ..transforms import Pipeline
+from ..transforms.space import Space
 from .config import DecoderConfig, LanguageModelConfig
 from .generation import STEERED, GenerationConfig, GenerationOptions, generate
 from .language_model import LanguageModelDecoder
@@ -154,24 +155,6 @@ class Captioner(HubRepository):
             self.check_embeddings(embeddings, modality, keys, reporter)
         return self.write(embeddings, modality, keys, encoder, generation, reporter)
 
-    def after(self, pipeline: Pipeline, applied: int) -> Captioner:
-        """Return a captioner for rows that have already gone through the first ``applied`` steps of
-        a pipeline.
-
-        Raises:
-            DecoderError: if its own pipeline begins with other steps.
-        """
-        if _first_steps(self.pipeline, applied) != _first_steps(pipeline, applied):
-            raise DecoderError(
-                f"The rows of this export went through {pipeline.name}, but the decoder was "
-                f"trained with {self.pipeline.name}, or with the same pipeline fitted on other "
-                f"data.",
-                remedy="Use the store that was exported.",
-            )
-        rest = copy.copy(self)
-        rest.pipeline = self.pipeline.part(applied)
-        return rest
-
     def write(
         self,
         embeddings: Matrix,
@@ -238,6 +221,11 @@ class Captioner(HubRepository):
     def model(self) -> ModelIdentity:
         """The model whose embeddings it was trained on."""
         return ModelIdentity(self.record.get("model") or {})
+
+    @property
+    def space(self) -> Space:
+        """The space of its inputs."""
+        return Space.after(self.pipeline, "the decoder", self.model)
 
     def check_dim(self, dim: int) -> None:
         """Refuse embeddings of another dimension.
@@ -344,9 +332,7 @@ class Captioner(HubRepository):
 
     def fingerprint(self) -> str:
         """Return a digest of all that a caption depends on, except generation settings."""
-        return digest_of(
-            self.decoder.digest(), self.tokenizer.to_json(), self.pipeline.record()["checksum"]
-        )
+        return digest_of(self.decoder.digest(), self.tokenizer.to_json(), self.pipeline.digest)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the training record and the number of parameters, as `c3 train-decoder --json`
@@ -483,12 +469,6 @@ def notes_on_empty_captions(captions: Collection[str]) -> list[str]:
         f"{empty:,} of {are_empty}. A decoder that was trained too little ends before the first "
         f"word: train it longer (--epochs)."
     ]
-
-
-def _first_steps(pipeline: Pipeline, count: int) -> tuple[Any, Any]:
-    """Return settings and tensors of the first steps of a pipeline."""
-    part = pipeline.part(0, count)
-    return part.config()["steps"], part.record()["tensors"]
 
 
 def _loss_in_words(loss: float, best: float) -> str:

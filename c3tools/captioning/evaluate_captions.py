@@ -34,6 +34,7 @@ from ..store import Rows, Store
 from ..store.leaks import notes_on_leaks
 from ..store.rows import positions
 from ..transforms import Pipeline
+from ..transforms.space import Space
 from .captioner import Captioner, notes_on_empty_captions
 from .generation import GenerationOptions
 from .references import align_keys, read_predictions, read_references
@@ -166,7 +167,9 @@ def evaluate_captions(
 
     Raises:
         StoreError: if the store is missing, or has no images or no captions.
-        DecoderError: if there is no decoder, or it was trained on another model or dimension.
+        DecoderError: if there is no decoder, or it was trained on another dimension.
+        TransformError: if it was trained on another model, or rows of an export went through
+            another pipeline than the decoder's, or have noise.
         MetricError: for an unknown metric, if there is nothing to score, if no caption has a
             reference (their keys are listed), if ``against`` has no caption of a scored image, or
             if the captions of the store are in parts (``long_texts="chunk"``).
@@ -222,7 +225,8 @@ def evaluate_captions(
             store, modality, references, compared_with_images, load_encoder, reporter
         )
         known_references = _references(references, images)
-        decoder.check_model(images.store.info.model, images.store.info.dim)
+        path = decoder.space.path_from(images.space, [images.modality])
+        decoder.check_dim(images.store.info.dim)
         rows, left_out = images_with_references(
             images.store,
             split,
@@ -232,9 +236,7 @@ def evaluate_captions(
             limit=limit,
             without=without,
         )
-        if images.exported:
-            decoder = decoder.after(*images.exported)
-        texts = decoder.caption(
+        texts = replace(decoder, pipeline=path).caption(
             embeddings=rows.embeddings,
             modality=images.modality,
             keys=rows.keys,
@@ -294,14 +296,13 @@ class _Images:
     Attributes:
         store: open.
         modality: of the rows that are captioned.
-        exported: the pipeline that the rows went through, and how many of its steps; None if the
-            store is no export.
+        space: of the rows.
         encoder: of the rows; None if nothing is compared with them.
     """
 
     store: Store
     modality: str
-    exported: tuple[Pipeline, int] | None
+    space: Space
     encoder: Encoder | None
 
     def encoded(self, keys: Iterable[str]) -> EncodedImages:
@@ -344,17 +345,17 @@ def _open_images(
     """
     opened = Store.open(store, reporter=reporter)
     modality = modality or captioned_modality(opened)
-    exported = Pipeline.of_export(opened)
-    if exported and comparing:
+    space = Space.of(opened)
+    if space.pipeline is not None and comparing:
         raise MetricError(
             f"{' and '.join(comparing)} compare unchanged embeddings of images and texts, but the "
-            f"rows of the export {opened.path} went through {exported[0].name}.",
+            f"rows of the export {opened.path} went through {space.pipeline.name}.",
             remedy="Use the store that was exported.",
         )
     if references is None:
         require_captions(opened)
     encoder = load_encoder(recorded=opened.info.model) if comparing else None
-    return _Images(opened, modality, exported, encoder)
+    return _Images(opened, modality, space, encoder)
 
 
 def _references(references: Texts | None, images: _Images | None) -> Texts:

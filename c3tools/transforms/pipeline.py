@@ -256,24 +256,6 @@ class Pipeline(HubRepository):
         return self
 
     @classmethod
-    def of_export(cls, store: Store) -> tuple[Pipeline, int] | None:
-        """Return the pipeline of an exported store, and how many of its steps the rows went
-        through; None for others.
-
-        Raises:
-            TransformError: if the pipeline is missing or damaged.
-        """
-        exported = store.info.extra.get("exported")
-        if exported is None:
-            return None
-        if exported["settings"].get("metric") == "l2":
-            raise TransformError(
-                f"The rows of the export {store.path} have an extra dimension, for a database.",
-                remedy="Use the store that was exported, or export it with --metric ip.",
-            )
-        return cls.load(store.path), exported["settings"]["applied"]
-
-    @classmethod
     def for_rows(cls, export: Store | str | Path) -> Pipeline:
         """Return the steps that the rows of an export have not gone through: none, or the noise and
         what follows after ``--before-noise``. New embeddings need all steps: `load`.
@@ -293,12 +275,8 @@ class Pipeline(HubRepository):
         with explain_missing("Pipeline.for_rows"):
             from ..store import Store, StoreInfo
 
-        if isinstance(export, Store):
-            folder = export.path
-            info = export.info
-        else:
-            folder = local_folder(export)
-            info = StoreInfo.load(folder)
+        folder = export.path if isinstance(export, Store) else local_folder(export)
+        info = StoreInfo.load(folder)
         if not info.exported:
             raise TransformError(
                 f"The rows of {folder} have not gone through a pipeline.",

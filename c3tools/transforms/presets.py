@@ -248,8 +248,8 @@ class TrainingPipeline:
     ) -> TrainingPipeline:
         """Choose the given pipeline, that of an export, or a preset, c3 by default.
 
-        Noise can be added to the finished rows of an export; the reporter is told that this is
-        another method.
+        Rows of an export go through the steps that are left, with their noise. Noise can be added
+        to the finished rows of an export; the reporter is told that this is another method.
 
         Args:
             store: to train on.
@@ -260,8 +260,9 @@ class TrainingPipeline:
             reporter: gets messages.
 
         Raises:
-            TransformError: if these contradict each other, the preset or sigma cannot be used, or
-                each item stands once in the store.
+            TransformError: if these contradict each other, the preset or sigma cannot be used, the
+                rows of an export went through another pipeline, or each item stands once in the
+                store.
         """
         if pipeline is not None and not isinstance(pipeline, Pipeline):
             raise TransformError(
@@ -270,44 +271,57 @@ class TrainingPipeline:
             )
         if sigma is not None:
             sigma = parse_sigma(sigma)
-        pipeline_and_applied = Pipeline.of_export(store)
-        if pipeline_and_applied is not None:
-            exported, applied = pipeline_and_applied
+        if pipeline is not None and (name is not None or sigma is not None):
+            raise TransformError(
+                "A pipeline, including the pipeline of a --from decoder, has its own steps and "
+                "sigma.",
+                remedy="Leave out preset and sigma; with --from, a preset replaces its pipeline.",
+            )
+        from .space import Space  # needs pyarrow
+
+        space = Space.of(store)
+        if space.pipeline is not None:
             if "fused" in store.modalities:
                 raise TransformError(
                     f"{store.path} is an export with --fuse, which is for search. Only items that "
                     f"lack an image have text rows in it, and vice versa.",
                     remedy="Train on the store that was exported.",
                 )
-            # From here on no pipeline, no name, and sigma is None or a number
-            _check_choice_for_export(store, exported, pipeline, name, sigma)
+            given = (pipeline or space.pipeline).for_metric(metric="ip")
+            Space.after(given, given.name, space.model).path_from(space)
+            fault = ""
+            if name is not None:
+                fault = "does not allow another preset"
+            elif sigma is not None and given.noisy:
+                fault = "has its own sigma"
+            elif isinstance(sigma, str):
+                fault = f"leaves no rows to derive sigma {sigma} from"
+            if fault:
+                raise TransformError(
+                    f"The rows of the export {store.path} went through {given.name}, which "
+                    f"{fault}.",
+                    remedy="Leave it out, or train on the store that was exported.",
+                )
             if not sigma:  # also 0, which asks for no noise
                 return cls(
-                    preset=exported.name,
-                    sigma=exported.sigma or 0.0,
-                    given=exported,
-                    applied=applied,
+                    preset=given.name,
+                    sigma=given.sigma or 0.0,
+                    given=given,
+                    applied=space.applied,
                 )
             reporter.message(
-                f"Noise of sigma {sigma} is added to the finished rows of {exported.name}. This "
+                f"Noise of sigma {sigma} is added to the finished rows of {given.name}. This "
                 f"differs from C3, which adds noise before the last normalisation. For C3, export "
                 f"with --before-noise."
             )
             noised = Pipeline(
-                [*exported.steps, GaussianNoise(float(sigma)), Normalize()],
-                name=f"{exported.name}-noised",
+                [*given.steps, GaussianNoise(float(sigma)), Normalize()],
+                name=f"{given.name}-noised",
             )
-            noised.dim = exported.dim
-            noised.provenance = exported.provenance
-            return cls(preset=noised.name, sigma=sigma, given=noised, applied=applied)
+            noised.dim = given.dim
+            noised.provenance = given.provenance
+            return cls(preset=noised.name, sigma=sigma, given=noised, applied=space.applied)
         if pipeline is not None:
-            if name is not None or sigma is not None:
-                raise TransformError(
-                    "A pipeline, including the pipeline of a --from decoder, has its own steps and "
-                    "sigma.",
-                    remedy="Leave out preset and sigma; with --from, a preset replaces its "
-                    "pipeline.",
-                )
             given = pipeline.for_metric(metric="ip")
             return cls(preset=given.name, sigma=given.sigma or 0.0, given=given)
         name = name or "c3"
@@ -348,37 +362,6 @@ class TrainingPipeline:
                 f"{load_command(store)}."
             )
         return pipeline, notes
-
-
-def _check_choice_for_export(
-    store: Store,
-    whole: Pipeline,
-    pipeline: Pipeline | None,
-    name: str | None,
-    sigma: float | str | None,
-) -> None:
-    """Refuse options that contradict the pipeline of an export.
-
-    Args:
-        store: the export.
-        whole: the pipeline that its rows went through.
-        pipeline, name, sigma: see `TrainingPipeline.choose`.
-
-    Raises:
-        TransformError: with the option's fault.
-    """
-    if name is not None or pipeline is not None:
-        fault = "does not allow another preset, pipeline or decoder to start from"
-    elif sigma is not None and whole.noisy:
-        fault = "has its own sigma"
-    elif isinstance(sigma, str):
-        fault = f"leaves no rows to derive sigma {sigma} from"
-    else:
-        return
-    raise TransformError(
-        f"The rows of the export {store.path} went through {whole.name}, which {fault}.",
-        remedy="Leave it out, or train on the store that was exported.",
-    )
 
 
 def is_recipe_file(name: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from c3tools import Captioner, evaluate_captions
-from c3tools.errors import DecoderError, MetricError, StoreError
+from c3tools.errors import MetricError, StoreError, TransformError
 from c3tools.identity import ModelIdentity
 from c3tools.metrics.caption_scores import score_captions
 from c3tools.metrics.clip_score import clip_scores
@@ -155,7 +155,7 @@ def test_captions_in_the_store_are_of_the_image_and_the_model_that_they_name(
     )
     result = evaluate_captions(store, decoder=captioner, resamples=0)
     assert (list(result.captions), result.left_out) == (["image1", "image2"], ["image0"])
-    with pytest.raises(DecoderError, match=r"other-model.*toy-model"):
+    with pytest.raises(TransformError, match=r"other-model.*toy-model"):
         evaluate_captions(
             store, decoder=replace(captioner, record={"model": {"name": "other-model"}})
         )

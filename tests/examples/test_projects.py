@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 import c3tools
-from c3tools import Pipeline, Store, build_index, preset
+from c3tools import Store, build_index, preset
+from c3tools.transforms.space import Space
 from tests.conftest import copy_photos
 
 from .conftest import EXAMPLES
@@ -85,8 +86,9 @@ def test_rows_that_the_example_writes_are_a_store(
     np.testing.assert_allclose(
         rows.embeddings, pipeline.transform(texts, modality="text")[4:], atol=1e-6
     )
-    found, steps = Pipeline.of_export(store) or (None, 0)
-    assert found and (found.name, steps) == ("c2-collapse", len(pipeline.steps))
+    space = Space.of(store)
+    assert space.pipeline and space.pipeline.name == "c2-collapse"
+    assert space.applied == len(pipeline.steps)
 
 
 def install(example: str, folder: Path) -> None:

@@ -507,7 +507,7 @@ def test_rows_without_a_largest_norm_cannot_be_filled_up() -> None:
         ok(metric="l2", before_noise=True)
     ok(preset="fair", metric="l2")
     with pytest.raises(TransformError, match=r"(?s)an extra dimension.*--metric ip"):
-        Pipeline.of_export(Store.open(OUT))
+        TrainingPipeline.choose(Store.open(OUT), None, None, None)
     with (
         patch.object(Pipeline, "longest", 0.5),
         pytest.raises(TransformError, match=r"(?s)row img.* has norm .*above 0.5.*--refit"),
