@@ -149,7 +149,7 @@ def train_captioner(
         unconditional: Train a plain language model on the captions, without embeddings, for c3
             caption --steer.
         epochs: Number of passes over the captions. The default depends on ``size``.
-        train_split: The split to train on.
+        train_split: The split to train on, or all.
         train_fraction: Train on the captions of only this fraction of the images.
         patience: Stop after this many epochs without improvement.
         monitor: Choose the best epoch by the loss from the embeddings of val captions (text) or of

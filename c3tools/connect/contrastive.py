@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arrays import Indices, Matrix
+from ..corpus.splits import ALL
 from ..devices import Compute
 from ..errors import ConnectError
 from ..io.artifact import Target, digest_of, writing
@@ -461,6 +462,8 @@ class PairTask(Task):
         scores = {}
         for split in ("val", "test"):
             scored = pairs.where(split)
+            if self.settings.train_split.lower() in (split, ALL):
+                scored = scored.select(~np.isin(scored.items, self.train.items))
             if len(scored.item_rows) > 1:
                 scores[split] = measure(*self.towers.embed_pairs(scored), self.names)
         return scores

@@ -257,7 +257,7 @@ def connect_heads(
         epochs: Maximum number of passes over the pairs.
         learning_rate: Peak learning rate of AdamW.
         patience: Stop after this many epochs without a better recall@1; 0 to never stop early.
-        train_split: The split to train on.
+        train_split: The split to train on, or all.
         seed: Seed for all random numbers.
         device: cpu, cuda, cuda:1 or mps. By default the fastest device.
         precision: Number format of computations. auto: bf16 if the hardware supports it, otherwise

@@ -132,7 +132,7 @@ def connect_towers(
         epochs: Maximum number of passes over the pairs. By default 20 for lit, 10 for full.
         learning_rate: Peak learning rate of AdamW. By default 0.0005 for lit, 0.0001 for full.
         patience: See `connect_heads`.
-        train_split: The split to train on.
+        train_split: The split to train on, or all.
         seed: Seed for all random numbers.
         device: See `connect_heads`.
         precision: See `connect_heads`.

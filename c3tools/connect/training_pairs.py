@@ -29,6 +29,7 @@ from ..arrays import Indices, Mask, Pixels
 from ..choices import checked
 from ..corpus.image_reader import ImageReader
 from ..corpus.items import ImageItem
+from ..corpus.splits import ALL
 from ..encoders import ImagePreprocessor
 from ..errors import ConnectError, reason_of
 from ..identity import ModelIdentity
@@ -38,6 +39,7 @@ from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
 from ..store.pairing import read_files
+from ..store.reader import reason_to_hold_out
 from ..store.rows import Pairs, Rows, held_out, match_items, own_items, row_splits
 
 _NOT_COLUMNS = ("width", "height", "size", "sha256")
@@ -209,20 +211,19 @@ class PairInputs:
         )
 
     def where(self, split: str) -> PairInputs:
-        """Return the pairs of one split."""
-        return self.select(self.splits == split.lower())
+        """Return the pairs of one split, or of all."""
+        return self if split == ALL else self.select(self.splits == split.lower())
 
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
     ) -> tuple[PairInputs, PairInputs]:
-        """Return pairs to learn from and pairs to validate on; without a val split, a tenth of the
-        items is held out.
+        """Return pairs to learn from and pairs to validate on; without a val split, or if it is
+        among the pairs to learn from, a tenth of the items is held out.
 
         Raises:
             ConnectError: if there is no pair in the split.
         """
         train = self.where(train_split)
-        val = self.where("val")
         if not len(train):
             splits = ", ".join(sorted(set(self.splits))) or "none"
             raise ConnectError(
@@ -231,12 +232,13 @@ class PairInputs:
                 remedy="Check that the keys of the two modalities match, choose another split with "
                 "--train-split, or divide the store with `c3 split`.",
             )
-        if not len(val) or train_split == "val":
+        val = self.where("val")
+        why = reason_to_hold_out(train_split.lower(), has_val=len(val) > 0)
+        if why:
             held = held_out(train.items.tolist())
             train, val = train.select(~held), train.select(held)
             reporter.message(
-                f"There is no val split, so {len(val):,} pairs of {train_split!r} are held out for "
-                f"validation."
+                f"{why}, so {len(val):,} pairs of {train_split!r} are held out for validation."
             )
         return train, val
 

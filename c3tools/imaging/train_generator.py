@@ -315,7 +315,7 @@ def train_generator(
             pixels, for a GPU).
         set: Override a setting of ``size``, for example learning_rate=5e-4 or batch_size=32.
         steps: Number of training steps. The default depends on ``size``.
-        train_split: The split to train on.
+        train_split: The split to train on, or all.
         download: Download photos given by URL.
         seed: Seed for all random numbers.
         device: See `connect_heads`.

@@ -645,6 +645,17 @@ def _splits_in(groups: dict[str, Moments], modality: str) -> SplitMoments:
     return {split: moments for (name, _, split), moments in found if name == modality}
 
 
+def reason_to_hold_out(split: str, *, has_val: bool) -> str:
+    """Return why a tenth of the items of a split to train on is held out to validate on; empty if
+    there are rows of ``val`` to do so.
+    """
+    if not has_val:
+        return "There is no val split"
+    if split == ALL:
+        return "All splits are trained on"
+    return "Rows of val are trained on" if split == "val" else ""
+
+
 def training_split(
     store: Store, modality: str, split: str, *, error: type[C3Error]
 ) -> tuple[Rows, Rows, list[str]]:
@@ -671,11 +682,9 @@ def training_split(
             remedy="Divide the store with `c3 split`, or choose another split to train on, with "
             "--train-split where the command has it.",
         )
-    why = "There is no val split"
-    if store.count(modality, "val"):
-        if split not in ("val", ALL):
-            return train, store.load(modality, "val"), []
-        why = "All splits are trained on" if split == ALL else "Rows of val are trained on"
+    why = reason_to_hold_out(split, has_val=store.count(modality, "val") > 0)
+    if not why:
+        return train, store.load(modality, "val"), []
     train, val = train.hold_out()
     captions = f"{counted(len(val), 'caption')} of " if modality == "text" else ""
     held = counted(val.item_count, "image is", "images are")

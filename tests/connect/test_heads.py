@@ -220,6 +220,19 @@ def test_rows_of_another_split_are_learned_from_by_its_name(connect: Connect) ->
     assert connect("web", features, train_split="web", epochs=1).record["scores"] == {}
 
 
+def test_of_all_splits_those_pairs_are_scored_that_were_not_learned_from(
+    connect: Connect, features: PairedFeatures
+) -> None:
+    heads = connect("all", train_split="all", epochs=1)
+    assert sum(heads.record["pairs"].values()) == 240
+    _, held = features.inputs().train_and_val("all", ("image", "text"))
+    rows = held.where("val").rows
+    images = heads.embed("image", features.first.embeddings[rows[0]])
+    texts = heads.embed("text", features.second.embeddings[rows[1]])
+    cosine = heads.record["scores"]["val"]["paired_cosine"]
+    assert cosine == pytest.approx((images * texts).sum(axis=1).mean(), abs=1e-5)
+
+
 def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Connect) -> None:
     first, second, index = views(120, 2, dims=(12, 12))
     for name, sign in (("one", 1), ("two", -1), ("other", 1)):

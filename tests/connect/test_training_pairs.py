@@ -78,6 +78,7 @@ def test_other_modalities_are_paired_by_order(tmp_path: Path) -> None:
         (["train", "val"], "train", [50, 50], ""),
         (["train", "val"], "val", [46, 4], "4 pairs of 'val' are held out"),
         (["web"], "web", [90, 10], "10 pairs of 'web' are held out"),
+        (["train", "val"], "all", [90, 10], "All splits are trained on, so 10 pairs of 'all'"),
     ],
 )
 def test_without_a_val_split_a_tenth_of_the_items_is_held_out(
