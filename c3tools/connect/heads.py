@@ -299,13 +299,23 @@ def connect_heads(
             for side, rows in enumerate(sides)
         ]
         dims = {rows.modality: rows.embeddings.shape[1] for rows in sides}
-        models = {name: dict(model) for name, model in features.models.items() if model}
+        models = {name: dict(space.model) for name, space in features.spaces.items() if space.model}
+        spaces = {
+            name: {"steps": space.steps, "digest": space.digest}
+            for name, space in features.spaces.items()
+        }
         towers = TwoTowers(heads[0], heads[1], compute)
         task = PairTask(towers, train, val, training, names, made_from=shape)
         return task.connect(
             target,
             pairs,
-            {"modalities": list(names), "features": dims, **asdict(shape), "models": models},
+            {
+                "modalities": list(names),
+                "features": dims,
+                **asdict(shape),
+                "models": models,
+                "spaces": spaces,
+            },
             save=lambda folder: save_file(towers.sides.state_dict(), folder / _WEIGHTS_FILE),
             load=ConnectedHeads.load,
         )
@@ -331,8 +341,8 @@ def apply_heads(
         reporter: Shows messages and progress.
 
     Raises:
-        ConnectError: if a modality has no head, another number of features, or features of another
-            model.
+        ConnectError: if a modality has no head, or features of another number, of another model,
+            or that went through other steps or noise than those that its head was trained on.
         StoreError: if the store has rows of these modalities already, or the dtype is unknown.
         OutputError: if another run is writing to it.
     """
@@ -340,14 +350,28 @@ def apply_heads(
     modalities = []
     digests = {}
     for rows in (features.first, features.second):
+        space = features.spaces.get(rows.modality)
         ModelIdentity(heads.record.get("models", {}).get(rows.modality, {})).require_same(
-            features.models.get(rows.modality),
+            space.model if space else None,
             own=f"The {rows.modality} head",
             theirs="these features",
             error=ConnectError,
             remedy="Use features from the tower that the heads were trained on, or train heads on "
             "these features.",
         )
+        learned = heads.record.get("spaces", {}).get(rows.modality)
+        if space and learned and learned["digest"] != space.digest:
+            raise ConnectError(
+                f"The {rows.modality} head was trained on features {learned['steps']}, but those "
+                f"of {space.owner} are {space.steps}.",
+                remedy="Use features like those that the heads were trained on, or train heads on "
+                "these features.",
+            )
+        if space and rows.modality in space.noised:
+            raise ConnectError(
+                f"The {rows.modality} rows of {space.owner} have noise, as inputs of a training.",
+                remedy="Export the store again with --role inference.",
+            )
         embeddings = heads.embed(rows.modality, rows.embeddings)
         modalities.append(Rows(rows.modality, embeddings, rows.table))
         digests[rows.modality] = digest_of(rows.embeddings)

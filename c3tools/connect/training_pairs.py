@@ -32,7 +32,6 @@ from ..corpus.items import ImageItem
 from ..corpus.splits import ALL
 from ..encoders import ImagePreprocessor
 from ..errors import ConnectError, reason_of
-from ..identity import ModelIdentity
 from ..io.images import UNREADABLE, open_image
 from ..lists import as_list
 from ..reporter import SILENT, Reporter
@@ -41,6 +40,7 @@ from ..store import Store
 from ..store.pairing import read_files
 from ..store.reader import reason_to_hold_out
 from ..store.rows import Pairs, Rows, held_out, match_items, own_items, row_splits
+from ..transforms.space import Space
 
 _NOT_COLUMNS = ("width", "height", "size", "sha256")
 _CROP_AREA = 0.5, 1.0
@@ -250,12 +250,12 @@ class PairedFeatures(Pairs):
 
     Attributes:
         notes: how rows were paired, and what else the user should know, a sentence each.
-        models: the models that made the features, by modality, as far as they are known.
+        spaces: the spaces of the features, by modality; none of features in files.
         columns: the types of the columns that rows of stores carry, by name, see `StoreInfo`.
     """
 
     notes: Sequence[str]
-    models: Mapping[str, ModelIdentity]
+    spaces: Mapping[str, Space]
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def inputs(self) -> PairInputs:
@@ -316,7 +316,7 @@ def read_features(
         UnusedOptionError: if an option has no effect with another.
     """
     modalities = as_list(modalities)
-    models: dict[str, ModelIdentity] = {}
+    spaces: dict[str, Space] = {}
     columns: dict[str, str] = {}
     notes: list[str] = []
     files = {"image": image, "text": text, **(other or {})}
@@ -333,8 +333,8 @@ def read_features(
         names = _modalities_of(first_store, second_store_opened, modalities)
         sides = []
         for opened, name in zip((first_store, second_store_opened), names, strict=False):
-            unique_name = f"{name}_2" if name in models else name
-            models[unique_name] = opened.info.model
+            unique_name = f"{name}_2" if name in spaces else name
+            spaces[unique_name] = Space.of(opened)
             sides.append(_read_side(opened, name, unique_name))
             for column, kind in opened.info.columns.items():
                 if columns.setdefault(column, kind) != kind:
@@ -375,7 +375,7 @@ def read_features(
             )
     has_bad_partner = (item_index >= 0) & first_is_bad[item_index]
     item_index = np.where(second_is_bad | has_bad_partner, -1, item_index)
-    return PairedFeatures(first, second, item_index, notes, models, columns)
+    return PairedFeatures(first, second, item_index, notes, spaces, columns)
 
 
 def _modalities_of(first: Store, second: Store, modalities: Sequence[str] | None) -> list[str]:

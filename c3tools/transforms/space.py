@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,14 +91,25 @@ class Space:
 
     def __str__(self) -> str:
         """Return the owner, the model and the steps."""
+        return f"{self.owner} (of {self.model.name}, {self.steps})"
+
+    @property
+    def steps(self) -> str:
+        """The steps that rows went through, in words."""
         if self.pipeline is None:
-            return f"{self.owner} (of {self.model.name}, as the encoder gives them)"
+            return "as the encoder gives them"
         count = len(self.pipeline.steps)
         steps = f"{self.applied} of the {count} steps" if self.applied < count else "all steps"
-        return (
-            f"{self.owner} (of {self.model.name}, after {steps} of {self.pipeline.name}, tag "
-            f"{self.pipeline.tag})"
-        )
+        return f"after {steps} of {self.pipeline.name}, tag {self.pipeline.tag}"
+
+    @property
+    def digest(self) -> str:
+        """The digest of the steps that rows went through; empty for rows as the encoder gives
+        them.
+        """
+        if self.pipeline is None or not self.applied:
+            return ""
+        return self.pipeline.part(0, self.applied).digest
 
     def path_from(self, rows: Space, modalities: Collection[str] = ()) -> Pipeline:
         """Return the steps that are left for rows of another space to come to this one: all of them
@@ -128,13 +139,10 @@ class Space:
             remedy = f"{_RAW_STORE}, or export it with --role inference."
         elif FUSED in modalities:
             difference = "fused rows are sums of an image and a text"
-        elif rows.pipeline is not None:
-            rows_went_through = rows.pipeline.part(0, rows.applied)
-            first_steps = self.pipeline.part(0, rows.applied)
-            if rows_went_through.config()["steps"] != first_steps.config()["steps"]:
-                difference = "the steps differ"
-            elif rows_went_through.digest != first_steps.digest:
-                difference = "the same steps are fitted on other rows"
+        elif (
+            rows.pipeline is not None and rows.digest != replace(self, applied=rows.applied).digest
+        ):
+            difference = "the steps differ, or are fitted on other rows"
         if difference:
             raise TransformError(
                 f"Rows of {rows} cannot be used with {self}: {difference}.", remedy=remedy

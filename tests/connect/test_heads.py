@@ -15,11 +15,12 @@ from c3tools.connect.contrastive import TrainingSettings
 from c3tools.connect.heads import HeadShape, HeadsSettings
 from c3tools.connect.training_pairs import PairedFeatures
 from c3tools.errors import C3Error, ConnectError, OutputError
+from c3tools.export import export_store
 from c3tools.store import Pairs, Store
 from c3tools.store.import_embeddings import import_embeddings
 from tests.conftest import Messages, make_store
 from tests.golden import assert_interface, recorded
-from tests.stores import one_byte_changed, unit
+from tests.stores import gap_store, one_byte_changed, unit
 
 from .worlds import views, write_files
 
@@ -255,6 +256,26 @@ def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Conn
     assert len(Pairs.match(joined.load("image"), joined.load("image_2"))) == 120
     with pytest.raises(ConnectError, match=r"one.*other"):
         apply_heads(heads, other, output="refused")
+    assert not Path("refused").exists()
+
+
+def test_heads_of_an_export_are_not_applied_to_rows_of_the_encoder(
+    connect: Connect, tmp_path: Path
+) -> None:
+    raw = gap_store(tmp_path / "raw")
+    export_store(raw, output="export", preset="gr-clip")
+    export_store(raw, output="noised", preset="c3")
+    export_store(raw, output="inference", preset="c3", role="inference")
+    heads = connect(of=read_features(store="export"), epochs=1)
+    apply_heads(heads, read_features(store="export"), output="out")
+    for other, named in ((raw.path, "as the encoder gives them"), ("inference", "steps of c3")):
+        with pytest.raises(ConnectError, match=f"all steps of gr-clip.* {named}"):
+            apply_heads(heads, read_features(store=other), output="refused")
+    # Texts with noise are learned from, and not mapped
+    on_noise = connect("on-noise", read_features(store="noised"), epochs=1)
+    with pytest.raises(ConnectError, match="text rows of noised have noise"):
+        apply_heads(on_noise, read_features(store="noised"), output="refused")
+    apply_heads(on_noise, read_features(store="inference"), output="mapped")
     assert not Path("refused").exists()
 
 
