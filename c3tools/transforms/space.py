@@ -139,9 +139,7 @@ class Space:
             remedy = f"{_RAW_STORE}, or export it with --role inference."
         elif FUSED in modalities:
             difference = "fused rows are sums of an image and a text"
-        elif (
-            rows.pipeline is not None and rows.digest != replace(self, applied=rows.applied).digest
-        ):
+        elif rows.digest != replace(self, applied=rows.applied).digest:
             difference = "the steps differ, or are fitted on other rows"
         if difference:
             raise TransformError(
