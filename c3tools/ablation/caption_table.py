@@ -240,6 +240,7 @@ class CaptionData:
                 own=f"The store {store.path}",
                 theirs=f"the store {scored_store.path}",
             )
+            scored_store.info.require_raw(scored_store.path)
             require_captions(scored_store)
         is_same_store = scored_store.path.resolve() == store.path.resolve()
         if not is_same_store and "image" not in moments:

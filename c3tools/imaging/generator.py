@@ -357,6 +357,7 @@ class PretrainedGenerator(ImageGenerator):
 
     def __init__(self, name: str, store: Store | str | Path, compute: Compute) -> None:
         store = Store.open(store)
+        store.info.require_raw(store.path)
         self.name = name
         if compute.device_type == "cpu":  # parts of these pipelines have no bf16 there
             compute = Compute("cpu", "fp32")

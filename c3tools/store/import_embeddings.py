@@ -410,12 +410,13 @@ def read_rows(
         file.
 
     Raises:
-        StoreError: if there is nothing to read, it is damaged, it has no row, or a text is not
-            UTF-8.
+        StoreError: if there is nothing to read, it is damaged or an export, it has no row, or a
+            text is not UTF-8.
     """
     path = location(source)
     if kind_of(path) == "folder" or kind_of(path / INFO_FILE) == "file":
         store = Store.open(path)
+        store.info.require_raw(store.path)
         return store.load(name or modality), store.info.model
     if not isinstance(path, Path):
         raise StoreError(

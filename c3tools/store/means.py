@@ -122,9 +122,10 @@ def save_means(
         The moments by modality.
 
     Raises:
-        StoreError: if no modality has rows in the split.
+        StoreError: if no modality has rows in the split, or the store is an export.
     """
     store = Store.open(store)
+    store.info.require_raw(store.path)
     groups = {
         name: store.unit_moments(name, split)
         for name in store.modalities
@@ -153,9 +154,11 @@ def load_means(store: Store | str | Path, file: str | Path) -> dict[str, Moments
 
     Raises:
         StoreError: if the file is not readable, belongs to another model or dimension, or was
-            computed from rows whose norm is not 1, or another run is writing to the store.
+            computed from rows whose norm is not 1, the store is an export, or another run is
+            writing to it.
     """
     store = Store.open(store, incomplete=True)
+    store.info.require_raw(store.path)
     is_bundled = str(file) == "c3-mini"
     groups, header = load_moments(C3_MINI_MOMENTS if is_bundled else location(file))
     if is_bundled:

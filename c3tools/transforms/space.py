@@ -6,7 +6,7 @@
     path.transform(embeddings, modality="image")
 
 A verb that takes rows of exports asks for the path; one that needs the encoder's own embeddings
-calls `StoreInfo.require_raw`. docs/reference/stores.md lists what each verb takes.
+calls `StoreInfo.require_raw`. docs/reference/exports.md lists what each verb takes.
 """
 
 from __future__ import annotations
