@@ -225,7 +225,7 @@ def evaluate_captions(
             store, modality, references, compared_with_images, load_encoder, reporter
         )
         known_references = _references(references, images)
-        path = decoder.space.path_from(images.space, [images.modality])
+        path = decoder.space.path_from(Space.of(images.store), [images.modality])
         decoder.check_dim(images.store.info.dim)
         rows, left_out = images_with_references(
             images.store,
@@ -296,13 +296,11 @@ class _Images:
     Attributes:
         store: open.
         modality: of the rows that are captioned.
-        space: of the rows.
         encoder: of the rows; None if nothing is compared with them.
     """
 
     store: Store
     modality: str
-    space: Space
     encoder: Encoder | None
 
     def encoded(self, keys: Iterable[str]) -> EncodedImages:
@@ -340,22 +338,21 @@ def _open_images(
         reporter: shows messages.
 
     Raises:
-        StoreError: if the store is missing, or lacks captions that are needed.
-        MetricError: if texts cannot be compared with the rows of an export.
+        StoreError: if the store is missing, lacks captions that are needed, or is an export whose
+            rows cannot be compared with texts.
     """
     opened = Store.open(store, reporter=reporter)
     modality = modality or captioned_modality(opened)
-    space = Space.of(opened)
-    if space.pipeline is not None and comparing:
-        raise MetricError(
-            f"{' and '.join(comparing)} compare unchanged embeddings of images and texts, but the "
-            f"rows of the export {opened.path} went through {space.pipeline.name}.",
-            remedy="Use the store that was exported.",
+    if comparing:
+        opened.info.require_raw(
+            opened.path,
+            f"Use the store that was exported: {' and '.join(comparing)} compare unchanged "
+            f"embeddings of images and texts.",
         )
     if references is None:
         require_captions(opened)
     encoder = load_encoder(recorded=opened.info.model) if comparing else None
-    return _Images(opened, modality, space, encoder)
+    return _Images(opened, modality, encoder)
 
 
 def _references(references: Texts | None, images: _Images | None) -> Texts:

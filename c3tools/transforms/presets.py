@@ -281,14 +281,9 @@ class TrainingPipeline:
 
         space = Space.of(store)
         if space.pipeline is not None:
-            if "fused" in store.modalities:
-                raise TransformError(
-                    f"{store.path} is an export with --fuse, which is for search. Only items that "
-                    f"lack an image have text rows in it, and vice versa.",
-                    remedy="Train on the store that was exported.",
-                )
             given = (pipeline or space.pipeline).for_metric(metric="ip")
-            Space.after(given, given.name, space.model).path_from(space)
+            fused = {"fused"}.intersection(store.modalities)
+            Space.after(given, f"a training by {given.name}", space.model).path_from(space, fused)
             fault = ""
             if name is not None:
                 fault = "does not allow another preset"
