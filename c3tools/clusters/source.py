@@ -57,7 +57,7 @@ class Source:
         rows = Space.of(store)
         if clusters is None:
             pipeline = rows.pipeline or _fitted_pipeline(store, names)
-            clusters = Space.after(pipeline, "clusters of them")
+            clusters = Space.after(pipeline, "new clusters")
         assert clusters.pipeline is not None
         # Fused rows are clustered with fused rows alone
         path = clusters.path_from(rows, {*names} - {FUSED})
