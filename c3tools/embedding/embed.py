@@ -429,7 +429,7 @@ def embed_corpus(
                 work = EmbedWork(
                     opened, modality, plan.items, encoder, options, edits_with_new_rows
                 )
-                _make_shards(work, tasks, plan.summary, executor, reporter)
+                _make_shards(work, tasks, writer, plan.summary, executor, reporter)
             # Texts are not recorded as inputs, since no file of their own is behind them
             if modality in MEDIA:
                 made_media_shards += [(modality, shard_number) for shard_number, _ in tasks]
@@ -647,11 +647,13 @@ def _info_of(encoder: Encoder, options: EmbedOptions) -> StoreInfo:
 def _make_shards(
     work: EmbedWork,
     tasks: Sequence[ShardTask],
+    writer: StoreWriter,
     summary: ModalitySummary,
     executor: Executor,
     reporter: Reporter,
 ) -> None:
-    """Make the shards of one modality, and add them to its summary."""
+    """Make the shards of one modality, and add them to its summary and to the store."""
+    summaries: dict[int, ModalitySummary] = {}
     failed = 0
     start = time.perf_counter()
     label = f"{work.modality.capitalize()}s"
@@ -664,5 +666,9 @@ def _make_shards(
             progress.advance(done, f"{failed:,} failed" if failed else "")
 
         for shard in executor.run(work, tasks, report):
-            summary.add(shard)
+            name = work.modality, shard.number
+            writer.add(name, shard.moments, shard.record, shard.replaced)
+            summaries[shard.number] = shard.summary
+    for number in sorted(summaries):
+        summary.add(summaries[number])
     summary.elapsed = time.perf_counter() - start

@@ -29,7 +29,15 @@ from ..store import Failure, Store
 from ..store.dataset import with_column
 from ..store.rewriting import REWRITING
 from ..store.rows import keys_of
-from ..store.shards import CORPUS_SPLIT, part_name, shard_table, write_rows
+from ..store.shards import (
+    CORPUS_SPLIT,
+    ShardRecord,
+    SplitMoments,
+    moments_of,
+    part_name,
+    shard_table,
+    write_rows,
+)
 from .decoding import Batch, Shards, decoded_batches, failure_of
 from .sounds import encode_sound
 from .summary import ModalitySummary
@@ -70,7 +78,26 @@ class ShardEdit:
     columns: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-class EmbedWork(Work[ShardTask, ModalitySummary]):
+@dataclass(frozen=True)
+class MadeShard:
+    """A shard that a task has written.
+
+    Attributes:
+        number: of the shard.
+        record: for the manifest.
+        moments: of its rows, by modality and split.
+        replaced: of the rows of the shard whose place it takes, if there is one.
+        summary: counts and timings.
+    """
+
+    number: int
+    record: ShardRecord
+    moments: SplitMoments
+    replaced: SplitMoments
+    summary: ModalitySummary
+
+
+class EmbedWork(Work[ShardTask, MadeShard]):
     """The embedding of one modality; a task is one shard, whose bytes are the same wherever it is
     made by the same model of GPU, or by as many threads of the same kind of CPU.
 
@@ -121,7 +148,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         """Return a name such as ``text shard 3``."""
         return f"{self.modality} shard {task[0]}"
 
-    def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
+    def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[MadeShard]:
         """Embed the inputs of these shards and write them; images are decoded ahead, across shards,
         and a shard is written while the next one is encoded.
 
@@ -138,7 +165,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         shards = ((number, self._items.take(positions)) for number, positions in tasks)
         start = time.perf_counter()
         encoded = encode(self._encoder, shards, report)
-        writing: Future[ModalitySummary] | None = None
+        writing: Future[MadeShard] | None = None
         with ThreadPoolExecutor(1) as writer:
             for number, encoded_batches in groupby(encoded, key=lambda pair: pair[0].shard):
                 batches = []
@@ -157,7 +184,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
 
     def _write_shard(
         self, number: int, batches: Sequence[Batch], embeddings: Matrix, elapsed: float
-    ) -> ModalitySummary:
+    ) -> MadeShard:
         """Write a new shard, or stage one that takes the place of the shard that is there.
 
         Args:
@@ -179,16 +206,18 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             columns[name] = [values.get(name) for values in kept_values]
         table = shard_table(info, self.modality, embeddings, columns)
         recorded_failures = failures
+        replaced: SplitMoments = {}
         folder = self.store.path
         with writing_to(folder):
             if number in self.edits:
                 folder /= REWRITING
                 # The former row of an input that fails now stays, so the failure is not recorded
-                table, recorded_failures = rewritten_shard(
+                table, recorded_failures, replaced = rewritten_shard(
                     self.store, self.modality, number, self.edits[number], table
                 )
             path = folder / part_name(self.modality, number)
-            write_rows(path, info, self.modality, table, recorded_failures)
+            record = write_rows(path, info, self.modality, table, recorded_failures)
+        moments = moments_of(self.modality, table)
 
         waiting = sum(batch.waited for batch in batches)
         summary = ModalitySummary(
@@ -205,7 +234,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         else:
             summary.embedded = len(rows)
             summary.failed = len(failures)
-        return summary
+        return MadeShard(number, record, moments, replaced, summary)
 
     def _images(
         self, encoder: Encoder, shards: Shards, report: Report
@@ -330,9 +359,9 @@ def rewritten_shard(
     part: int,
     edit: ShardEdit,
     new: pa.Table | None = None,
-) -> tuple[pa.Table, list[Failure]]:
+) -> tuple[pa.Table, list[Failure], SplitMoments]:
     """Return the rows and failures of a shard without some of them, and with others in their
-    places; no embedding is computed.
+    places, and the moments of the rows that it has now; no embedding is computed.
 
     Args:
         store: the store.
@@ -345,6 +374,7 @@ def rewritten_shard(
         StoreError: if the shard cannot be read.
     """
     rows, failures = store.read_shard(modality, part)
+    replaced = moments_of(modality, rows)
     keys = keys_of(rows)
     if edit.paths:
         paths = zip(keys, rows["path"].to_pylist(), strict=True)
@@ -367,7 +397,7 @@ def rewritten_shard(
         for failure in failures
         if failure.key not in settled_keys
     ]
-    return rows.take(pa.array(places, pa.int64())).combine_chunks(), failures
+    return rows.take(pa.array(places, pa.int64())).combine_chunks(), failures, replaced
 
 
 @lru_cache(maxsize=1)

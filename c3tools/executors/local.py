@@ -45,7 +45,7 @@ class Work(ABC, Generic[Task, Result]):
 
     @abstractmethod
     def run(self, tasks: Iterable[Task], report: Report) -> Iterator[Result]:
-        """Do tasks one after another, and yield the result of each, in their order."""
+        """Do tasks one after another, and yield the result of each."""
 
     @abstractmethod
     def name(self, task: Task) -> str:
@@ -67,8 +67,8 @@ class Executor:
     def run(
         self, work: Work[Task, Result], tasks: Sequence[Task], report: Report
     ) -> Iterator[Result]:
-        """Do all tasks, and yield their results in their order; nothing is done before the first is
-        asked for.
+        """Do all tasks, and yield their results in any order, as they come; nothing is done before
+        the first is asked for.
 
         Args:
             work: the work that is done with each task.
@@ -109,7 +109,7 @@ def end_with_parent() -> None:
 def _in_processes(
     devices: Sequence[str], work: Work[Task, Result], tasks: Sequence[Task], report: Report
 ) -> Iterator[Result]:
-    """Do tasks in a process for each device, and yield their results in order.
+    """Do tasks in a process for each device, and yield their results as they come.
 
     Raises:
         C3Error: if a task fails, or a process is killed.
@@ -121,8 +121,6 @@ def _in_processes(
     cores_of_process = max(1, cores() // len(devices))
     device_of: dict[Connection, str] = {}  # of the processes that run
     processes: list[BaseProcess] = []
-    early_results: dict[int, Result] = {}  # of tasks before their turn
-    next_position = 0
 
     def start(number: int, device: str) -> None:
         ours, theirs = context.Pipe()
@@ -152,11 +150,8 @@ def _in_processes(
                         report(finished, failed)
                     case _Failed(reason, remedy):
                         raise C3Error(f"{device_of[ready]}: {reason}", remedy=remedy)
-                    case _Done(position, result):
-                        early_results[position] = result
-                        while next_position in early_results:
-                            yield early_results.pop(next_position)
-                            next_position += 1
+                    case _Done(result):
+                        yield result
                     case _Ended():
                         del device_of[ready]
     except BaseException:
@@ -199,7 +194,6 @@ class _Progress:
 class _Done:
     """Message: the result of a task."""
 
-    position: int
     result: Any
 
 
@@ -231,8 +225,8 @@ def _serve(device: str, threads: int, positions: range, pipe: Connection) -> Non
         work, tasks = pipe.recv()
         work.load(device, threads)
         results = work.run((tasks[position] for position in positions), report)
-        for position, result in zip(positions, results, strict=True):
-            pipe.send(_Done(position, result))
+        for result in results:
+            pipe.send(_Done(result))
         pipe.send(_Ended())
     except C3Error as error:
         pipe.send(_Failed(error.message, error.remedy))

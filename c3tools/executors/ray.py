@@ -124,7 +124,6 @@ class RayExecutor(Executor):
         folder = os.getcwd()  # noqa: PTH109 - as text, for other machines
         shared = ray.put(work), folder, max(1, int(self._cores)), __version__
         running: dict[Any, int] = {}  # the position of the task of each call
-        results: dict[int, Result] = {}  # those that came before their turn
         submitted = 0
         ready = [remote(_assigned_device).remote()] if len(tasks) else []
         if ready and not ray.wait(ready, timeout=_PLACE_TIMEOUT)[0]:
@@ -134,33 +133,31 @@ class RayExecutor(Executor):
                 "too large.",
             )
         try:
-            for position in range(len(tasks)):
-                while position not in results:
-                    while submitted < len(tasks) and len(running) < self._most:
-                        running[do_task.remote(tasks[submitted], *shared)] = submitted
-                        submitted += 1
-                    ended, _ = ray.wait(list(running), timeout=_PLACE_TIMEOUT)
-                    if not ended:
-                        _machines(ray.nodes(), self._cores, gpu=self._gpu)  # raises if none is left
-                        continue
-                    (call,) = ended
-                    finished = running.pop(call)
-                    name = work.name(tasks[finished])
-                    try:
-                        outcome: _Outcome | C3Error = ray.get(call)
-                    except ray.exceptions.RayError as error:
-                        raise C3Error(
-                            f"{name} failed {_ATTEMPTS} times, most recently because its worker "
-                            f"was lost or crashed ({error}).",
-                            remedy="Finished work is kept; run the same command again to continue. "
-                            "The worker may have run out of memory: see `ray status` and Ray's "
-                            "logs.",
-                        ) from None
-                    if isinstance(outcome, C3Error):
-                        raise C3Error(f"{name}: {outcome.message}", remedy=outcome.remedy)
-                    report(outcome.done, outcome.failed)
-                    results[finished] = outcome.result
-                yield results.pop(position)
+            while running or submitted < len(tasks):
+                while submitted < len(tasks) and len(running) < self._most:
+                    running[do_task.remote(tasks[submitted], *shared)] = submitted
+                    submitted += 1
+                ended, _ = ray.wait(list(running), timeout=_PLACE_TIMEOUT)
+                if not ended:
+                    _machines(ray.nodes(), self._cores, gpu=self._gpu)  # raises if none is left
+                    continue
+                (call,) = ended
+                finished = running.pop(call)
+                name = work.name(tasks[finished])
+                try:
+                    outcome: _Outcome | C3Error = ray.get(call)
+                except ray.exceptions.RayError as error:
+                    raise C3Error(
+                        f"{name} failed {_ATTEMPTS} times, most recently because its worker "
+                        f"was lost or crashed ({error}).",
+                        remedy="Finished work is kept; run the same command again to continue. "
+                        "The worker may have run out of memory: see `ray status` and Ray's "
+                        "logs.",
+                    ) from None
+                if isinstance(outcome, C3Error):
+                    raise C3Error(f"{name}: {outcome.message}", remedy=outcome.remedy)
+                report(outcome.done, outcome.failed)
+                yield outcome.result
         finally:
             # Leaving a cluster that was joined here ends its tasks, and Ray may crash if it is told
             # to cancel those that are just ending

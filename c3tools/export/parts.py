@@ -461,18 +461,22 @@ def write_parts(
         reporter.progress(title, plan.rows_to_write) as progress,
     ):
         results = where.run(work, plan.todo, lambda rows, _: progress.advance(rows))
-        for part, moments in zip(plan.todo, results, strict=True):
-            writer.add((part.modality, part.number), moments)
+        for shard, moments in results:
+            writer.add(shard, moments)
 
 
 @dataclass
-class PartWork(Work[Part, SplitMoments]):
+class PartWork(Work[Part, tuple[ShardName, SplitMoments]]):
     """Writing parts: each is made of a shard of the store."""
 
     recipe: Recipe
 
-    def run(self, tasks: Iterable[Part], report: Report) -> Iterator[SplitMoments]:
-        """Write parts, and yield the moments of each that is a shard of a store, or fused."""
+    def run(
+        self, tasks: Iterable[Part], report: Report
+    ) -> Iterator[tuple[ShardName, SplitMoments]]:
+        """Write parts, and yield the name of each, with its moments if it is a shard of a store, or
+        fused.
+        """
         recipe = self.recipe
         for part in tasks:
             name = (part.modality, part.number)
@@ -481,7 +485,7 @@ class PartWork(Work[Part, SplitMoments]):
             recipe.format.write(part, recipe.info, rows, failures)
             is_fused = recipe.settings.fuse and part.modality == FUSED
             is_counted = recipe.info.export_format is None or is_fused
-            yield moments_of(part.modality, rows) if is_counted else {}
+            yield name, moments_of(part.modality, rows) if is_counted else {}
 
     def name(self, task: Part) -> str:
         """Return a name such as ``text part 3``."""

@@ -13,12 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import C3Error, reason_of
 from .limits import LARGEST_JSON, LARGEST_TEXT, TooLargeError, refusing_excess
 from .locations import open_binary, read_all, upload
 
+T = TypeVar("T")
 _LONGEST_NAME = 255  # bytes, of file systems and of what a record needs
 # bytes of JSON per value, on average over a file of more than LARGEST_TEXT
 _SMALLEST_VALUE = 8
@@ -37,8 +38,9 @@ MALFORMED = (
 )
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, fsync it, and rename it to ``path``.
+def write_atomically(path: Path, write: Callable[[Path], T]) -> T:
+    """Let ``write`` fill a temporary file beside ``path``, fsync it, and rename it to ``path``;
+    return what ``write`` returns.
 
     The file gets the usual permissions of a new file, whatever those of the former one were. A
     former file with the same content is not touched, so that programs that compare times, such as
@@ -52,20 +54,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / "object")
+            result = write(Path(folder) / "object")
             upload(Path(folder) / "object", path)
-        return
+        return result
     if is_device(path):
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / "object")
+            result = write(Path(folder) / "object")
             path.write_bytes((Path(folder) / "object").read_bytes())
-        return
+        return result
     make_folder(path.parent)
     # unique among all machines
     temporary = path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(8)}.tmp")
     try:
         with naming(path):
-            write(temporary)
+            result = write(temporary)
             if has_same_content(temporary, path):
                 temporary.unlink()
             else:
@@ -75,6 +77,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+    return result
 
 
 def is_device(path: Path) -> bool:

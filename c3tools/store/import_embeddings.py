@@ -360,8 +360,8 @@ def _write_shards(
             columns = table.filter(pa.array(is_usable)).to_pydict()
             shard = shard_table(info, rows.modality, vectors, columns)
             path = store.path / part_name(rows.modality, part)
-            write_rows(path, info, rows.modality, shard, failures)
-            writer.add((rows.modality, part), moments_of(rows.modality, shard))
+            record = write_rows(path, info, rows.modality, shard, failures)
+            writer.add((rows.modality, part), moments_of(rows.modality, shard), record)
         written += len(vectors)
         with_other_norm += int((np.abs(norms - 1) > _UNIT_TOLERANCE).sum())
         report.failures += failures

@@ -56,8 +56,9 @@ from .shards import (
     Failure,
     ShardName,
     ShardRecord,
+    SplitMoments,
     StoreInfo,
-    WrongShardError,
+    moments_of,
     part_name,
     part_named,
     read_batches,
@@ -70,7 +71,7 @@ from .shards import (
     write_failures,
     write_rows,
 )
-from .sums import change_of_left_out, sum_shard
+from .sums import ShardSums, change_of_left_out, sum_shard
 
 MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
@@ -215,8 +216,8 @@ class StoreWriter:
         rewriting: the files that are to take the place of others.
         before: the manifest that the run began from; None for a new store.
         lost: the listed shards that are missing.
-        added: the shards that were added, and their numbers of rows.
-        groups: their moments, by modality and split.
+        added: the records of the shards that were added; None for those that `finish` makes.
+        groups: the moments of their rows, by modality and split.
 
     Raises:
         StoreError: if store.json or the manifest is damaged, or the list of rows that are left out
@@ -237,8 +238,7 @@ class StoreWriter:
         self.before = Manifest.load(path)
         self.lost: dict[ShardName, ShardRecord] = {}
         self._files = set(files)  # names that `finish` lists if they are not listed yet
-        self.added: dict[ShardName, int] = {}
-        self.groups: dict[str, Moments] = {}
+        self._forget_added()
         if self.rewriting.is_listed:
             self.finish()
         self.rewriting.discard()
@@ -313,23 +313,57 @@ class StoreWriter:
                 )
 
     def replace_shard(
-        self, modality: str, part: int, rows: pa.Table, failures: Sequence[Failure]
+        self,
+        modality: str,
+        part: int,
+        rows: pa.Table,
+        failures: Sequence[Failure],
+        replaced: SplitMoments | None = None,
     ) -> None:
         """Prepare other content for a shard, or its removal if there is none; `finish` puts it in
-        place.
+        place. See `add` for ``replaced``.
         """
         name = part_name(modality, part)
         if len(rows) or failures:
-            write_rows(self.rewriting.file(name), self.info, modality, rows, failures)
+            record = write_rows(self.rewriting.file(name), self.info, modality, rows, failures)
+            self.add((modality, part), moments_of(modality, rows), record, replaced)
         else:
             self.rewriting.remove(name)
+            self._subtract((modality, part), replaced)
 
-    def add(self, shard: ShardName, moments: Mapping[str, Moments]) -> None:
+    def add(
+        self,
+        shard: ShardName,
+        moments: SplitMoments,
+        record: ShardRecord | None = None,
+        replaced: SplitMoments | None = None,
+    ) -> None:
         """Take the moments of a shard that was just written, so that `finish` need not read it
-        again. It has to if rows are left out.
+        again.
+
+        Args:
+            shard: the shard.
+            moments: of all its rows, those that are left out too.
+            record: of the shard; None if `finish` is to make it.
+            replaced: the moments of all rows of the shard whose place it takes; None if `finish` is
+                to read them.
         """
         Moments.add_groups(self.groups, moments)
-        self.added[shard] = sum(of.n for of in moments.values())
+        self.added[shard] = record
+        self._subtract(shard, replaced)
+
+    def _subtract(self, shard: ShardName, replaced: SplitMoments | None) -> None:
+        """Take the moments of a shard that is rewritten or removed, if the store has its rows."""
+        is_listed = self.before is not None and shard in self.before.shards
+        if replaced is not None and is_listed:
+            Moments.add_groups(self._replaced_groups, replaced)
+            self._replaced.add(shard)
+
+    def _forget_added(self) -> None:
+        self.added: dict[ShardName, ShardRecord | None] = {}
+        self.groups: SplitMoments = {}
+        self._replaced: set[ShardName] = set()  # shards with rows in the next
+        self._replaced_groups: SplitMoments = {}
 
     def finish(
         self, listed: Iterable[Failure] | None = None, *, forget: Collection[ShardName] = ()
@@ -372,20 +406,25 @@ class StoreWriter:
 
         leaves_out_others = LEFT_OUT_FILE in rewritten_files or self.before is None
         left_out = self._load_left_out(previous, is_new=leaves_out_others)
-        if left_out.reasons:
-            self.added, self.groups = {}, {}
 
-        # Read what is needed: the changes of the stored moments, or all shards
-        records_of_changes: dict[ShardName, ShardRecord] = {}
+        # Add the moments that are known, and leave rows out of them
+        added_records = {shard: record for shard, record in self.added.items() if record}
+        new_records: dict[ShardName, ShardRecord] = {}
         if continued is None:
-            moments: dict[str, Moments] = {}
-            shards_to_read = shards_on_disk
+            moments: SplitMoments = {}
+            shards_to_read = set(shards_on_disk)
         else:
             moments, left_out_before = continued
-            shards_to_read = sorted(set(shards_on_disk) - records.keys())
+            shards_to_read = set(shards_on_disk) - records.keys()
             if leaves_out_others:
-                records_of_changes = self._leave_out(moments, records, left_out_before, left_out)
-        new_records = self._sum(moments, shards_to_read, records, left_out)
+                new_records |= self._leave_out(moments, records, left_out_before, left_out)
+        Moments.add_groups(moments, self.groups)
+        new_records |= added_records
+        new_records |= self._leave_out(moments, added_records, LeftOut(), left_out)
+
+        # Read the other shards: those that others have written, or all
+        shards_to_read -= added_records.keys()
+        new_records |= self._sum(moments, sorted(shards_to_read), records, left_out)
         is_store = self.info.export_format is None
         failures = self._gather_failures(shards_on_disk, listed) if is_store else []
         if Manifest.load(self.path) != self.before:
@@ -413,13 +452,13 @@ class StoreWriter:
             may_be_unlisted.add(LEFT_OUT_FILE)
         unlisted = may_be_unlisted - previous.files.keys()
         unlisted.update(previous.compare(self.path).unlisted_files)
-        manifest = Manifest(records | records_of_changes | new_records, previous.files)
+        manifest = Manifest(records | new_records, previous.files)
         manifest = manifest.with_files(self.path, written | unlisted)
         write_text_atomically(self.path / MANIFEST_FILE, manifest.text())
         self.rewriting.discard()
         # A second call continues from here
         self.before = manifest
-        self.added, self.groups = {}, {}
+        self._forget_added()
         return manifest
 
     def _load_left_out(self, previous: Manifest, *, is_new: bool) -> LeftOut:
@@ -432,7 +471,7 @@ class StoreWriter:
             digest = sha256_of(self.path / LEFT_OUT_FILE) if is_there else None
         return LeftOut.load(self.path, digest)
 
-    def _begin_moments(self, previous: Manifest) -> tuple[dict[str, Moments], LeftOut] | None:
+    def _begin_moments(self, previous: Manifest) -> tuple[SplitMoments, LeftOut] | None:
         """Return the stored moments, by modality and split, without the rows of shards that will be
         rewritten or removed, and the rows that are left out of them.
 
@@ -452,17 +491,21 @@ class StoreWriter:
         except StoreError:  # `c3 leave-out --undo` needs no list
             return None
         changed_shards = shards_among(self.rewriting.changed_names())
-        for shard in sorted(changed_shards & previous.shards.keys()):
+        for shard in sorted(changed_shards & previous.shards.keys() - self._replaced):
             with on_this_machine(self.path / part_name(*shard)) as file:
                 if sha256_of(file) != previous.shards[shard].sha256:
                     return None
                 gone = sum_shard(file, shard[0], self.info, left_out)
             Moments.subtract_groups(moments, gone.moments)
+        # The moments of these are of all their rows
+        replaced = {shard: previous.shards[shard] for shard in self._replaced}
+        self._leave_out(moments, replaced, left_out, LeftOut())
+        Moments.subtract_groups(moments, self._replaced_groups)
         return moments, left_out
 
     def _leave_out(
         self,
-        moments: dict[str, Moments],
+        moments: SplitMoments,
         records: Mapping[ShardName, ShardRecord],
         before: LeftOut,
         after: LeftOut,
@@ -475,14 +518,10 @@ class StoreWriter:
         """
         changed: dict[ShardName, ShardRecord] = {}
         for shard, record in records.items():
-            with on_this_machine(self.path / part_name(*shard)) as file:
-                change = change_of_left_out(file, shard[0], self.info, before, after)
-                if change is not None and sha256_of(file) != record.sha256:
-                    raise WrongShardError(
-                        f"{self.path / part_name(*shard)} is not the shard that {MANIFEST_FILE} "
-                        "lists.",
-                        remedy="Check the store with `c3 verify`.",
-                    )
+            if not after.reasons and not record.left_out:
+                continue  # none of its rows was left out
+            path = self.path / part_name(*shard)
+            change = change_of_left_out(path, shard[0], self.info, record, before, after)
             if change is not None:
                 Moments.add_groups(moments, change.back)
                 Moments.subtract_groups(moments, change.gone)
@@ -491,7 +530,7 @@ class StoreWriter:
 
     def _sum(
         self,
-        moments: dict[str, Moments],
+        moments: SplitMoments,
         shards: Sequence[ShardName],
         records: Mapping[ShardName, ShardRecord],
         left_out: LeftOut,
@@ -501,7 +540,6 @@ class StoreWriter:
         Returns:
             the records of the shards.
         """
-        Moments.add_groups(moments, self.groups)
         new_records: dict[ShardName, ShardRecord] = {}
         with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
             read = partial(self._read, left_out=left_out)
@@ -514,21 +552,18 @@ class StoreWriter:
 
     def _read(
         self, shard: ShardName, record: ShardRecord | None, *, left_out: LeftOut
-    ) -> tuple[Mapping[str, Moments], ShardRecord]:
+    ) -> tuple[SplitMoments, ShardRecord]:
         """Return the moments of a shard, unless `add` has them, and its record, given the one that
         it had.
         """
-        moments: Mapping[str, Moments] = {}
-        rows = self.added.get(shard, 0)
-        digest = ""
         with on_this_machine(self.path / part_name(*shard)) as file:
-            if self.info.code_size:
-                rows = read_header(file).rows
-            elif not rows:
-                rows, moments, digest = sum_shard(file, shard[0], self.info, left_out)
+            if self.info.code_size or shard in self.added:
+                sums = ShardSums(read_header(file).rows, {}, "")
+            else:
+                sums = sum_shard(file, shard[0], self.info, left_out)
             if record is None:
-                record = ShardRecord(rows, sha256_of(file), size_of(file))
-            return moments, record._replace(left_out=digest)
+                record = ShardRecord(sums.rows, sha256_of(file), size_of(file))
+            return sums.moments, record._replace(left_out=sums.left_out)
 
     def _gather_failures(
         self, shards: Iterable[ShardName], listed: Iterable[Failure] | None

@@ -34,7 +34,7 @@ from ..corpus.items import Failure as Failure  # noqa: PLC0414 - other modules t
 from ..errors import UPDATE, StoreError, UnreachableError
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
-from ..io.files import MALFORMED, read_json, read_limited, write_atomically
+from ..io.files import MALFORMED, read_json, read_limited, sha256_of, write_atomically
 from ..io.locations import (
     SMALL_BLOCK,
     kind_of,
@@ -43,6 +43,7 @@ from ..io.locations import (
     names_in,
     on_this_machine,
     open_binary,
+    size_of,
     unread_is_not_damaged,
     version_at,
 )
@@ -457,7 +458,7 @@ def write_rows(
     made_from: str | None = None,
     *,
     split_bytes: bool = True,
-) -> None:
+) -> ShardRecord:
     """Write the file of a shard, complete or not at all: zstd, byte-stream split on the embedding,
     dictionary on keys.
 
@@ -473,6 +474,9 @@ def write_rows(
         made_from: digest of the settings; None for that of ``info``.
         split_bytes: False for files that other programs are to read: DuckDB reads no byte-stream
             split of float16.
+
+    Returns:
+        the record of the shard for the manifest, of the bytes that were written.
     """
     metadata = {
         METADATA_KEY: json.dumps(info.to_dict(), sort_keys=True),
@@ -498,9 +502,12 @@ def write_rows(
         "write_statistics": [name for name in names if name not in VECTOR_COLUMNS],
         "write_page_checksum": True,
     }
-    write_atomically(
-        path, lambda file: pq.write_table(rows.replace_schema_metadata(metadata), file, **options)
-    )
+
+    def write(file: Path) -> ShardRecord:
+        pq.write_table(rows.replace_schema_metadata(metadata), file, **options)
+        return ShardRecord(len(rows), sha256_of(file), size_of(file))
+
+    return write_atomically(path, write)
 
 
 @contextmanager
@@ -675,10 +682,14 @@ def shard_batches(
 
 
 def read_batches(
-    path: Path, modality: str, info: StoreInfo, columns: Sequence[str] | None = None
+    path: Path,
+    modality: str,
+    info: StoreInfo,
+    columns: Sequence[str] | None = None,
+    record: ShardRecord | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a shard that is not compared with a manifest; see `shard_batches`."""
-    with open_shard(path, modality, columns) as shard:
+    """Yield the rows of a shard; see `shard_batches`, and `open_shard` for the record."""
+    with open_shard(path, modality, columns, record) as shard:
         yield from shard_batches(shard, path, shard_schema(modality, info), columns)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..io.artifact import digest_of
 from .left_out import LeftOut
 from .rows import ITEM_COLUMNS, keys_of
-from .shards import SplitMoments, StoreInfo, add_moments, read_batches
+from .shards import ShardRecord, SplitMoments, StoreInfo, add_moments, read_batches
 
 _KEYS = ("key", *ITEM_COLUMNS)
 _OF_MOMENTS = ("key", "embedding", "split", *ITEM_COLUMNS)  # the columns that they depend on
@@ -57,23 +57,31 @@ class LeftOutChange(NamedTuple):
 
 
 def change_of_left_out(
-    path: Path, modality: str, info: StoreInfo, before: LeftOut, after: LeftOut
+    path: Path,
+    modality: str,
+    info: StoreInfo,
+    record: ShardRecord,
+    before: LeftOut,
+    after: LeftOut,
 ) -> LeftOutChange | None:
     """Return what changes in a shard if ``after`` is left out where ``before`` was; None if nothing
     does. The embeddings are read only if something does.
+
+    Raises:
+        StoreError: if it is not the shard on record, or cannot be read.
     """
     changed = LeftOut(dict.fromkeys(before.reasons.keys() ^ after.reasons.keys(), ""))
     if not changed.has_rows_of(modality):
         return None
     left_out_keys: list[str] = []
     has_changed = False
-    for batch in read_batches(path, modality, info, _KEYS):
+    for batch in read_batches(path, modality, info, _KEYS, record):
         left_out_keys += keys_of(after.divide(modality, batch)[1])
         has_changed = has_changed or bool(len(changed.divide(modality, batch)[1]))
     if not has_changed:
         return None
     change = LeftOutChange({}, {}, _digest_of_keys(left_out_keys))
-    for batch in read_batches(path, modality, info, _OF_MOMENTS):
+    for batch in read_batches(path, modality, info, _OF_MOMENTS, record):
         named = changed.divide(modality, batch)[1]
         add_moments(change.gone, modality, before.divide(modality, named)[0])
         add_moments(change.back, modality, after.divide(modality, named)[0])

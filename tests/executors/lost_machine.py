@@ -85,7 +85,7 @@ def main(folder: Path, done: int) -> None:
     threading.Thread(target=kill, daemon=True).start()
     work = SquaresToBeLost(folder, done)
     with RayExecutor(cluster.address) as executor:
-        print(*executor.run(work, range(6), lambda done, failed: None))  # noqa: T201
+        print(*sorted(executor.run(work, range(6), lambda done, failed: None)))  # noqa: T201
     cluster.shutdown()
 
 

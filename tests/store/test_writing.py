@@ -205,6 +205,23 @@ def test_history_leaves_no_trace_in_the_bytes(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("command", ["embed", "update", "import"])
+def test_no_shard_of_a_run_is_read_again_to_sum_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    run = prepare(tmp_path / "work", command)
+    with monkeypatch.context() as patch:
+        sum_shard = Mock(side_effect=AssertionError("reads a shard"))
+        patch.setattr("c3tools.store.manifest.sum_shard", sum_shard)
+        run()
+    moments = tmp_path / "work" / "s" / "moments.safetensors"
+    content = moments.read_bytes()
+    moments.unlink()
+    StoreWriter(moments.parent).finish()
+    assert moments.read_bytes() == content
+    assert verify_store(moments.parent).whole
+
+
 def test_at_a_url_the_last_writer_reports_a_change(tmp_path: Path, s3: Faults) -> None:
     place = put_store(whole_store(tmp_path / "s").path, "s3://bucket/s")
     first, second = StoreWriter(place), StoreWriter(place)
