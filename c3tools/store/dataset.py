@@ -15,17 +15,29 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ..corpus.splits import split_order
 from ..errors import StoreError
 from ..io.hub import Card
 from ..io.parquet import read_parquet
-from ..moments import load_moments
+from ..moments import Moments, load_moments
 from ..reporter import SILENT, Reporter
 from .left_out import LeftOut, RowName
 from .manifest import MOMENTS_FILE, StoreWriter, new_store
-from .shards import COPY_FILE, Failure, StoreInfo, part_name, write_rows
+from .rows import row_splits
+from .shards import (
+    COPY_FILE,
+    Failure,
+    ShardName,
+    ShardRecord,
+    SplitMoments,
+    StoreInfo,
+    moments_of,
+    part_name,
+    write_rows,
+)
 
 
 def card_of(store: Any) -> Card:
@@ -91,7 +103,7 @@ def load_data_set(source: Any, output: str | Path = "c3-store") -> Path:
             raise StoreError(
                 f"{path} cannot be read ({error}).", remedy="Download the data set again."
             ) from error
-    copy_store(output, source.info, [source])
+    copy_store(output, source.info, [source], adds_stored=False)
     return Path(output)
 
 
@@ -106,8 +118,10 @@ def copy_store(
     record: Callable[[Path], None] = lambda folder: None,
     reporter: Reporter = SILENT,
     split_bytes: bool = True,
+    adds_stored: bool = True,
 ) -> dict[str, dict[str, int]]:
-    """Write a new store of the shards of others.
+    """Write a new store of the shards of others. Its moments are the stored ones of the others;
+    only rows that are not copied, or are in another split, are summed.
 
     Args:
         destination: its folder.
@@ -120,11 +134,18 @@ def copy_store(
         record: called with the folder when all shards are copied, to write copied.json.
         reporter: shows the progress.
         split_bytes: see `write_rows`.
+        adds_stored: False for sources whose moments may be wrong; all rows are summed then.
 
     Returns:
         the numbers of rows by modality and split, without those that are left out.
     """
     numbers = Counter[str]()  # of the next shard, by modality
+    records: dict[ShardName, ShardRecord] = {}
+    stored_moments = {}
+    moments: SplitMoments = {}  # of all rows, those that are left out too
+    for store in sources:
+        stored_moments[store] = store.exact_moments if adds_stored else None
+        Moments.add_groups(moments, stored_moments[store] or {})
     with new_store(destination, info) as building:
         with reporter.progress(
             "Copying shards", sum(len(store.shards) for store in sources)
@@ -134,9 +155,24 @@ def copy_store(
             ]:
                 table, failures = store.read_shard(modality, part)
                 failed = [rename(store, failure) for failure in failures]
-                path = building / part_name(modality, numbers[modality])
-                table = change(store, modality, table)
-                write_rows(path, info, modality, table, failed, split_bytes=split_bytes)
+                shard = modality, numbers[modality]
+                rows = change(store, modality, table)
+                records[shard] = write_rows(
+                    building / part_name(*shard),
+                    info,
+                    modality,
+                    rows,
+                    failed,
+                    split_bytes=split_bytes,
+                )
+                if stored_moments[store] is None:
+                    Moments.add_groups(moments, moments_of(modality, rows))
+                else:
+                    _, left_out_rows = store.left_out.divide(modality, table)
+                    Moments.add_groups(moments, moments_of(modality, left_out_rows))
+                    former_rows, new_rows = _moved_rows(table, rows)
+                    Moments.add_groups(moments, moments_of(modality, new_rows))
+                    Moments.subtract_groups(moments, moments_of(modality, former_rows))
                 numbers[modality] += 1
                 progress.advance()
         # of several failures of one input the last is listed: that of the first store
@@ -150,12 +186,25 @@ def copy_store(
         for store in sources:
             reasons |= left_out(store)
         record(building)
-        StoreWriter(building, files=[COPY_FILE], left_out=LeftOut(reasons)).finish(listed)
-        rows: dict[str, dict[str, int]] = defaultdict(dict)
-        for name, moments in sorted(load_moments(building / MOMENTS_FILE)[0].items()):
+        writer = StoreWriter(building, files=[COPY_FILE], left_out=LeftOut(reasons))
+        writer.added.update(records)
+        Moments.add_groups(writer.groups, moments)
+        writer.finish(listed)
+        counts: dict[str, dict[str, int]] = defaultdict(dict)
+        for name, group in sorted(load_moments(building / MOMENTS_FILE)[0].items()):
             modality, _, split = name.partition("/")
-            rows[modality][split] = moments.n
-        return dict(rows)
+            counts[modality][split] = group.n
+        return dict(counts)
+
+
+def _moved_rows(former: pa.Table, new: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the rows of a shard that are in another split than their copies, and these copies; all
+    rows if some are not copied.
+    """
+    if len(new) < len(former):
+        return former, new
+    has_moved = np.array(row_splits(former)) != np.array(row_splits(new))
+    return former.filter(pa.array(has_moved)), new.filter(pa.array(has_moved))
 
 
 def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +25,7 @@ from ..io.files import write_atomically
 from ..io.locations import kind_of, read_all
 from .shards import MANIFEST_FILE, refusing_damage
 
+Rows = TypeVar("Rows", pa.RecordBatch, pa.Table)
 LEFT_OUT_FILE = "left-out.parquet"
 LEFT_OUT_REMEDY = (
     "Copy this file again from another copy of the store. Without one, `c3 leave-out --undo` "
@@ -102,7 +103,7 @@ class LeftOut:
         """Return whether rows of a modality may be left out."""
         return modality in self._keys or (modality == "text" and "" in self._keys)
 
-    def divide(self, modality: str, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    def divide(self, modality: str, rows: Rows) -> tuple[Rows, Rows]:
         """Return the rows that are used, and those that are left out.
 
         Args:

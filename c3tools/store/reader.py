@@ -29,7 +29,7 @@ from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
 from .dataset import card_of, load_data_set, save_data_set
 from .left_out import LEFT_OUT_FILE, LEFT_OUT_REMEDY, LeftOut
-from .manifest import EXTERNAL_FILE, MOMENTS_FILE, Manifest
+from .manifest import EXACT, EXTERNAL_FILE, MOMENTS_FILE, Manifest
 from .rewriting import require_not_rewritten
 from .rows import (
     ITEM_COLUMNS,
@@ -381,6 +381,18 @@ class Store(HubRepository):
         return Counter(
             {split: moments.n for split, moments in _splits_in(self._moments, modality).items()}
         )
+
+    @property
+    def exact_moments(self) -> SplitMoments | None:
+        """The stored moments by modality and split, ``image/train``, if they are those of the rows
+        that are used, as integers; None for a store of an older version or without a manifest.
+        """
+        if self.manifest is None or MOMENTS_FILE not in self.manifest.files:
+            return None
+        if not self.require_listed(MOMENTS_FILE):
+            return None
+        moments, header = load_moments(self.path / MOMENTS_FILE)
+        return moments if header == EXACT else None
 
     @cached_property
     def _moments(self) -> dict[str, Moments]:

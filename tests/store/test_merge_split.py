@@ -6,18 +6,27 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from unicodedata import normalize
 
 import numpy as np
 import pytest
 
-from c3tools import export_store, import_embeddings, merge_stores, split_store, verify_store
+from c3tools import (
+    export_store,
+    import_embeddings,
+    leave_out,
+    merge_stores,
+    split_store,
+    verify_store,
+)
 from c3tools.corpus.splits import splits_by_hash
 from c3tools.errors import OutputError, StoreError, UnusedOptionError
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
+from c3tools.store.shards import moments_of as sum_rows
 from c3tools.transforms.fitting import moments_of
 from tests.conftest import Messages, add_shard, build_store, contents, unit_rows, write_jsonl
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
@@ -87,6 +96,34 @@ def test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_diff
         f"{path.name}/{key}": split for path in (one, two) for key, split in splits_of(path).items()
     }
     assert splits_of(tmp_path / "p") == prefixed
+
+
+@pytest.mark.parametrize(
+    ("copy", "summed"), [("prefixes", 0), ("keep-first", 10), ("split", 6), ("left-out", 11)]
+)
+def test_only_rows_that_move_are_summed_for_the_moments_of_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: str, summed: int
+) -> None:
+    one = build_store(tmp_path / "one", images("ab", "val"), texts("a", "val")).path
+    two = build_store(tmp_path / "two", images("bc"), texts("abbc")).path
+    if copy == "left-out":
+        leave_out(one, keys=["b"], yes=True)  # in the copy with its texts in the other store
+    splits = write_jsonl(tmp_path / "splits.jsonl", {"key": "b", "split": "test"})
+    rows_summed = Mock(wraps=sum_rows)
+    with monkeypatch.context() as patch:
+        patch.setattr("c3tools.store.dataset.moments_of", rows_summed)
+        patch.setattr("c3tools.store.manifest.sum_shard", Mock(side_effect=AssertionError))
+        if copy == "split":
+            split_store(two, output=tmp_path / "m", file=splits)
+        else:
+            prefix = copy == "prefixes"
+            merge_stores([one, two], output=tmp_path / "m", prefix=prefix, keep_first=not prefix)
+    assert sum(len(call.args[1]) for call in rows_summed.call_args_list) == summed
+    moments = tmp_path / "m" / "moments.safetensors"
+    content = moments.read_bytes()
+    moments.unlink()
+    StoreWriter(moments.parent).finish()
+    assert moments.read_bytes() == content
 
 
 def test_the_same_merge_or_split_again_does_nothing_and_says_so(tmp_path: Path) -> None:
