@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..corpus.splits import ALL
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ..corpus.tables import IMAGE_KEY, pick, read_table, text_columns
 from ..errors import StoreError
 from ..io.locations import location
@@ -23,7 +25,7 @@ from .left_out import LEAVE_OUT_COLUMN, LeftOut, RowName
 from .manifest import StoreWriter
 from .reader import Store
 from .rows import item_keys, keys_of
-from .shards import StoreInfo
+from .shards import ShardName, StoreInfo
 
 _SHARDS_KEY = b"c3.shards"
 _SHOWN = ("caption", "path")  # columns that tell a reader which row it is
@@ -152,28 +154,8 @@ def leave_out(
         for table in tables:
             marks += _marks_in(Path(table), opened)
 
-        # Find the modality that has a row of each key
-        keys_to_find = {mark.key for mark in marks}
-        modalities_of: dict[str, list[str]] = {key: [] for key in keys_to_find}
-        for name in opened.modalities:
-            for batch in opened.batches(name, ["key"]):
-                for key in keys_to_find.intersection(keys_of(batch)):
-                    modalities_of[key].append(name)
-        reasons = dict(opened.left_out.reasons)
-        unknown: list[str] = []
-        for mark in marks:
-            names = modalities_of[mark.key]
-            if mark.modality is not None:
-                names = [name for name in names if name == mark.modality]
-            if not names:
-                unknown.append(mark.key)
-                continue
-            if len(names) > 1:
-                raise StoreError(
-                    f"{mark.key!r} is the key of rows in several modalities: {', '.join(names)}.",
-                    remedy="Pass --modality, or add a column modality to the table.",
-                )
-            reasons.setdefault(RowName(names[0], mark.key), mark.reason)
+        found = _find_rows(opened, {mark.key for mark in marks})
+        reasons, unknown = _reasons_by_row(opened, marks, found)
         if unknown and (keys or len(unknown) == len(marks)):
             raise StoreError(
                 f"{path} has no row with the key {unknown[0]!r}.",
@@ -181,19 +163,27 @@ def leave_out(
                 "captions end in a number, for example 'photo#0'.",
             )
 
+        # Count the rows that are used and will not be
+        left_out = LeftOut(reasons)
+        lost: dict[ShardName, int] = {}
+        for (name, part), rows in found.items():
+            used, _ = opened.left_out.divide(name, rows)
+            _, rows_lost = left_out.divide(name, used)
+            if len(rows_lost):
+                lost[name, part] = len(rows_lost)
         if not yes:
-            _require_at_most_half(opened, LeftOut(reasons))
+            _require_at_most_half(opened, lost)
         if kept_path is not None:
             require_replaceable(kept_path, list_suffix(kept_path))
             require_listable(opened)
         rows_before = sum(opened.left_out_counts.values())
         if len(reasons) > len(opened.left_out.reasons):
-            StoreWriter(path, left_out=LeftOut(reasons)).finish()
+            StoreWriter(path, left_out=left_out, shards_left_out_of=lost).finish()
             opened = Store.open(path)
     notes = []
     if unknown:
-        rows = counted(len(unknown), "row of the tables is", "rows of the tables are")
-        notes.append(f"{rows} not in the store, for example {unknown[0]!r}.")
+        are = counted(len(unknown), "row of the tables is", "rows of the tables are")
+        notes.append(f"{are} not in the store, for example {unknown[0]!r}.")
     listed = _list_rows(opened, kept_path)
     added = len(listed.rows) - rows_before
     return replace(listed, added=added, notes=[*notes, *listed.notes])
@@ -245,18 +235,69 @@ def _marks_in(path: Path, store: Store) -> list[_Mark]:
     return marks
 
 
-def _require_at_most_half(store: Store, left_out: LeftOut) -> None:
+def _find_rows(store: Store, keys: Collection[str]) -> dict[ShardName, pa.Table]:
+    """Return the rows that have one of these keys, and the texts whose item has one, by shard: key,
+    and image_key of texts.
+    """
+    wanted = pa.array(list(keys), pa.string())
+    found: dict[ShardName, pa.Table] = {}
+    for modality, part in store.shards:
+        batches = []
+        for batch in store.batches(modality, ["key", "image_key"], parts=[part]):
+            is_found = pc.is_in(batch.column("key"), value_set=wanted)
+            if modality == "text":
+                is_of_item = pc.is_in(batch.column("image_key"), value_set=wanted)
+                is_found = pc.or_(is_found, is_of_item)
+            batches.append(batch.filter(is_found))
+        if any(map(len, batches)):
+            found[modality, part] = pa.Table.from_batches(batches)
+    return found
+
+
+def _reasons_by_row(
+    store: Store, marks: Sequence[_Mark], found: Mapping[ShardName, pa.Table]
+) -> tuple[dict[RowName, str], list[str]]:
+    """Return why rows are left out, those before and those that are marked, and the keys that no
+    row has.
+
+    Raises:
+        StoreError: if a mark has the key of rows in several modalities.
+    """
+    modalities_of: dict[str, list[str]] = {mark.key: [] for mark in marks}
+    for (modality, _), rows in found.items():
+        for key in modalities_of.keys() & keys_of(rows):
+            modalities_of[key].append(modality)
+    reasons = dict(store.left_out.reasons)
+    unknown: list[str] = []
+    for mark in marks:
+        names = modalities_of[mark.key]
+        if mark.modality is not None:
+            names = [name for name in names if name == mark.modality]
+        if not names:
+            unknown.append(mark.key)
+            continue
+        if len(names) > 1:
+            raise StoreError(
+                f"{mark.key!r} is the key of rows in several modalities: {', '.join(names)}.",
+                remedy="Pass --modality, or add a column modality to the table.",
+            )
+        reasons.setdefault(RowName(names[0], mark.key), mark.reason)
+    return reasons, unknown
+
+
+def _require_at_most_half(store: Store, lost_rows: Mapping[ShardName, int]) -> None:
     """Refuse to leave out more than half of the rows that are used of a modality.
+
+    Args:
+        store: the store.
+        lost_rows: the number of rows to leave out of each shard.
 
     Raises:
         StoreError: with their number.
     """
     for modality in store.modalities:
-        used = 0
-        lost = 0
-        for batch in store.batches(modality, ["key", "image_key"], split=ALL):
-            used += len(batch)
-            lost += len(left_out.divide(modality, batch)[1])
+        used = store.count(modality)
+        lost = sum(count for (name, _), count in lost_rows.items() if name == modality)
         if lost > used / 2:
             raise StoreError(
                 f"{lost:,} of {used:,} {modality} rows of {store.path} would be left out.",
@@ -279,9 +320,8 @@ def _list_rows(store: Store, kept: Path | None) -> LeftOutRows:
     media = [name for name in store.modalities if name != "text"]
     rows = []
     for modality in store.modalities:
-        if not store.left_out.has_rows_of(modality):
-            continue
-        for batch in store.batches(modality, ["key", "image_key", *_SHOWN]):
+        parts = [part for part in store.parts(modality) if store.shards[modality, part].left_out]
+        for batch in store.batches(modality, ["key", "image_key", *_SHOWN], parts=parts):
             _, left_out = store.left_out.divide(modality, batch)
             contents: list[Any] = [""] * len(left_out)
             for name in set(_SHOWN).intersection(left_out.schema.names):

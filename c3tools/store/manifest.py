@@ -209,6 +209,8 @@ class StoreWriter:
         path: the folder or URL of a store that has its store.json.
         files: names of further files to list if they are not listed yet.
         left_out: the rows that `finish` leaves out from now on; None for those that are.
+        shards_left_out_of: the shards that have rows that are used now and left out then; None for
+            all shards.
         reporter: is told of listed files that are missing.
 
     Attributes:
@@ -230,6 +232,7 @@ class StoreWriter:
         *,
         files: Collection[str] = (),
         left_out: LeftOut | None = None,
+        shards_left_out_of: Collection[ShardName] | None = None,
         reporter: Reporter = SILENT,
     ) -> None:
         self.path = path
@@ -238,6 +241,7 @@ class StoreWriter:
         self.before = Manifest.load(path)
         self.lost: dict[ShardName, ShardRecord] = {}
         self._files = set(files)  # names that `finish` lists if they are not listed yet
+        self._shards_left_out_of = shards_left_out_of
         self._forget_added()
         if self.rewriting.is_listed:
             self.finish()
@@ -520,6 +524,8 @@ class StoreWriter:
         for shard, record in records.items():
             if not after.reasons and not record.left_out:
                 continue  # none of its rows was left out
+            if self._shards_left_out_of is not None and shard not in self._shards_left_out_of:
+                continue
             path = self.path / part_name(*shard)
             change = change_of_left_out(path, shard[0], self.info, record, before, after)
             if change is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -23,9 +24,10 @@ from c3tools.store import Rows, Store, StoreWriter, verify
 from c3tools.store.leave_out import shards_metadata
 from c3tools.store.manifest import record_files
 from c3tools.store.means import save_means
+from c3tools.store.shards import open_shard
 from tests.conftest import build_store, contents, slice_of, unit_rows, write_jsonl
 from tests.crashes import kill_at, operations
-from tests.stores import colour_corpus, embed_colours
+from tests.stores import colour_corpus, embed_colours, whole_store
 
 DIM = 8
 IMAGES = 40
@@ -103,6 +105,26 @@ def test_exports_and_indexes_see_which_shards_lost_rows(store: Store) -> None:
     before = digests_of(store)
     after = digests_of(Store.open(store.path))
     assert [name for name in before if before[name] != after[name]] == ["text/0"]
+
+
+def test_a_shard_is_read_once_unless_it_has_such_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = whole_store(tmp_path / "s")
+    read = Counter[Path]()
+
+    def opened(path: Path, modality: str, columns: Any = None, *others: Any) -> Any:
+        read[path] += columns is None or "key" in columns
+        return open_shard(path, modality, columns, *others)
+
+    monkeypatch.setattr("c3tools.store.reader.open_shard", opened)
+    c3tools.leave_out(store.path, keys=["img003#1"])
+    shards = [store.file(*shard) for shard in store.shards]
+    times = [read[path] for path in shards]
+    assert sorted(times) == [1, 1, 1, 1, 1, 2]  # to find the key, and to list the row
+    read.clear()
+    c3tools.leave_out(store.path, undo=True)
+    assert not read
 
 
 def test_a_second_call_adds(store: Store) -> None:
