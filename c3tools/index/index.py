@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,7 +65,6 @@ from .codes import (
 )
 from .conditions import Columns
 from .items import Items
-from .pair_scores import fit_on_pairs
 from .queries import Query, combined
 
 if TYPE_CHECKING:
@@ -409,7 +407,6 @@ class Index:
         weights: Sequence[float] | None = None,
         nprobe: PositiveInt | None = None,
         store: Store | str | Path | None = None,
-        pairs: Store | str | Path | None = None,
         query_prompt: str | None = None,
         device: str | None = None,
         backend: str = "auto",
@@ -453,8 +450,6 @@ class Index:
                 default the index's tuned value; more with ``split`` or ``where``, which leave few
                 rows in a list, or if that gives fewer than ``k`` hits.
             store: The store that has the row of ``key``. By default the store of the index.
-            pairs: Learn the ranking from this store's image-caption pairs (test rows excluded).
-                Ranks image queries better; adds a few seconds.
             query_prompt: Prompt to put before each text. By default the prompt that the store
                 records.
             device: cpu, cuda, cuda:1 or mps. By default the fastest device.
@@ -469,7 +464,7 @@ class Index:
                 of ``split`` or with a value of ``where``, the key is unknown, or vectors or the
                 store are of another model; see `combined` for queries of several parts.
             UnusedOptionError: if there is an ``nprobe``, and the index has no inverted lists; if
-                there are ``weights`` and one part, or ``pairs`` and several.
+                there are ``weights`` and one part.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
             EncoderError: if the recorded model cannot be loaded or does not take this kind of
                 query, or an image or an audio file cannot be read.
@@ -521,26 +516,8 @@ class Index:
             queries.append(self._stored_query(key, store))
         query = queries[0]
         if len(queries) > 1 or weights is not None:
-            if pairs is not None:
-                raise UnusedOptionError("--pairs", "with a query of several parts")
             query = combined(self.pipeline, queries, weights)
-        index = self
-        if pairs is not None:
-            third_kinds = [name for name in self.places if name not in ("image", "text")]
-            if third_kinds:
-                raise StoreError(
-                    f"Pairs of images and texts cannot rank the {' and '.join(third_kinds)} rows "
-                    f"of {self.path}.",
-                    remedy="Search without --pairs.",
-                )
-            known = Store.open(pairs)
-            self._require_same_model(known.info.model, f"the store {known.path}")
-            known.info.require_raw(known.path)
-            assert query.modality is not None  # of one kind
-            calibration = fit_on_pairs(self.calibration, known, query.modality, load)
-            index = copy(self)
-            index.calibration = calibration
-        lists = index.rank(
+        lists = self.rank(
             query.embeddings,
             query.modality,
             k,

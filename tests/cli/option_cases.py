@@ -438,9 +438,6 @@ TESTED_BY = {
         "tests/encoders/test_sentence_transformers.py::test_prompts_for_queries_and_documents"
     ),
     "search audio": "tests/encoders/test_sentence_transformers.py::test_sounds_and_their_captions",
-    "search pairs": (
-        "tests/index/test_index.py::test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos"
-    ),
     "search where": "tests/index/test_conditions.py::test_few_rows_are_searched_exactly",
     "import source": "tests/store/test_import_embeddings.py::test_a_pickle_of_c3",
     "push folder": "tests/io/test_hub.py::test_push_and_pull",

@@ -316,14 +316,6 @@ def test_a_fused_hit_has_its_photo_and_its_text(capsys: pytest.CaptureFixture[st
     assert "<p>text 4 of item003</p>" in page and "photos/item003.jpg" in page
 
 
-def test_pairs_are_refused_where_there_are_three_kinds() -> None:
-    pytest.importorskip("faiss", reason="faiss is not there")
-    ok()
-    index = build_index(EXPORT)
-    with pytest.raises(StoreError, match=r"(?s)the fused rows of.*without --pairs"):
-        index.search(vector=unit_rows(1, 16), pairs="c3-store")
-
-
 def test_fused_rows_of_one_photo_with_other_texts_are_no_copies() -> None:
     names = ["a", "b", "c"]
     captions = ["red", "blue", "red"]

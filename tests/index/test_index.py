@@ -11,7 +11,6 @@ from dataclasses import FrozenInstanceError
 from io import BytesIO
 from pathlib import Path
 from threading import Thread
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -163,11 +162,10 @@ def test_a_faiss_index_that_faiss_refuses() -> None:
 
 def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_path: Path) -> None:
     other = gap_store(tmp_path / "other", model={"name": "another", "weights_sha256": "b" * 64})
-    text, words = store.load("text").keys[0], r"other to another \(bbbbbbbbbbbb\)"
+    words = r"other to another \(bbbbbbbbbbbb\)"
     for searched, query, said in (
         (index, {"vector": other.path}, words),
         (index, {"key": "img001", "store": other}, r"another \(bbbbbbbbbbbb\) and test-model"),
-        (index, {"key": text, "store": other, "pairs": store}, "another .* and test-model"),
         (index, {"key": "img001", "k": 0}, "k must be at least 1, not 0"),
         (index, {"text": np.eye(8)}, r"type ndarray[\s\S]*vector="),
         (
@@ -178,44 +176,6 @@ def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_pa
     ):
         with pytest.raises(C3Error, match=said):
             searched.search(**query)
-
-
-def test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos(
-    own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index, rows = build_index(own, output=tmp_path / "index"), own.load("image")
-    with pytest.raises(
-        StoreError,
-        match="20 pairs are needed to learn how image rows score for image queries",
-    ):
-        index.search(key="img004", pairs=own)
-    for number, path in enumerate(rows.column("path")):
-        Image.new("RGB", (30, 20), (2 * number,) * 3).save(tmp_path / path, "PNG")
-
-    def encode(views: list[Image.Image]) -> np.ndarray:
-        assert {view.size for view in views} == {(26, 16)}
-        return np.stack([rows.embeddings[view.getpixel((0, 0))[0] // 2] for view in views])  # type: ignore[index]
-
-    monkeypatch.setattr(
-        "c3tools.encoders.resolve_encoder", lambda **_: SimpleNamespace(encode_images=encode)
-    )
-    known = np.flatnonzero(np.array(rows.splits) != "test")
-    images, texts = centred(own, "image")[known], centred(own, "text")
-    texts, others = texts[::2][known], texts[1::2][known]
-    pairs = {
-        ("text", "image"): (texts, images),
-        ("text", "text"): (others, texts),
-        ("image", "text"): (images, texts),
-        ("image", "image"): (images, images),
-    }
-    curves = index.calibration.fit_pairs(pairs).curves
-    for asked in ("image", "text"):
-        (found,) = index.search(
-            vector=own.load(asked).embeddings[7], modality=asked, pairs=own, k=30
-        )
-        scores = [hit.score for hit in found.hits]
-        lines = [min(curves[asked, hit.modality] @ [hit.cosine, 1], 12) for hit in found.hits]
-        assert scores == sorted(scores)[::-1] == pytest.approx(lines, rel=1e-3, abs=1e-3)
 
 
 def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: Index) -> None:
@@ -463,8 +423,6 @@ def test_queries_of_an_exports_index_go_through_its_pipeline(
         assert_close(mean, rows.moments(modality, "train" if preset == "c3" else None).mean)
     with pytest.raises(TransformError, match=r"the index .*: the steps differ"):
         build_index(own, output=tmp_path / "other", preset="c1").search(key="img004", store=rows)
-    with pytest.raises(StoreError, match="is an export"):
-        index.search(vector=query, pairs=rows)
 
 
 def test_what_an_exports_index_refuses(own: Store, tmp_path: Path) -> None:

@@ -138,8 +138,6 @@ def test_what_cannot_be_combined(index: Index, store: Store, tmp_path: Path) -> 
         combined(index.pipeline, [text, text], [1, -1])
     with pytest.raises(UnusedOptionError, match="--weights has no effect with a query of one part"):
         index.search(vector=text.embeddings, weights=[2])
-    with pytest.raises(UnusedOptionError, match="--pairs has no effect with a query of several"):
-        index.search(vector=text.embeddings, key="img004", pairs=store)
     sound = Query(["a.flac"], text.embeddings, "audio")
     with pytest.raises(TransformError, match="not fitted for the modality 'audio'"):
         combined(index.pipeline, [text, sound])
