@@ -21,14 +21,13 @@ from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..store.leaks import notes_on_leaks
-from ..transforms import PRESETS, preset
+from ..transforms import PRESETS
 from ..transforms import sigma as sigma_rules
 from ..transforms.presets import is_recipe_file
 from .assumptions import Answer, answer_questions
 from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
 from .gap_map import gap_map
-from .hubs import Hubs, find_hubs, photo_strip
 from .measures import (
     ModalityMeasures,
     measure_gap,
@@ -47,8 +46,6 @@ SCHEMA = 1
 SPREAD_ROWS = 50_000
 """Captions that sigma is derived from; trainings read ten times as many, which changes the fourth
 digit."""
-LONGEST_LABEL = 200
-"""Characters of a caption in a table."""
 BIASED_ITEMS = 300
 """With fewer items the plain length and residual have approximate intervals: see
 docs/results/geometry.md."""
@@ -114,7 +111,6 @@ class GapReport(Measured):
             "spaces": {name: space.to_dict() for name, space in self.spaces.items()},
             "one_list": {name: each.to_dict() for name, each in self.one_list.items()},
             "clusters": None if self.mixed_clusters is None else self.mixed_clusters.to_dict(),
-            "hubs": {name: each.to_dict() for name, each in self.hubs.items()},
             "assumptions": _answers_to_dict(self.assumptions),
             "noise": None if self.noise is None else self.noise.to_dict(),
             "sigma": sigma,
@@ -139,17 +135,13 @@ class GapReport(Measured):
     def to_html(self) -> str:
         """Return the report as one self-contained page."""
         names = " and ".join(self.modalities) if self.gap else "one modality"
-        figures = figure_blocks(self)
-        hub_photos = self.draw_hubs and self.draw_hubs()
-        if hub_photos:
-            figures["hubs"] = hub_photos
         return render_page(
             TEMPLATE,
             title=f"The geometry of {names}",
             verdict=self.summary(),
             map=self.draw_map and self.draw_map(),
             notes=self.notes,
-            sections=_sections(self, figures),
+            sections=_sections(self, figure_blocks(self)),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -286,12 +278,6 @@ def gap_report(
     if working.paired:
         differences = working.first[working.item_index] - working.second
         noise = residuals(differences, working.distinct_items[working.item_index], seed=seed)
-    collapse = preset(COLLAPSE, train_on=data.second, infer_on=data.first).fit(data.fit_moments)
-    hubs: dict[str, Hubs] = {}
-    for name, asked in ((data.first, data.second), (data.second, data.first)):
-        of_modality = find_hubs(store, name, asked, collapse, split=split, seed=seed)
-        if of_modality is not None:
-            hubs[name] = of_modality
     gap = measure_gap(data, seed)
     pairs = measure_pairs(data, seed)
     has_gap = judge_gap(gap, pairs, measures).answer == "yes"
@@ -330,7 +316,6 @@ def gap_report(
         spaces=spaces,
         one_list=measure_one_list(data, seed=seed) if working.paired else {},
         mixed_clusters=measure_default_clusters(data, seed=seed) if working.paired else None,
-        hubs=hubs,
         assumptions=answer_questions(data, noise, has_gap=has_gap, seed=seed),
         noise=noise,
         sigmas=sigmas,
@@ -342,7 +327,6 @@ def gap_report(
         },
         transformed=transformed,
         draw_map=partial(gap_map, store, data, split=split, by=by),
-        draw_hubs=partial(photo_strip, store, hubs["image"]) if "image" in hubs else None,
     )
 
 
@@ -484,20 +468,6 @@ def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Sec
     if report.mixed_clusters is not None:
         title = f"{report.mixed_clusters.clusters} clusters of both modalities"
         sections.append(Section(title, tables=[_clusters_table(report.mixed_clusters)]))
-    if report.hubs:
-        sections.append(
-            Section(
-                "Rows that are found most often",
-                [
-                    "Lists: the number of ten-nearest lists that contain the row, with train rows "
-                    "of the other modality as queries, after Collapse. A query's own item is not "
-                    "counted."
-                ],
-                [_hubs_table(name, hubs) for name, hubs in report.hubs.items()],
-                _present(figures, "hubs"),
-            )
-        )
-
     # How much noise to add: what each rule gives, and which one is recommended
     assert report.recommended is not None
     rule, why = report.recommended
@@ -692,22 +662,6 @@ def _clusters_table(mixed: MixedClusters) -> Table:
         "one."
     )
     return Table(["clusters", "κ, %", "95%", "U, %"], rows, note=note)
-
-
-def _hubs_table(modality: str, hubs: Hubs) -> Table:
-    """Return a table of the rows of a modality that are found most."""
-    rows = []
-    for lists, key, label in zip(hubs.lists, hubs.keys, hubs.labels, strict=True):
-        short_label = " ".join(label.split())
-        if len(short_label) > LONGEST_LABEL:
-            short_label = f"{short_label[:LONGEST_LABEL]}…"
-        rows.append([key, number(lists, 0), short_label])
-    title = (
-        f"{hubs.queries:,} {hubs.asked} queries, {hubs.searched:,} {modality} rows, which are in "
-        f"{number(hubs.mean_lists, 2)} lists on average"
-    )
-    columns = ["key", "lists", "caption or path"]
-    return Table(columns, rows, title, left=("key", "caption or path"))
 
 
 def _before_and_after_table(report: GapReport) -> Table:

@@ -16,12 +16,10 @@ from typing import Any
 from markupsafe import Markup
 
 from ..arrays import Array, Floats
-from ..pages import FigureBlock
 from ..reporter import counted
 from ..transforms.sigma import AUTO, PAIRS, SigmaRule
 from .assumptions import Answer, Word
 from .collect import Collected
-from .hubs import Hubs
 from .measures import GapMeasures, ModalityMeasures, PairMeasures, Residuals
 from .mixed_clusters import LEAST_ITEMS, MixedClusters
 from .one_list import OneList
@@ -91,7 +89,6 @@ class Measured:
         assumptions: question → answer.
         one_list: modality of the queries → what they find in a mixed corpus; empty with few pairs.
         mixed_clusters: where pairs come to in clusters of both modalities; None with few pairs.
-        hubs: modality → its rows that are found most; empty with few rows.
         noise: the alignment noise; None without pairs.
         sigmas: what each rule gives for sigma.
         recommended: one of these rules, and why.
@@ -99,7 +96,6 @@ class Measured:
         orthogonal: modality → cosines of its differences with the gap.
         transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
         draw_map: returns the data of the map of two modalities, see `gap_map`.
-        draw_hubs: returns the photos of the image rows that are found most, see `photo_strip`.
     """
 
     modalities: dict[str, ModalityMeasures]
@@ -111,7 +107,6 @@ class Measured:
     assumptions: dict[str, Answer] = field(default_factory=dict)
     one_list: dict[str, OneList] = field(default_factory=dict)
     mixed_clusters: MixedClusters | None = None
-    hubs: dict[str, Hubs] = field(default_factory=dict)
     noise: Residuals | None = None
     sigmas: list[SigmaRule] = field(default_factory=list)
     recommended: tuple[SigmaRule, str] | None = None
@@ -119,7 +114,6 @@ class Measured:
     orthogonal: dict[str, Array] = field(default_factory=dict)
     transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
     draw_map: Callable[[], Markup] | None = None
-    draw_hubs: Callable[[], FigureBlock | None] | None = None
 
     @cached_property
     def verdict(self) -> dict[str, Answer]:
