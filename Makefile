@@ -60,8 +60,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+# the second time as a user's scripts are checked, who does not have the settings of this project
 types: $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file= --cache-dir=.mypy_cache/user --strict --follow-imports=silent examples/typed_client.py tests/typed_script.py
 
 dist: $(VENV)/.dev
 	rm -rf dist build/lib build/bdist.*

@@ -18,5 +18,7 @@ if TYPE_CHECKING:
     assert_type(pipeline, c3tools.Pipeline)
     captioner = c3tools.train_captioner(store, pipeline, output="c3-decoder")
     assert_type(captioner, c3tools.Captioner)
-    assert_type(c3tools.build_index(store), c3tools.Index)
+    index = c3tools.build_index(store)
+    assert_type(index, c3tools.Index)
+    index.search("a dog")[0].hits[0].points  # type: ignore[attr-defined]
     c3tools.no_such_name  # type: ignore[attr-defined]

@@ -27,7 +27,6 @@ from .conftest import EXAMPLES
 PROJECT = EXAMPLES / "pipeline_step"
 CLIENT = EXAMPLES / "typed_client.py"
 EXPORT_CLIENT = EXAMPLES / "export_client.py"
-MYPY = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
 SOURCE, NOTEBOOK = EXAMPLES / "notebook.py", EXAMPLES / "notebook.ipynb"
 
 
@@ -167,9 +166,7 @@ def test_an_installed_encoder_embeds_and_searches(tmp_path: Path) -> None:
     assert "colours:…" in c3("models", "c3-mini")
 
 
-def test_the_typed_client_runs_and_a_stranger_to_our_settings_finds_no_error_in_it(
-    tmp_path: Path, pytestconfig: pytest.Config
-) -> None:
+def test_the_typed_client_runs(tmp_path: Path) -> None:
     copy_photos(tmp_path / "images", 8)
     run = subprocess.run(
         [sys.executable, CLIENT, "images", "client", "a dog"],
@@ -180,24 +177,6 @@ def test_the_typed_client_runs_and_a_stranger_to_our_settings_finds_no_error_in_
     )
     assert run.returncode == 0, run.stderr
     assert len(re.findall(r"^ *-?[\d.]+ (?:image|text ) \d+", run.stdout, re.MULTILINE)) == 3
-
-    # In a folder without our configuration of mypy, which looks at these files alone
-    shutil.copy(CLIENT, tmp_path)
-    wrong = CLIENT.read_text(encoding="utf-8").replace("hit.score:", "hit.points:")
-    (tmp_path / "wrong.py").write_text(wrong, encoding="utf-8")
-    # Without what mypy kept from the run before, this takes 25 CPU seconds
-    assert pytestconfig.cache is not None
-    cache = f"--cache-dir={pytestconfig.cache.mkdir('mypy')}"
-    types = subprocess.run(
-        [*MYPY, cache, CLIENT.name, "wrong.py"],
-        cwd=tmp_path,
-        env={**os.environ, "MYPYPATH": str(EXAMPLES.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    errors = [line for line in types.stdout.splitlines() if ": error:" in line]
-    assert [line.partition(":")[0] for line in errors] == ["wrong.py"], types.stdout
 
 
 def test_a_client_of_an_export_finds_what_c3_search_does(tmp_path: Path) -> None:
@@ -218,7 +197,3 @@ def test_a_client_of_an_export_finds_what_c3_search_does(tmp_path: Path) -> None
     (result,) = index.search("a dog on the beach", by="row")
     expected = [f"{hit.modality}/{hit.key}" for hit in result.hits]
     assert len(expected) == 10 and [line.split() for line in lists] == [expected, expected]
-    types = subprocess.run(
-        [*MYPY, EXPORT_CLIENT], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False
-    )
-    assert "no issues" in types.stdout, types.stdout
