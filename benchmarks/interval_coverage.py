@@ -37,14 +37,14 @@ from measuring import print_table
 
 from c3tools.geometry.report import GapReport, gap_report
 from c3tools.geometry.spaces import COLLAPSE
-from c3tools.metrics.image_scores import (
+from c3tools.metrics.significance import Estimate, crossed_interval
+from c3tools.moments import unit_rows
+from c3tools.paper.image_scores import (
     frechet_distance,
     kernel_distance,
     kernel_features,
     photo_values,
 )
-from c3tools.metrics.significance import Estimate, crossed_interval
-from c3tools.moments import unit_rows
 from c3tools.seeds import generator
 from c3tools.store import Store, create_store, part_name, shard_table, write_rows
 

@@ -31,10 +31,10 @@ from measuring import print_table
 
 import c3tools
 from c3tools import Store
-from c3tools.ablation.table import Ablation
 from c3tools.arrays import Array
 from c3tools.metrics.significance import crossed_interval
 from c3tools.pages.render import interval, signed
+from c3tools.paper.ablation.table import Ablation
 from c3tools.seeds import generator
 from c3tools.store import Rows
 from c3tools.terminal import TerminalReporter

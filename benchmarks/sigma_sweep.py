@@ -32,13 +32,13 @@ import numpy as np
 from measuring import mean_and_spread
 
 from c3tools import ablate_captions
-from c3tools.ablation.cells import Run
 from c3tools.metrics.retrieval import nearest
 from c3tools.metrics.significance import crossed_interval
 from c3tools.moments import Moments, unit_rows
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
 from c3tools.pages.render import interval
+from c3tools.paper.ablation.cells import Run
 from c3tools.seeds import generator
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter

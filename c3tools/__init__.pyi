@@ -2,8 +2,6 @@
 import lazily.
 """
 
-from .ablation.caption_table import ablate_captions as ablate_captions
-from .ablation.image_table import ablate_images as ablate_images
 from .captioning.caption import caption_images as caption_images
 from .captioning.captioner import Captioner as Captioner
 from .captioning.evaluate_captions import evaluate_captions as evaluate_captions
@@ -29,21 +27,23 @@ from .errors import C3Error as C3Error
 from .export.export import export_store as export_store
 from .geometry.report import GapReport as GapReport
 from .geometry.report import gap_report as gap_report
-from .geometry.theory.contrastive import simulate_gap_after_training as simulate_gap_after_training
-from .geometry.theory.contrastive import simulate_stable_region as simulate_stable_region
-from .geometry.theory.contrastive import simulate_temperature as simulate_temperature
-from .geometry.theory.networks import simulate_depth as simulate_depth
-from .geometry.theory.networks import simulate_init_gap as simulate_init_gap
 from .identity import ModelIdentity as ModelIdentity
-from .imaging.evaluate_images import evaluate_images as evaluate_images
-from .imaging.generation import generate as generate
-from .imaging.generator import Generator as Generator
-from .imaging.train_generator import train_generator as train_generator
 from .index.build import build_index as build_index
 from .index.index import Hit as Hit
 from .index.index import Index as Index
 from .machine import describe_machine as describe_machine
 from .moments import Moments as Moments
+from .paper.ablation.caption_table import ablate_captions as ablate_captions
+from .paper.ablation.image_table import ablate_images as ablate_images
+from .paper.imaging.evaluate_images import evaluate_images as evaluate_images
+from .paper.imaging.generation import generate as generate
+from .paper.imaging.generator import Generator as Generator
+from .paper.imaging.train_generator import train_generator as train_generator
+from .paper.theory.contrastive import simulate_gap_after_training as simulate_gap_after_training
+from .paper.theory.contrastive import simulate_stable_region as simulate_stable_region
+from .paper.theory.contrastive import simulate_temperature as simulate_temperature
+from .paper.theory.networks import simulate_depth as simulate_depth
+from .paper.theory.networks import simulate_init_gap as simulate_init_gap
 from .reporter import Reporter as Reporter
 from .serve.server import serve_index as serve_index
 from .store.import_embeddings import import_embeddings as import_embeddings

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from ._console import message, out, print_table
 
 if TYPE_CHECKING:
-    from c3tools.ablation.methods import Method
-    from c3tools.ablation.table import Ablation
+    from c3tools.paper.ablation.methods import Method
+    from c3tools.paper.ablation.table import Ablation
 
 
 def list_methods(methods: Mapping[str, Method]) -> list[dict[str, str]]:
     """Print methods, and return their rows."""
-    from c3tools.ablation.methods import method_table
+    from c3tools.paper.ablation.methods import method_table
 
     table = method_table(methods)
     print_table(table)

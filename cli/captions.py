@@ -103,7 +103,7 @@ def ablate_captions(*, list_all: bool = False, **options: Any) -> Any:
         list_all: List the methods and exit.
     """
     if list_all:
-        from c3tools.ablation.methods import METHODS
+        from c3tools.paper.ablation.methods import METHODS
 
         return list_methods(METHODS)
     return print_ablation(

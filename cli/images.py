@@ -41,7 +41,7 @@ def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options
     Args:
         images: Make variations of this photo.
     """
-    from c3tools.imaging.generation import PAGE_FILE
+    from c3tools.paper.imaging.generation import PAGE_FILE
 
     made = c3tools.generate(texts, images=images, **options, reporter=reporter())
     print_table(made.table(), SHORT)
@@ -73,7 +73,7 @@ def ablate_images(*, list_all: bool = False, **options: Any) -> Any:
         list_all: List the methods and exit.
     """
     if list_all:
-        from c3tools.ablation.methods import IMAGE_METHODS
+        from c3tools.paper.ablation.methods import IMAGE_METHODS
 
         return list_methods(IMAGE_METHODS)
     return print_ablation(c3tools.ablate_images(**options, reporter=reporter()), options["output"])

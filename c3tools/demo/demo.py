@@ -18,10 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..ablation.caption_table import ablate_captions
-from ..ablation.image_table import ablate_images
-from ..ablation.methods import ABLATION, CHOOSE_BY, METHODS
-from ..ablation.table import Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.captioner import Captioner
 from ..captioning.evaluate_captions import store_references
@@ -41,6 +37,10 @@ from ..io.lock import locked
 from ..metrics.caption_scores import score_captions
 from ..pages import render_page
 from ..pages.render import count
+from ..paper.ablation.caption_table import ablate_captions
+from ..paper.ablation.image_table import ablate_images
+from ..paper.ablation.methods import ABLATION, CHOOSE_BY, METHODS
+from ..paper.ablation.table import Ablation
 from ..reporter import SILENT, Reporter
 from ..result_table import Table
 from ..store import Store

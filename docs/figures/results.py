@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from c3tools.ablation.methods import ABLATION
 from c3tools.pages import new_figure, palette, save_figure, styled
+from c3tools.paper.ablation.methods import ABLATION
 
 RESULTS = Path(__file__).parents[1] / "results"
 COLOURS = (palette.MUTED, palette.FIRST, palette.SECOND)

@@ -41,7 +41,7 @@ from c3tools.errors import InvalidOptionError
 from tests.conftest import C3, copy_photos, done, slice_of, unit_rows, write_jsonl
 
 from ..connect.photos import save_tiny_clip
-from ..imaging.conftest import MICRO_SIZE, mini_store
+from ..paper.imaging.conftest import MICRO_SIZE, mini_store
 from ..test_choices import CHOSEN, excluded_options, wrong_values
 from .option_cases import (
     ARGUMENTS,
@@ -381,8 +381,8 @@ def micro_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     monkeypatch.setattr(decoder_sizes, "SIZES", MappingProxyType(sizes))
     small = replace(MICRO_SIZE, channels=(16, 32))
-    monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE, "small": small})
-    monkeypatch.setattr("c3tools.ablation.image_table.SAMPLING_STEPS", 1)
+    monkeypatch.setattr("c3tools.paper.imaging.model.SIZES", {"tiny": MICRO_SIZE, "small": small})
+    monkeypatch.setattr("c3tools.paper.ablation.image_table.SAMPLING_STEPS", 1)
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from c3tools.devices import Compute
-from c3tools.imaging.generator import Generator
-from c3tools.imaging.model import TrainingConfig
-from c3tools.imaging.photos import Photos
-from c3tools.imaging.train_generator import GeneratorTask
+from c3tools.paper.imaging.generator import Generator
+from c3tools.paper.imaging.model import TrainingConfig
+from c3tools.paper.imaging.photos import Photos
+from c3tools.paper.imaging.train_generator import GeneratorTask
 from c3tools.training.loop import train
 from c3tools.transforms import preset
 from tests.fake_cuda import FakeCuda
-from tests.imaging.conftest import MICRO_SIZE, TOY, image_rows, of_colours
+from tests.paper.imaging.conftest import MICRO_SIZE, TOY, image_rows, of_colours
 
 pytestmark = pytest.mark.cuda
 

@@ -15,11 +15,11 @@ from PIL import Image
 from c3tools.captioning.generation import GenerationConfig, generate
 from c3tools.devices import Compute
 from c3tools.encoders.st import SentenceTransformersModel
-from c3tools.imaging.generator import PretrainedGenerator
+from c3tools.paper.imaging.generator import PretrainedGenerator
 from tests.captioning import test_language_model
 from tests.conftest import make_store, unit_rows
 from tests.encoders import test_sentence_transformers
-from tests.imaging.test_pretrained import unclip
+from tests.paper.imaging.test_pretrained import unclip
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]  # of the libraries
 

@@ -24,7 +24,7 @@ from c3tools.store.rows import row_splits, without_splits
 from c3tools.transforms.fitting import moments_of
 from tests.conftest import C3, done
 from tests.golden import recorded
-from tests.imaging.conftest import MICRO_SIZE
+from tests.paper.imaging.conftest import MICRO_SIZE
 
 MARKS = ("has_photo_in_coco_cc", "has_photo_in_coco_cc_more", "reserved")
 
@@ -107,7 +107,7 @@ def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The whole job on a small part of what is bundled: every row is there, the page stands
     alone."""
     monkeypatch.setattr("c3tools.demo.demo._IMAGE_STEPS", 2)
-    monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
+    monkeypatch.setattr("c3tools.paper.imaging.model.SIZES", {"tiny": MICRO_SIZE})
     # Processes would train decoders of the real sizes, and Java takes longer than all of the rest
     monkeypatch.setattr("c3tools.demo.demo.cores", lambda: 1)
     monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: "it needs Java")

@@ -16,9 +16,9 @@ from c3tools.connect.contrastive import RECORD_FILE
 from c3tools.curation.wrong_pairs import check_pairs
 from c3tools.errors import OutputError
 from c3tools.geometry.report import gap_report
-from c3tools.imaging.generator import GENERATOR
 from c3tools.io.outputs import RECORDS, require_replaceable, write_output
 from c3tools.moments import unit_rows
+from c3tools.paper.imaging.generator import GENERATOR
 from c3tools.store import Store
 from c3tools.store.shards import MANIFEST_FILE
 from tests.conftest import contents, make_store
