@@ -46,7 +46,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 imports: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_architecture.py tests/store/test_import_embeddings.py
+	$(BIN)/python -m pytest tests/test_architecture.py tests/inputs/test_import_embeddings.py
 
 pages: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/docs/check_*.py

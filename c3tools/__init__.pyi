@@ -31,6 +31,7 @@ from .identity import ModelIdentity as ModelIdentity
 from .index.build import build_index as build_index
 from .index.index import Hit as Hit
 from .index.index import Index as Index
+from .inputs.import_embeddings import import_embeddings as import_embeddings
 from .machine import describe_machine as describe_machine
 from .moments import Moments as Moments
 from .paper.ablation.caption_table import ablate_captions as ablate_captions
@@ -46,7 +47,6 @@ from .paper.theory.networks import simulate_depth as simulate_depth
 from .paper.theory.networks import simulate_init_gap as simulate_init_gap
 from .reporter import Reporter as Reporter
 from .serve.server import serve_index as serve_index
-from .store.import_embeddings import import_embeddings as import_embeddings
 from .store.leave_out import LeftOutRows as LeftOutRows
 from .store.leave_out import leave_out as leave_out
 from .store.means import (

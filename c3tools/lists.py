@@ -1,8 +1,8 @@
-"""Arguments of which there may be one or several."""
+"""Arguments of which there may be one or several, and the places of keys in a list."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from io import IOBase
 from pathlib import Path
 from typing import Any, overload
@@ -24,3 +24,11 @@ def as_list(values: Any) -> list[Any] | None:
     if isinstance(values, str | Path) or is_image or not isinstance(values, Iterable):
         return [values]
     return list(values)
+
+
+def positions(keys: Sequence[str]) -> Mapping[str, int]:
+    """Return the row of each key; of a key that comes twice, the first."""
+    row_of: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        row_of.setdefault(key, row)
+    return row_of

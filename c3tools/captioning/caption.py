@@ -35,14 +35,13 @@ from ..errors import (
     reason_of,
 )
 from ..executors import cores
+from ..inputs.import_embeddings import read_rows
 from ..io.artifact import digest_of
 from ..io.locations import is_url, location
-from ..lists import as_list
+from ..lists import as_list, positions
 from ..reporter import SILENT, Reporter, counted
 from ..result_table import Table
 from ..store import Rows
-from ..store.import_embeddings import read_rows
-from ..store.rows import positions
 from .caption_files import CaptionWriter
 from .captioner import Captioner, notes_on_empty_captions
 from .generation import GenerationConfig, GenerationOptions

@@ -18,7 +18,7 @@ from ..corpus.items import PART_SUFFIX
 from ..corpus.splits import ALL, split_order
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
-from ..lists import as_list
+from ..lists import as_list, positions
 from ..metrics.caption_metric import EncodedImages
 from ..metrics.caption_scores import (
     DEFAULT_METRICS,
@@ -32,7 +32,6 @@ from ..result_table import Table
 from ..seeds import generator
 from ..store import Rows, Store
 from ..store.leaks import notes_on_leaks
-from ..store.rows import positions
 from ..transforms import Pipeline
 from ..transforms.space import Space
 from .captioner import Captioner, notes_on_empty_captions

@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from ..corpus.ids import match_ids
 from ..corpus.items import as_key
 from ..corpus.tables import IMAGE_KEY, annotated_images, pick, read_records
 from ..errors import MetricError
 from ..io.files import read_json
-from ..store.ids import match_ids
 
 Value = TypeVar("Value")  # what is known of an image
 

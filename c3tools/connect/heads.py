@@ -25,12 +25,12 @@ from ..devices import pick
 from ..encoders.networks import weights_sha256
 from ..errors import ConnectError
 from ..identity import ModelIdentity
+from ..inputs.import_embeddings import ImportReport, write_modalities
 from ..io.artifact import ArtifactType, digest_of, reading, reserve_output
 from ..reporter import SILENT, Reporter
 from ..result_table import Table
 from ..seeds import torch_seed
 from ..store import Rows, StoreInfo
-from ..store.import_embeddings import ImportReport, write_modalities
 from ..training.sizes import require_valid
 from .contrastive import (
     LOG_FILE,

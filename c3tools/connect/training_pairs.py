@@ -32,12 +32,12 @@ from ..corpus.items import ImageItem
 from ..corpus.splits import ALL
 from ..encoders import ImagePreprocessor
 from ..errors import ConnectError, reason_of
+from ..inputs.pairing import read_files
 from ..io.images import UNREADABLE, open_image
 from ..lists import as_list
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
-from ..store.pairing import read_files
 from ..store.reader import reason_to_hold_out
 from ..store.rows import Pairs, Rows, held_out, match_items, own_items, row_splits
 from ..transforms.space import Space

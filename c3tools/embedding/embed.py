@@ -33,12 +33,12 @@ from ..encoders.plugins import find_plugin
 from ..errors import StoreError, note_on_interrupt
 from ..executors import Executor, open_executor
 from ..identity import ModelIdentity
+from ..inputs.carried import columns_to_keep
 from ..io.artifact import digest_of
 from ..io.locations import is_url, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo, StoreWriter, create_store
-from ..store.carried import columns_to_keep
 from ..store.dataset import with_column
 from ..store.manifest import require_store_or_empty
 from ..store.rows import own_items

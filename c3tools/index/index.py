@@ -40,13 +40,13 @@ from ..errors import C3Error, StoreError, UnusedOptionError
 from ..export.parts import Recipe
 from ..export.record import ExportRecord
 from ..identity import ModelIdentity
+from ..inputs.import_embeddings import read_rows
 from ..io.hub import local_folder
 from ..io.locations import is_url, kind_of, location, read_all
 from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
 from ..result_table import Table
 from ..store import Store, embedding_matrix
-from ..store.import_embeddings import read_rows
 from ..store.rows import keys_of, one_array
 from ..store.shards import FUSED, INFO_FILE, ShardName, part_name, read_header, shard_schema
 from ..transforms import Pipeline

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..corpus.ids import ids_in
 from ..corpus.tables import IMAGE_KEY, pick, read_table, text_columns
 from ..errors import StoreError
 from ..io.locations import location
@@ -19,7 +20,6 @@ from ..io.outputs import require_replaceable
 from ..lists import as_list
 from ..reporter import counted
 from ..result_table import Table
-from .ids import ids_in
 from .kept_list import list_suffix, require_listable, write_list
 from .left_out import LEAVE_OUT_COLUMN, LeftOut, RowName
 from .manifest import StoreWriter

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..choices import checked
+from ..corpus.ids import ids_in
 from ..corpus.splits import (
     HASH_FRACTIONS,
     SALT,
@@ -36,7 +37,6 @@ from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted, counted_rows
 from ..result_table import Table
 from .dataset import copy_store, with_column
-from .ids import ids_in
 from .left_out import LEAVE_OUT_COLUMN, RowName
 from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, own_items, row_splits

@@ -9,7 +9,7 @@ their items, never by their order, and an item is in one split with all its rows
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -302,14 +302,6 @@ def embedding_matrix(
         .reshape(-1, column.type.list_size)
         .astype(dtype, copy=False)
     )
-
-
-def positions(keys: Sequence[str]) -> Mapping[str, int]:
-    """Return the row of each key; of a key that comes twice, the first."""
-    row_of: dict[str, int] = {}
-    for row, key in enumerate(keys):
-        row_of.setdefault(key, row)
-    return row_of
 
 
 def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:

@@ -135,7 +135,7 @@ class StoreInfo:
         precision: of the encoder: ``fp32``, ``bf16``, ``fp16``, ``int8``, or None if unknown.
         backend: of the encoder: ``torch``, ``openvino``, or None if unknown.
         columns: the types of the columns that rows carry from a table of the user, by name; see
-            `c3tools.store.carried`.
+            `c3tools.inputs.carried`.
         extra: anything else worth keeping (for example where an import came from).
     """
 

@@ -439,7 +439,7 @@ TESTED_BY = {
     ),
     "search audio": "tests/encoders/test_sentence_transformers.py::test_sounds_and_their_captions",
     "search where": "tests/index/test_conditions.py::test_few_rows_are_searched_exactly",
-    "import source": "tests/store/test_import_embeddings.py::test_a_pickle_of_c3",
+    "import source": "tests/inputs/test_import_embeddings.py::test_a_pickle_of_c3",
     "push folder": "tests/io/test_hub.py::test_push_and_pull",
     "serve index": (
         "tests/serve/test_app.py::test_the_command_serves_other_names_only_if_it_listens_to_others"
@@ -467,7 +467,7 @@ TESTED_BY = {
         "tests/captioning/test_baselines.py::test_methods_follow_their_formulas"
     ),
     "import ids": (
-        "tests/store/test_import_embeddings.py::test_a_list_names_the_image_of_each_text"
+        "tests/inputs/test_import_embeddings.py::test_a_list_names_the_image_of_each_text"
     ),
     "merge model": (
         "tests/store/test_merge_split.py"

@@ -16,8 +16,8 @@ from c3tools.connect.heads import HeadShape, HeadsSettings
 from c3tools.connect.training_pairs import PairedFeatures
 from c3tools.errors import C3Error, ConnectError, OutputError
 from c3tools.export import export_store
+from c3tools.inputs.import_embeddings import import_embeddings
 from c3tools.store import Pairs, Store
-from c3tools.store.import_embeddings import import_embeddings
 from tests.conftest import Messages, make_store
 from tests.golden import assert_interface, recorded
 from tests.stores import gap_store, one_byte_changed, unit

@@ -14,7 +14,7 @@ import pytest
 from c3tools import Rows, Store
 from c3tools.errors import C3Error
 from c3tools.export import ExportReport, export_store
-from c3tools.store.import_embeddings import import_embeddings
+from c3tools.inputs.import_embeddings import import_embeddings
 from c3tools.store.verify import verify_store
 from tests.conftest import Messages, build_store, contents, unit_rows
 from tests.stores import assert_close

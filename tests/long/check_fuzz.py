@@ -22,13 +22,13 @@ from PIL import Image
 from c3tools.corpus.reading import read_corpus
 from c3tools.errors import C3Error
 from c3tools.index import Index, build_index
+from c3tools.inputs.import_embeddings import import_embeddings
 from c3tools.store import Store
-from c3tools.store.import_embeddings import import_embeddings
 from c3tools.store.verify import verify_store
 from c3tools.transforms import Pipeline, preset
 from tests.bombs import saved
 from tests.conftest import unit_rows
-from tests.store.test_import_embeddings import write
+from tests.inputs.test_import_embeddings import write
 from tests.stores import gap_store, whole_store
 
 from .conftest import Budget

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 from unicodedata import normalize
+from unittest.mock import Mock
 
 import numpy as np
 import pytest

@@ -30,6 +30,7 @@ from ...corpus.items import key_of_name
 from ...corpus.splits import splits_of
 from ...encoders import Encoder
 from ...errors import GeneratorError, note_on_interrupt
+from ...inputs.import_embeddings import read_rows
 from ...io.artifact import digest_of, require_result_or_empty
 from ...io.files import (
     MALFORMED,
@@ -47,7 +48,6 @@ from ...reporter import SILENT, Reporter
 from ...result_table import Table
 from ...seeds import generator as seeded
 from ...store import Store
-from ...store.import_embeddings import read_rows
 from .generator import PREFIX, Generator, ImageGenerator, PretrainedGenerator
 
 LIST_FILE = "images.json"

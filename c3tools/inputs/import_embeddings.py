@@ -23,12 +23,10 @@ from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Progress, Reporter, counted, counted_rows
-from .carried import columns_to_keep
-from .manifest import StoreWriter, create_store
-from .pairing import ambiguous_in, read_files, share_column
-from .reader import Store
-from .rows import Rows, match_items
-from .shards import (
+from ..store.manifest import StoreWriter, create_store
+from ..store.reader import Store
+from ..store.rows import Rows, match_items
+from ..store.shards import (
     CARRIED_TYPES,
     INFO_FILE,
     Failure,
@@ -39,6 +37,8 @@ from .shards import (
     shard_table,
     write_rows,
 )
+from .carried import columns_to_keep
+from .pairing import ambiguous_in, read_files, share_column
 from .vector_files import part_files, read_vectors
 
 SHARD_ROWS = 32_768

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from c3tools import Rows, Store, verify_store
 from c3tools.corpus.splits import splits_by_hash
 from c3tools.errors import StoreError, UnusedOptionError
-from c3tools.store import import_embeddings as importing
+from c3tools.inputs import import_embeddings as importing
+from c3tools.inputs.import_embeddings import ImportReport, import_embeddings, read_rows
 from c3tools.store import write_rows
-from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
 from tests.conftest import Counted, contents, unit_rows, write_jsonl
 from tests.stores import make_vectors
 

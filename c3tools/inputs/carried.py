@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from ..corpus.kept_columns import REMEDY, KeptColumns
 from ..errors import StoreError
-from .shards import OWN_COLUMNS, StoreInfo
+from ..store.shards import OWN_COLUMNS, StoreInfo
 
 
 def columns_to_keep(asked: Collection[str] | None, recorded: StoreInfo | None) -> KeptColumns:

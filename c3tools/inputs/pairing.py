@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..arrays import Floats
+from ..corpus.ids import Ids, ids_in, match_ids, numbered_keys
 from ..corpus.splits import describe_val_alone, is_val_alone
 from ..corpus.tables import (
     ITEM,
@@ -35,9 +36,8 @@ from ..errors import StoreError, UnusedOptionError
 from ..io.files import reading
 from ..io.locations import location, read_all
 from ..reporter import counted
-from .ids import Ids, ids_in, match_ids, numbered_keys
-from .rows import Rows, without_splits
-from .shards import CORPUS_SPLIT
+from ..store.rows import Rows, without_splits
+from ..store.shards import CORPUS_SPLIT
 from .vector_files import VectorFile, part_files, read_vector_file
 from .vector_pickles import read_pickle
 

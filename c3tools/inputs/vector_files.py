@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..arrays import Floats
+from ..corpus.ids import ids_in
 from ..corpus.tables import (
     NUMBERED_COLUMN,
     ROLES,
@@ -33,8 +34,7 @@ from ..errors import StoreError, explain_missing, reason_of
 from ..io.files import reading
 from ..io.limits import TooLargeError, check_unpacked
 from ..io.locations import expand
-from .ids import ids_in
-from .rows import one_array
+from ..store.rows import one_array
 
 # [0.1 0.2] or [np.float32(0.1), ...; JSON has [0.1, 0.2]
 _PRINTED_BY_NUMPY = re.compile(r"\[\s*(?:[-+\d.e]+\s+[-+\d.]|np\.)")

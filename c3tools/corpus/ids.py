@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import PurePosixPath
 
-from ..corpus.items import IMAGE_SUFFIXES, as_key
-from ..corpus.tables import ROLES, TextColumns
-from .rows import positions
+from ..lists import positions
+from .items import IMAGE_SUFFIXES, as_key
+from .tables import ROLES, TextColumns
 
 Ids = list[str | None]
 # columns whose values lose the suffix of an image
