@@ -30,14 +30,14 @@ import numpy as np
 import numpy.typing as npt
 from measuring import C3, PEAK, print_table, run
 
-from c3tools.geometry.collect import Sample, collect
-from c3tools.geometry.cross_centroids import (
+from c3tools.clustering.cross_centroids import (
     cross_centroids,
     deciding_centroids,
     nearest,
     spherical_kmeans,
     train_centroids,
 )
+from c3tools.geometry.collect import Sample, collect
 from c3tools.geometry.mixed_clusters import (
     CLUSTERINGS,
     MixedClusters,

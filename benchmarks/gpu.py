@@ -45,12 +45,12 @@ from c3tools.assets.paths import PHOTOS
 from c3tools.corpus.items import ImageItem
 from c3tools.corpus.reading import read_corpus
 from c3tools.curation.near_copies import _NearestRows
-from c3tools.embedding.decoding import decoded_batches
 from c3tools.embedding.embed import embed_corpus
 from c3tools.embedding.shard_work import EmbedOptions
 from c3tools.encoders import Encoder, load_encoder
 from c3tools.executors import cores
 from c3tools.index import build_index
+from c3tools.photos.decoding import decoded_batches
 from c3tools.reporter import SILENT
 
 Cells = list[tuple[Any, ...]]

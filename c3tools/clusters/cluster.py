@@ -15,10 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from ..arrays import Indices, Matrix
 from ..choices import PositiveInt, checked
+from ..clustering.cross_centroids import deciding_centroids, nearest, train_centroids
 from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..geometry.collect import Sample
-from ..geometry.cross_centroids import deciding_centroids, nearest, train_centroids
 from ..geometry.mixed_clusters import (
     MEASURE,
     MOST_ITEMS,

@@ -12,8 +12,8 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from ..arrays import Matrix
+from ..clustering.cross_centroids import nearest
 from ..curation.pictures import NO_PATH, pictures_of
-from ..geometry.cross_centroids import nearest
 from ..pages import close_up, figure_svg, new_figure, palette, render_page, styled
 from ..reporter import counted
 from .summary import ClusteredRows

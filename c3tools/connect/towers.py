@@ -17,7 +17,6 @@ from ..corpus.items import Corpus
 from ..corpus.reading import read_corpus
 from ..corpus.splits import describe_val_alone, is_val_alone, splits_of
 from ..devices import pick
-from ..embedding.decoding import IMAGE_SECONDS, decoded_batches
 from ..encoders import DEFAULT_MODEL, Network, load_network
 from ..encoders.networks import weights_sha256
 from ..encoders.towers import ImageTower, TextTower, can_trim, end_positions
@@ -25,6 +24,7 @@ from ..errors import ConnectError
 from ..executors import cores
 from ..io.artifact import ArtifactType, reading, reserve_output
 from ..io.files import write_json_atomically
+from ..photos.decoding import IMAGE_SECONDS, decoded_batches
 from ..reporter import SILENT, Reporter
 from ..result_table import Table
 from ..store import Failure

@@ -12,12 +12,12 @@ import numpy as np
 
 from ..arrays import Floats, Indices, Mask, Matrix, Pixels
 from ..choices import MarkSplits
-from ..corpus.containers import PhotoFinder
 from ..corpus.splits import ALL, split_order
-from ..embedding.decoding import decode_photos
 from ..index.coder import choose_factory
 from ..index.codes import cell_count, load_faiss, on_gpus, set_nprobe
 from ..moments import unit_rows
+from ..photos.decoding import decode_photos
+from ..photos.finder import PhotoFinder
 from ..reporter import Reporter, counted
 from ..store import Rows, Store
 from .agreement import SAME_SCENE, THUMBNAILS, Photo, compare

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..corpus.containers import PhotoFinder
 from ..errors import reason_of
 from ..io.images import UNREADABLE, thumbnail
+from ..photos.finder import PhotoFinder
 
 _SIDE = 360  # pixels of the longer side of a photo
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..corpus.containers import PhotoFinder
 from ..io.files import sha256_of
 from ..io.locations import is_url
+from ..photos.finder import PhotoFinder
 from .sources import absolute
 
 _LOOKED_FOR = 1000  # files beside a former store

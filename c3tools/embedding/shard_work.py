@@ -25,6 +25,7 @@ from ..errors import StoreError, UnreachableError, remedy_of
 from ..executors import Report, Work, cores
 from ..io.files import sha256_of
 from ..io.locations import location
+from ..photos.decoding import Batch, Shards, decoded_batches, failure_of
 from ..store import Failure, Store
 from ..store.dataset import with_column
 from ..store.rewriting import REWRITING
@@ -38,7 +39,6 @@ from ..store.shards import (
     shard_table,
     write_rows,
 )
-from .decoding import Batch, Shards, decoded_batches, failure_of
 from .sounds import encode_sound
 from .summary import ModalitySummary
 

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arrays import Array, Indices
+from ..clustering.kmeans import cluster
 from ..moments import unit_rows
 from ..reporter import counted
 from ..seeds import generator
 from .collect import Collected
-from .kmeans import cluster
 from .measures import Residuals, effective_dimension
 
 MIN_ITEMS = 20

@@ -14,9 +14,9 @@ import numpy as np
 from markupsafe import Markup
 
 from ..arrays import Array, Indices
-from ..corpus.containers import PhotoFinder
 from ..io.images import UNREADABLE, thumbnail
 from ..moments import unit_rows
+from ..photos.finder import PhotoFinder
 from ..seeds import generator
 from ..store import Store
 from ..store.rows import ITEM_COLUMNS, row_splits

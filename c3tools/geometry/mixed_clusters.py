@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, Indices, Mask, Matrix
+from ..clustering.cross_centroids import (
+    deciding_centroids,
+    nearest,
+    spherical_kmeans,
+    train_centroids,
+)
 from ..metrics.significance import Estimate, mean_interval, named_estimate_entries
 from ..moments import unit_rows
 from ..seeds import generator
 from ..transforms import preset
 from .collect import Collected, Sample
-from .cross_centroids import deciding_centroids, nearest, spherical_kmeans, train_centroids
 
 MEASURE = "five folds by item"
 """The version of the measure: it is among the settings of finished clusters."""

@@ -25,9 +25,9 @@ def contact_sheet(results: Sequence[SearchResult], beside: Path | None = None) -
         beside: a store: relative paths that lead nowhere from the current folder start from the
             folder it is in.
     """
-    from ..corpus.containers import PhotoFinder
     from ..io.images import UNREADABLE, thumbnail
     from ..pages import render_page
+    from ..photos.finder import PhotoFinder
 
     paths = set()
     for result in results:

@@ -42,7 +42,6 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ..choices import HitKind
-from ..corpus.containers import PhotoFinder
 from ..corpus.items import AUDIO_TYPES, is_sound
 from ..encoders import Encoder
 from ..errors import C3Error, reason_of
@@ -53,6 +52,7 @@ from ..io.files import json_text
 from ..io.images import UNREADABLE, open_image
 from ..io.locations import read_all
 from ..pages import render_page
+from ..photos.finder import PhotoFinder
 from ..reporter import SILENT, Reporter, counted
 from ..store.shards import MANIFEST_FILE
 from .batches import QueryEncoder

@@ -263,7 +263,7 @@ def draw_run() -> None:
         ("embed_corpus", "embedding/embed.py", call, middle),
         *((name, place, step, y) for (name, place, _), y in zip(steps, rows, strict=True)),
         ("EmbedWork.run", "embedding/shard_work.py", work, shard),
-        ("decoded_batches", "embedding/decoding.py", batch, shard + pitch),
+        ("decoded_batches", "photos/decoding.py", batch, shard + pitch),
         ("Encoder.encode_batches", "encoders/encoder.py", batch, shard),
         ("write_rows", "store/shards.py", batch, shard - pitch),
     ]

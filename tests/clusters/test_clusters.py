@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import c3tools
+from c3tools.clustering.cross_centroids import spherical_kmeans
 from c3tools.clusters import cluster as module
 from c3tools.clusters.summary import ClusteredRows, summarise
 from c3tools.errors import OutputError, StoreError, TransformError
-from c3tools.geometry.cross_centroids import spherical_kmeans
 from c3tools.geometry.mixed_clusters import kappa_of_pairs
 from c3tools.seeds import generator
 from c3tools.store import Store, StoreWriter

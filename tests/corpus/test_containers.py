@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c3tools.corpus.containers import PhotoFinder
 from c3tools.corpus.image_reader import ImageReader
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import read_corpus
+from c3tools.photos.finder import PhotoFinder
 from tests.corpus.packing import (
     IMAGE_STRUCT,
     Photo,

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c3tools.geometry.collect import Sample
-from c3tools.geometry.cross_centroids import (
+from c3tools.clustering.cross_centroids import (
     centroids_of,
     cross_centroids,
     nearest,
     train_centroids,
 )
+from c3tools.geometry.collect import Sample
 from c3tools.geometry.mixed_clusters import (
     CLUSTERINGS,
     MixedClusters,

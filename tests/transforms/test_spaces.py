@@ -14,10 +14,6 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from c3tools.ablation.caption_table import CaptionData
-from c3tools.ablation.image_table import ScoredPhotos
-from c3tools.ablation.methods import IMAGE_METHODS, METHODS
-from c3tools.store.import_embeddings import read_rows
 
 import c3tools
 from c3tools import Pipeline, Store
@@ -26,6 +22,10 @@ from c3tools.clusters.source import Source
 from c3tools.corpus.splits import ALL
 from c3tools.errors import C3Error, EncoderError, TransformError
 from c3tools.identity import UNKNOWN_MODEL
+from c3tools.inputs.import_embeddings import read_rows
+from c3tools.paper.ablation.caption_table import CaptionData
+from c3tools.paper.ablation.image_table import ScoredPhotos
+from c3tools.paper.ablation.methods import IMAGE_METHODS, METHODS
 from c3tools.store.dataset import save_data_set
 from c3tools.store.means import compute_means, load_means, save_means
 from c3tools.store.rows import keys_of

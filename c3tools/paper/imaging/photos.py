@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from ...arrays import Pixels
-from ...corpus.containers import PhotoFinder
-from ...embedding.decoding import IMAGE_SECONDS, decode_photos
 from ...encoders import ImagePreprocessor
 from ...errors import GeneratorError
+from ...photos.decoding import IMAGE_SECONDS, decode_photos
+from ...photos.finder import PhotoFinder
 from ...reporter import SILENT, Reporter
 from ...store import Rows, Store
 

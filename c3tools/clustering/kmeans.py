@@ -1,4 +1,4 @@
-"""K-means of rows of any norm; that of unit rows is in `c3tools.geometry.cross_centroids`."""
+"""K-means of rows of any norm; that of unit rows is in `c3tools.clustering.cross_centroids`."""
 
 from __future__ import annotations
 

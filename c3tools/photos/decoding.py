@@ -28,16 +28,15 @@ from typing import Any, Self
 import numpy as np
 
 from ..arrays import Pixels
-from ..corpus.containers import PhotoFinder
 from ..corpus.image_reader import ImageReader
-from ..corpus.items import ImageItem
+from ..corpus.items import Failure, ImageItem
 from ..devices import Compute
 from ..encoders import ImagePreprocessor
 from ..errors import C3Error, UnreachableError, reason_of
 from ..executors import cores, default_context, end_with_parent, start_undisturbed
 from ..io.images import UNREADABLE
 from ..io.limits import LARGEST_DECODED
-from ..store import Failure
+from .finder import PhotoFinder
 
 IMAGE_SECONDS = 60.0  # that decoding one image may take where no option says otherwise
 _PARTS_AHEAD = 3  # of each worker

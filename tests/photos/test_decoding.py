@@ -23,11 +23,11 @@ import pytest
 
 from c3tools.corpus.items import ImageItem
 from c3tools.corpus.reading import read_corpus
-from c3tools.embedding import decoding
-from c3tools.embedding.decoding import decoded_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
 from c3tools.io.limits import LARGEST_DECODED
+from c3tools.photos import decoding
+from c3tools.photos.decoding import decoded_batches
 from tests.bombs import slow_jpeg, sparse
 
 
@@ -160,7 +160,7 @@ def test_workers_end_when_the_process_that_waits_for_them_is_killed(photos: Path
     code = f"""
 import multiprocessing, operator, os, signal
 from c3tools.corpus.reading import read_corpus
-from c3tools.embedding.decoding import decoded_batches
+from c3tools.photos.decoding import decoded_batches
 from c3tools.encoders import ImagePreprocessor
 items = list(read_corpus([{str(photos)!r}]).images) * 50
 preprocess = ImagePreprocessor((operator.methodcaller("resize", (32, 32)),), {{"size": 32}})

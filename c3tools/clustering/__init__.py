@@ -1,0 +1,1 @@
+"""Algorithms of clustering: k-means, and centroids of two modalities together."""

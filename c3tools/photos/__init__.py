@@ -1,0 +1,1 @@
+"""A photo's bytes: found again by its path, and decoded in processes with a time limit."""
