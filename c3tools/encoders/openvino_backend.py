@@ -22,6 +22,7 @@ import numpy as np
 from ..arrays import Matrix
 from ..devices import Compute, threads
 from ..errors import EncoderError, reason_of
+from ..interrupts import interrupts_held
 from .backend import AUTO, PROBE_PHOTOS, PROBE_TEXTS, EncoderBackend, agrees
 from .encoder import Encoder, Modality, ModelFacts
 from .openvino_int8 import calibration_batches, quantise, require_agreement, require_nncf
@@ -174,7 +175,8 @@ def _openvino() -> Any:
     Without their module OpenVINO sends none, nor does NNCF, which is imported after it.
     """
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # importing it fails
-    import openvino
+    with interrupts_held():  # where Ctrl-C comes during its import, it raises an ImportError
+        import openvino
 
     return openvino
 

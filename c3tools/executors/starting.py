@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +30,12 @@ class _Process(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Any:  # noqa: N802 - of multiprocessing
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # Its start unblocks SIGINT in this thread
+            # Its start unblocks SIGINT in this thread. A process that is ended leaves its semaphores
+            # to the tracker, which removes them, and would warn of each
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            sys.warnoptions.append("ignore:resource_tracker")
             resource_tracker.ensure_running()
+            sys.warnoptions.pop()
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         _starting.without_main = True
         try:

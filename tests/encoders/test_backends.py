@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from c3tools.devices import Compute
-from c3tools.encoders import backends
+from c3tools.encoders import backends, openvino_backend
 from c3tools.encoders.backend import EncoderBackend
 from c3tools.encoders.backends import fitting_backends
 from c3tools.encoders.torch_backend import TorchBackend
@@ -89,3 +91,22 @@ def test_a_backend_that_does_not_fit_is_refused_with_those_there_are(
 def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(C3Error, match=r"(?s)'slow'.*auto, fast, torch"):
         fitting_backends("slow", CPU, "auto")
+
+
+def test_ctrl_c_while_openvino_is_imported_is_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # OpenVINO's own module in C++ answers the exception of Ctrl-C like this
+    (tmp_path / "openvino.py").write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt as error:\n"
+        "    raise ImportError('initialization failed') from error\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    del sys.modules["openvino"]
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", None)
+    with pytest.raises(KeyboardInterrupt):
+        openvino_backend._openvino()

@@ -241,6 +241,21 @@ def test_processes_go_on_to_the_same_bytes_where_one_process_was_interrupted(
     assert contents(there) == contents(tmp_path / "here")
 
 
+def test_nothing_is_said_of_semaphores_that_an_ended_process_leaves() -> None:
+    script = """
+from multiprocessing import resource_tracker
+from c3tools.executors.starting import spawn_context
+process = spawn_context(memoryview(b"")).Process(target=print)
+process.start()
+process.join()
+resource_tracker.register("/c3-left", "semaphore")  # as the pool of decoders in a process does
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert ended.stderr == ""
+
+
 def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra ray is not installed")
     psutil = import_module("psutil")  # Ray brings it along
