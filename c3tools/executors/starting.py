@@ -30,9 +30,9 @@ class _Process(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Any:  # noqa: N802 - of multiprocessing
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # Its start unblocks SIGINT in this thread. A process that is ended leaves its semaphores
-            # to the tracker, which removes them, and would warn of each
+            # Its start unblocks SIGINT in this thread
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            # It removes the semaphores of processes that are ended, and would warn of them
             sys.warnoptions.append("ignore:resource_tracker")
             resource_tracker.ensure_running()
             sys.warnoptions.pop()
