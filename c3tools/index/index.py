@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -181,6 +181,19 @@ class SearchResult:
         return Table(
             ("score", "modality", "key", "caption or path"), rows, self.query
         )._repr_html_()
+
+
+class _FoundRow(NamedTuple):
+    """A row that a hit has, with the first fields of `Hit`."""
+
+    score: float
+    cosine: float
+    row: int
+
+    @classmethod
+    def of(cls, row: int, score: float, cosine: float) -> _FoundRow:
+        """Return the row with its score and its cosine as they are shown."""
+        return cls(round(score, 6), round(cosine, 6), row)
 
 
 @dataclass(repr=False)
@@ -616,27 +629,33 @@ class Index:
             name: self._nearest(name, queries, k, is_allowed, nprobe, by) for name in searched
         }
         norms = np.linalg.norm(queries, axis=1)  # some pipelines leave others than 1
+        scales = [
+            {
+                name: self.calibration.scale(query, name, modality, combined=modality is None)
+                for name in searched
+            }
+            for query in queries
+        ]
 
         def scored(
             number: int, name: str, rows: Indices, products: Matrix
         ) -> dict[int, tuple[float, float]]:
             """Return the score and the cosine, by row, of rows of one modality with a query."""
             cosines = products / norms[number]
-            scores = self.calibration.z(
-                queries[number], cosines, name, modality, combined=modality is None
-            )
+            scores = scales[number][name].scores(cosines)
             pairs = zip(scores.tolist(), cosines.tolist(), strict=True)
             return dict(zip(rows.tolist(), pairs, strict=True))
 
-        lists: list[list[Hit]] = [[] for _ in queries]
+        # Choose the rows of each hit, the best first
+        found: list[list[list[_FoundRow]]] = [[] for _ in queries]
         for names in [[name] for name in searched] if separate else [searched]:
-            for number, hits in enumerate(lists):
+            for number, hits in enumerate(found):
                 scores: dict[int, tuple[float, float]] = {}
                 for name in names:
                     scores |= scored(number, name, *nearest[name][number])
                 best_rows = sorted(scores, key=lambda row: -scores[row][0])
                 if by == "row":
-                    hits += [self._hit(row, *scores[row]) for row in best_rows[:k]]
+                    hits += [[_FoundRow.of(row, *scores[row])] for row in best_rows[:k]]
                     continue
 
                 # Score the rows of the best items that are not among the nearest
@@ -650,14 +669,13 @@ class Index:
                     rows = other_rows[is_there & is_allowed[other_rows]]
                     vectors = self.indexes[name].reconstruct_batch(rows - place.start)
                     scores |= scored(number, name, rows, vectors @ queries[number])
-                item_hits = []
+                of_items = []
                 for rows in rows_of_items:
                     known = [row for row in rows.tolist() if row in scores]
-                    row_hits = [self._hit(row, *scores[row]) for row in known]
-                    row_hits.sort(key=lambda hit: -hit.score)
-                    item_hits.append(replace(row_hits[0], rows=row_hits))
-                hits.extend(sorted(item_hits, key=lambda hit: -hit.score))
-        return lists
+                    item_rows = [_FoundRow.of(row, *scores[row]) for row in known]
+                    of_items.append(sorted(item_rows, key=lambda row: -row.score))
+                hits.extend(sorted(of_items, key=lambda item_rows: -item_rows[0].score))
+        return self._hits(found, by)
 
     def _allowed(self, split: str | None, where: Sequence[str] | None) -> Mask:
         """Return which rows a search may return, (n,)."""
@@ -677,11 +695,25 @@ class Index:
             is_allowed = is_allowed & self.columns.matching(conditions)
         return is_allowed
 
-    def _hit(self, row: int, score: float, cosine: float) -> Hit:
-        about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
-        del about["sha256"]
-        columns = {name: about.pop(name) for name in self.source.info.columns}
-        return Hit(round(score, 6), round(cosine, 6), row, columns=columns, **about)
+    def _hits(self, found: list[list[list[_FoundRow]]], by: HitKind) -> list[list[Hit]]:
+        """Return the hits of each query, given the rows of each hit, the best first."""
+        # Read the columns of all rows at once
+        numbers = sorted({row.row for hits in found for rows in hits for row in rows})
+        buffer = pa.py_buffer(np.array(numbers, np.int64))  # `pa.array` imports pandas
+        places = pa.Array.from_buffers(pa.int64(), len(numbers), [None, buffer])
+        table = self.rows.take(places).drop_columns("sha256")
+        about = dict(zip(numbers, table.to_pylist(), strict=True))
+        for values in about.values():
+            values["columns"] = {name: values.pop(name) for name in self.source.info.columns}
+
+        lists = []
+        for hits in found:
+            of_query = []
+            for rows in hits:
+                of_rows = [Hit(*row, **about[row.row]) for row in rows]
+                of_query.append(of_rows[0] if by == "row" else replace(of_rows[0], rows=of_rows))
+            lists.append(of_query)
+        return lists
 
     def _nearest(
         self,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,34 @@ _LEAST_VARIANCE = 1e-3
 # of the spreads of two modalities. 1.2 at most with the encoders of docs/results/fused.md; more
 # where rows of one modality have much noise, and there z ranks combined queries better
 _LARGEST_RATIO = 1.3
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """How the cosines of queries with rows of one modality become scores (`Calibration.scale`).
+
+    Attributes:
+        mean: of the cosines with unrelated rows: float64 (..., 1).
+        deviation: of these cosines: float64 (..., 1); 0 where all scores are 0.
+        factor: of the combined z; 1 for z itself.
+        curve: slope and offset of `Calibration.fit_pairs`, which take the place of z.
+    """
+
+    mean: Array
+    deviation: Array
+    factor: float = 1.0
+    curve: Array | None = None
+
+    def scores(self, cosines: npt.ArrayLike) -> Array:
+        """Return the scores of rows, float64 of the shape of ``cosines``: (n,) or (q, n)."""
+        values = np.asarray(cosines, np.float64)
+        if self.curve is not None:
+            slope, offset = self.curve
+            return np.asarray(np.minimum(slope * values + offset, _HIGHEST_LOG_ODDS))
+        centred = values - self.mean
+        has_scale = self.deviation > 0
+        z = np.divide(centred, self.deviation, out=np.zeros_like(centred), where=has_scale)
+        return np.asarray(z * self.factor)
 
 
 class Calibration:
@@ -350,33 +379,54 @@ class Calibration:
         Raises:
             TransformError: if there are no moments of the modality, or a shape is wrong.
         """
-        queries = np.asarray(query, np.float64)
         scores = np.asarray(cosines, np.float64)
         if not self.moments:
             return scores
+        shape = np.shape(query)
         moments = self.moments.get(modality)
-        if moments is None or queries.shape != (*scores.shape[:-1], moments.dim):
+        if moments is None or shape != (*scores.shape[:-1], moments.dim):
             fitted = ", ".join(
                 f"{name} ({each.dim} dimensions)" for name, each in sorted(self.moments.items())
             )
             raise TransformError(
                 f"Scores of shape {scores.shape} with {modality} rows, for queries of shape "
-                f"{queries.shape}, cannot be calibrated with the moments of {fitted}.",
+                f"{shape}, cannot be calibrated with the moments of {fitted}.",
                 remedy="Fit the calibration on this modality too, and pass one query for each row "
                 "of scores.",
             )
+        return self.scale(query, modality, asked, combined=combined).scores(scores)
+
+    def scale(
+        self,
+        query: npt.ArrayLike,
+        modality: str,
+        asked: str | None = None,
+        *,
+        combined: bool = False,
+    ) -> Scale:
+        """Return what turns the cosines of queries with rows of one modality into scores, for
+        several `z` of the same queries.
+
+        Args:
+            query: (d,) or (q, d), see `z`.
+            modality: of the rows, of which there are moments if there are any.
+            asked: see `z`.
+            combined: see `z`.
+        """
+        queries = np.asarray(query, np.float64)
+        if not self.moments:
+            return Scale(np.zeros(1), np.ones(1))
         if asked is not None and (asked, modality) in self.curves:
-            slope, offset = self.curves[asked, modality]
-            return np.asarray(np.minimum(slope * scores + offset, _HIGHEST_LOG_ODDS))
+            return Scale(np.zeros(1), np.ones(1), curve=self.curves[asked, modality])
+        moments = self.moments[modality]
         norms = np.linalg.norm(queries, axis=-1, keepdims=True)
         unit = np.divide(queries, norms, out=np.zeros_like(queries), where=norms > 0)
+        mean = (unit @ moments.mean)[..., None]
         variance = np.einsum("...d,...d->...", unit @ moments.covariance, unit)[..., None]
         least = _LEAST_VARIANCE * np.trace(moments.covariance) / moments.dim
         deviation = np.where(norms > 0, np.sqrt(np.maximum(variance, least)), 0)
-        centred = scores - (unit @ moments.mean)[..., None]
-        z = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
         if not combined:
-            return np.asarray(z)
+            return Scale(mean, deviation)
 
         # r^2 = tr(S^2), less what a covariance of n rows has too much
         squares: dict[str, float] = {}
@@ -384,9 +434,9 @@ class Calibration:
             covariance = each.covariance
             squares[name] = float(np.sum(covariance**2) - np.trace(covariance) ** 2 / each.n)
         if max(squares.values()) >= _LARGEST_RATIO**2 * min(squares.values()):
-            return np.asarray(z)
+            return Scale(mean, deviation)
         geometric_mean = np.exp(np.mean(np.log([*squares.values()])))
-        return np.asarray(z * (squares[modality] / geometric_mean) ** 0.25)
+        return Scale(mean, deviation, factor=float((squares[modality] / geometric_mean) ** 0.25))
 
     def merge(
         self,
