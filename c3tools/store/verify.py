@@ -371,8 +371,9 @@ def _check_shard(
                 items.append(item_keys(batch))
                 if info.code_size:  # of an index: there is nothing to compute
                     continue
+                matrix = embedding_matrix(batch, np.float64)
                 with np.errstate(all="ignore"):  # NaN and infinity are counted below
-                    norms = np.linalg.norm(embedding_matrix(batch, np.float64), axis=1)
+                    norms = np.sqrt(np.einsum("nd,nd->n", matrix, matrix))
                 is_valid = np.isfinite(norms) & (norms > 0)
                 invalid += int(np.count_nonzero(~is_valid))
                 largest_error = max(
