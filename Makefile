@@ -5,7 +5,7 @@
 #            which make test runs a slice
 # make imports  tests that everything can be imported, and c3 import: what runs on macOS and Windows
 # make dist  builds wheel and sdist in dist/, checks them, and runs the wheel in a fresh environment
-# make docs  builds the documentation in build/docs; a broken link is an error
+# make docs  builds the documentation in build/docs; a broken link is an error, and a code span of what does not exist
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -73,6 +73,7 @@ dist: $(VENV)/.dev
 	$(BIN)/python .ci/smoke.py dist/*.whl
 
 docs: $(VENV)/.docs
+	$(BIN)/python docs/spans.py
 	$(BIN)/python -m sphinx -q -E -a -W --keep-going -b html docs build/docs
 	@echo "Open build/docs/index.html"
 
