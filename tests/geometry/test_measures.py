@@ -4,6 +4,7 @@ intervals."""
 from __future__ import annotations
 
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c3tools import geometry
+from c3tools import clustering, geometry
 from c3tools.errors import MetricError
 from c3tools.geometry.collect import collect
 from c3tools.geometry.measures import measure_gap, measure_modality, measure_pairs, relative_gap
 from c3tools.geometry.one_list import measure_one_list
 from c3tools.geometry.spaces import modality_bias, separability, uniformity
 from c3tools.moments import Moments
+from c3tools.paper import theory
 from c3tools.seeds import generator
 from c3tools.store import Rows
 from tests.conftest import build_store, make_store, unit_rows
@@ -178,12 +180,18 @@ def test_thresholds_sample_sizes_and_defaults_are_the_published_ones() -> None:
     """docs/reference/gap-report.md and the docstrings name them; one that changes gives all users
     other results."""
     found: dict[str, Any] = {}
-    for module in walk_packages(geometry.__path__, "c3tools.geometry."):
-        for name, value in sorted(vars(import_module(module.name)).items()):
-            place = f"{module.name}.{name}".removeprefix("c3tools.geometry.")
+    names = [
+        module.name
+        for package in (geometry, clustering, theory)
+        for module in walk_packages(package.__path__, f"{package.__name__}.")
+    ]
+    for module_name in names:
+        module = import_module(module_name)
+        for name, value in sorted(vars(module).items()):
+            place = re.sub(r"^c3tools\.(geometry|clustering|paper)\.", "", f"{module_name}.{name}")
             if name.isupper() and isinstance(value, int | float | tuple | dict):
                 found |= {place: value} if name not in ("PRESETS", "UNREADABLE") else {}
-            elif inspect.isfunction(value) and value.__module__ == module.name:
+            elif inspect.isfunction(value) and value.__module__ == module_name:
                 defaults = {
                     key: own.default for key, own in inspect.signature(value).parameters.items()
                 }

@@ -44,7 +44,7 @@ def test_every_method_runs_and_is_scored(
 ) -> None:
     few = {"steer": "zerocap", "limit": 3}
     monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], evaluate=few))
-    for module in ("ablation.caption_table", "captioning.train_captioner"):
+    for module in ("paper.ablation.caption_table", "captioning.train_captioner"):
         monkeypatch.setattr(
             f"c3tools.{module}.load_text_encoder",
             lambda *_, **__: counting_encoder(ascii_lowercase),
