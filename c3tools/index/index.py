@@ -699,7 +699,7 @@ class Index:
         """Return the hits of each query, given the rows of each hit, the best first."""
         # Read the columns of all rows at once
         numbers = sorted({row.row for hits in found for rows in hits for row in rows})
-        buffer = pa.py_buffer(np.array(numbers, np.int64))  # `pa.array` imports pandas
+        buffer = pa.py_buffer(np.array(numbers, np.int64).tobytes())  # `pa.array` imports pandas
         places = pa.Array.from_buffers(pa.int64(), len(numbers), [None, buffer])
         table = self.rows.take(places).drop_columns("sha256")
         about = dict(zip(numbers, table.to_pylist(), strict=True))
