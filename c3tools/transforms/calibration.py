@@ -51,7 +51,7 @@ _LARGEST_RATIO = 1.3
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """How the cosines of queries with rows of one modality become scores (`Calibration.scale`).
+    """A rule by which cosines of queries with rows of one modality become scores (`scale`).
 
     Attributes:
         mean: of the cosines with unrelated rows: float64 (..., 1).
