@@ -39,6 +39,7 @@ from ..store.shards import (
     INFO_FILE,
     ONE_TABLE,
     PIPELINE_FILE,
+    ShardRecord,
     part_name,
     part_named,
     shard_schema,
@@ -94,8 +95,9 @@ class Format(ABC):
     @abstractmethod
     def write(
         self, part: Part, info: StoreInfo, rows: pa.Table, failures: Sequence[Failure]
-    ) -> None:
-        """Write the files of a part, each complete or not at all.
+    ) -> ShardRecord | None:
+        """Write the files of a part, each complete or not at all, and return the record of a shard
+        of a store.
 
         Args:
             part: the part.
@@ -116,10 +118,12 @@ class ParquetFormat(Format):
 
     def write(
         self, part: Part, info: StoreInfo, rows: pa.Table, failures: Sequence[Failure]
-    ) -> None:
+    ) -> ShardRecord:
         """Write the shard."""
         path = part.folder / part_name(part.modality, part.number)
-        write_rows(path, info, part.modality, rows, failures, part.made_from, split_bytes=False)
+        return write_rows(
+            path, info, part.modality, rows, failures, part.made_from, split_bytes=False
+        )
 
 
 class TableFormat(Format):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ from ..store.rows import (
 from ..store.shards import (
     FUSED,
     ShardName,
+    ShardRecord,
     SplitMoments,
     moments_of,
     part_name,
@@ -461,31 +462,43 @@ def write_parts(
         reporter.progress(title, plan.rows_to_write) as progress,
     ):
         results = where.run(work, plan.todo, lambda rows, _: progress.advance(rows))
-        for shard, moments in results:
-            writer.add(shard, moments)
+        for shard, moments, record in results:
+            writer.add(shard, moments, record)
+
+
+class WrittenPart(NamedTuple):
+    """A part that a task has written.
+
+    Attributes:
+        name: of the part.
+        moments: of its rows, if it is a shard of a store, or fused.
+        record: for the manifest, if it is a shard of a store; None if `StoreWriter.finish` is to
+            make it.
+    """
+
+    name: ShardName
+    moments: SplitMoments
+    record: ShardRecord | None
 
 
 @dataclass
-class PartWork(Work[Part, tuple[ShardName, SplitMoments]]):
+class PartWork(Work[Part, WrittenPart]):
     """Writing parts: each is made of a shard of the store."""
 
     recipe: Recipe
 
-    def run(
-        self, tasks: Iterable[Part], report: Report
-    ) -> Iterator[tuple[ShardName, SplitMoments]]:
-        """Write parts, and yield the name of each, with its moments if it is a shard of a store, or
-        fused.
-        """
+    def run(self, tasks: Iterable[Part], report: Report) -> Iterator[WrittenPart]:
+        """Write parts, and yield what is known of each."""
         recipe = self.recipe
         for part in tasks:
             name = (part.modality, part.number)
             rows = recipe.rows_of_part(name, report)
             failures = recipe.store.shard_failures(*recipe.source_of(name))
-            recipe.format.write(part, recipe.info, rows, failures)
+            record = recipe.format.write(part, recipe.info, rows, failures)
             is_fused = recipe.settings.fuse and part.modality == FUSED
             is_counted = recipe.info.export_format is None or is_fused
-            yield name, moments_of(part.modality, rows) if is_counted else {}
+            moments = moments_of(part.modality, rows) if is_counted else {}
+            yield WrittenPart(name, moments, record)
 
     def name(self, task: Part) -> str:
         """Return a name such as ``text part 3``."""
