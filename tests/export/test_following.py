@@ -14,6 +14,7 @@ from PIL import Image
 from c3tools import Calibration, Store, export_store, leave_out, split_store, verify_store
 from c3tools.errors import C3Error, IncompleteStoreError, OutputError, StoreError
 from c3tools.export import FORMATS
+from c3tools.store import manifest
 from c3tools.store.means import load_means, save_means
 from c3tools.store.rewriting import REWRITING_LIST
 from tests.conftest import Messages, contents, slice_of, write_jsonl
@@ -328,3 +329,19 @@ def test_exports_that_are_no_stores_are_refused_by_other_commands(
     export(folder, format=format)
     with pytest.raises(C3Error, match=f"export to {format}, but only exports to Parquet"):
         Store.open(folder / "e")
+
+
+def test_a_part_is_hashed_once_where_it_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def sha256_of(path: Path) -> str:
+        hashed.append(path.name)
+        return digest(path)
+
+    digest = manifest.sha256_of
+    monkeypatch.setattr(manifest, "sha256_of", sha256_of)
+    export(folder)
+    assert verify_store(folder / "e").whole
+    assert not [name for name in hashed if name.startswith("part-")]
