@@ -233,7 +233,7 @@ class PairInputs:
                 "--train-split, or divide the store with `c3 split`.",
             )
         val = self.where("val")
-        why = reason_to_hold_out(train_split.lower(), has_val=len(val) > 0)
+        why = reason_to_hold_out(train_split, has_val=len(val) > 0)
         if why:
             held = held_out(train.items.tolist())
             train, val = train.select(~held), train.select(held)

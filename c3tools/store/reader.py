@@ -665,7 +665,7 @@ def reason_to_hold_out(split: str, *, has_val: bool) -> str:
         return "There is no val split"
     if split == ALL:
         return "All splits are trained on"
-    return "Rows of val are trained on" if split == "val" else ""
+    return "Rows of val are trained on" if split.lower() == "val" else ""
 
 
 def training_split(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
 from c3tools.store import Pairs, Rows
+from c3tools.store.reader import reason_to_hold_out
 from c3tools.store.rows import item_keys, one_array
 
 
@@ -68,3 +69,8 @@ def test_texts_too_long_for_32_bits_get_64(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("c3tools.store.rows._MOST_BYTES", 8)
     joined = one_array(pa.chunked_array([["a longer text"], ["b"]]))
     assert joined.type == pa.large_string() and joined.to_pylist() == ["a longer text", "b"]
+
+
+@pytest.mark.parametrize(("split", "has_reason"), [("train", False), ("val", True), ("VAL", True)])
+def test_rows_of_val_that_are_trained_on_do_not_validate(split: str, has_reason: bool) -> None:
+    assert bool(reason_to_hold_out(split, has_val=True)) == has_reason
