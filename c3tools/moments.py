@@ -98,7 +98,7 @@ class Moments:
         total = cls.empty(x.shape[1])
         for start in range(0, len(x), _BLOCK_ROWS):
             block = x[start : start + _BLOCK_ROWS].astype(np.float64)
-            if not max(-block.min(), block.max()) < _TOO_LARGE:  # NaN too
+            if not max(-block.min(initial=0), block.max(initial=0)) < _TOO_LARGE:  # NaN too
                 raise StoreError(
                     f"Moments are kept for finite values below {_TOO_LARGE:,}, and one of these "
                     "rows has another.",
