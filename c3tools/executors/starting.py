@@ -32,7 +32,7 @@ class _Process(SpawnProcess):
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Its start unblocks SIGINT in this thread
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-            # It removes the semaphores of processes that are ended, and would warn of them
+            # The tracker removes semaphores of processes that are ended, and would warn of them
             sys.warnoptions.append("ignore:resource_tracker")
             resource_tracker.ensure_running()
             sys.warnoptions.pop()
