@@ -277,12 +277,13 @@ class TrainingPipeline:
                 "sigma.",
                 remedy="Leave out preset and sigma; with --from, a preset replaces its pipeline.",
             )
-        from .space import Space  # needs pyarrow
+        from ..store.shards import FUSED  # needs pyarrow
+        from .space import Space
 
         space = Space.of(store)
         if space.pipeline is not None:
             given = (pipeline or space.pipeline).for_metric(metric="ip")
-            fused = {"fused"}.intersection(store.modalities)
+            fused = {FUSED}.intersection(store.modalities)
             Space.after(given, f"a training by {given.name}", space.model).path_from(space, fused)
             fault = ""
             if name is not None:
