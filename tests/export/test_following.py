@@ -14,7 +14,7 @@ from PIL import Image
 from c3tools import Calibration, Store, export_store, leave_out, split_store, verify_store
 from c3tools.errors import C3Error, IncompleteStoreError, OutputError, StoreError
 from c3tools.export import FORMATS
-from c3tools.store import manifest
+from c3tools.io.files import sha256_of
 from c3tools.store.means import load_means, save_means
 from c3tools.store.rewriting import REWRITING_LIST
 from tests.conftest import Messages, contents, slice_of, write_jsonl
@@ -336,12 +336,11 @@ def test_a_part_is_hashed_once_where_it_is_written(
 ) -> None:
     hashed: list[str] = []
 
-    def sha256_of(path: Path) -> str:
+    def hash_file(path: Path) -> str:
         hashed.append(path.name)
-        return digest(path)
+        return sha256_of(path)
 
-    digest = manifest.sha256_of
-    monkeypatch.setattr(manifest, "sha256_of", sha256_of)
+    monkeypatch.setattr("c3tools.store.manifest.sha256_of", hash_file)
     export(folder)
     assert verify_store(folder / "e").whole
     assert not [name for name in hashed if name.startswith("part-")]
