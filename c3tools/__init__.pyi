@@ -56,9 +56,6 @@ from .store.means import (
     load_means as load_means,
 )
 from .store.means import (
-    merge_means as merge_means,
-)
-from .store.means import (
     save_means as save_means,
 )
 from .store.means import (

@@ -34,7 +34,6 @@ PANELS = {
         "means save": CommandSource("means", ("save_means",)),
         "means load": CommandSource("means", ("load_means",)),
         "means unload": CommandSource("means", ("unload_means",)),
-        "means merge": CommandSource("means", ("merge_means",)),
     },
     "Check your data": {
         "gap-report": CommandSource("geometry", ("gap_report",)),
@@ -81,7 +80,7 @@ PANELS = {
 }
 COMMANDS = {name: source for commands in PANELS.values() for name, source in commands.items()}
 _GROUPS = {
-    "means": "Show, save, load or merge the means of a store.",
+    "means": "Show, save or load the means of a store.",
     "connect": "Train heads or towers with a contrastive loss.",
     "simulate": "Run the simulations from the theory of the modality gap.",
 }

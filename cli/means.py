@@ -55,11 +55,6 @@ def unload(*, store: str | Path = "c3-store") -> Any:
     return {"store": str(store)}
 
 
-def merge(files: list[str], *, output: Path) -> Any:
-    """Merge moments files from several machines or corpora."""
-    return _report_written(output, c3tools.merge_means(files, output))
-
-
 def _report_written(file: str | Path, moments: Mapping[str, Moments]) -> dict[str, Any]:
     rows = _rows_of(moments)
     message(f"Wrote {file}: {counted_rows(rows)}")

@@ -1,8 +1,7 @@
-"""`c3 means`: show, save, load and merge the moments of each modality."""
+"""`c3 means`: show, save and load the moments of each modality."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ import numpy as np
 from ..assets.paths import C3_MINI_MOMENTS
 from ..corpus.splits import split_order
 from ..errors import StoreError
-from ..identity import ModelIdentity
 from ..io.files import write_atomically
 from ..io.locations import location, remove
 from ..io.lock import locked
-from ..lists import as_list
 from ..moments import Moments, load_moments, save_moments
 from ..result_table import Table
 from .manifest import EXTERNAL_FILE, record_files
@@ -196,50 +193,3 @@ def unload_means(store: Store | str | Path) -> None:
     with locked(store.path):
         remove(store.path / EXTERNAL_FILE)
         record_files(store.path, [EXTERNAL_FILE])
-
-
-def merge_means(files: str | Path | Sequence[str | Path], output: str | Path) -> dict[str, Moments]:
-    """Merge the moments files of several machines or corpora.
-
-    Args:
-        files: Moments files to merge: paths or URLs.
-        output: The file or URL to write.
-
-    Returns:
-        The moments by modality.
-
-    Raises:
-        StoreError: if a file is not readable, is given twice or as the result too, or two belong to
-            different models.
-    """
-    files = as_list(files)
-    paths = [location(path) for path in files]
-    target = location(output)
-    if len({*paths, target}) <= len(paths):
-        raise StoreError(
-            f"A moments file is given twice, or {target} is both read and written. Its rows would "
-            f"be counted twice.",
-            remedy="Give each file once, and write to a different file.",
-        )
-    total: dict[str, Moments] = {}
-    headers: list[dict[str, Any]] = []
-    for path in paths:
-        groups, header = load_moments(path)
-        headers.append(header)
-        model = ModelIdentity(headers[0].get("model") or {})
-        model.require_same(
-            header.get("model"),
-            own=f"The moments file {paths[0]}",
-            theirs=str(path),
-            error=StoreError,
-            remedy="Merge only files from the same model.",
-        )
-        Moments.add_groups(total, groups)
-    splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)
-    merged = {
-        **headers[0],
-        "split": " + ".join(splits),
-        "source": " + ".join(path.name for path in paths),
-    }
-    write_atomically(target, lambda temporary: save_moments(temporary, total, merged))
-    return total

@@ -23,9 +23,9 @@ from c3tools import (
 from c3tools.corpus.splits import splits_by_hash
 from c3tools.errors import OutputError, StoreError, UnusedOptionError
 from c3tools.io.lock import locked
-from c3tools.moments import Moments, load_moments, save_moments
+from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
-from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
+from c3tools.store.means import compute_means, load_means, save_means, unload_means
 from c3tools.store.shards import moments_of as sum_rows
 from c3tools.transforms.fitting import moments_of
 from tests.conftest import Messages, add_shard, build_store, contents, unit_rows, write_jsonl
@@ -319,29 +319,6 @@ def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> N
         save_moments(file, {"image": Moments.from_rows(vectors)}, {})
         with pytest.raises(StoreError, match=named):
             load_means(path, file)
-
-
-def test_merging_files_of_means_is_merging_rows(tmp_path: Path) -> None:
-    one, two, merged, other = (tmp_path / f"{name}.safetensors" for name in "0123")
-    vectors = unit_rows(30, 4)
-    for file, rows, header in ((one, vectors[:10], {}), (two, vectors[10:], {"split": "val"})):
-        save_moments(
-            file,
-            {"image": Moments.from_rows(rows)},
-            {"model": {"name": "m"}, "source": file.stem, **header},
-        )
-    scatter = merge_means([one, two], merged)["image"].scatter
-    np.testing.assert_allclose(scatter, Moments.from_rows(vectors).scatter, atol=1e-12)
-    expected = {
-        "model": {"name": "m"},
-        "split": "train + val",
-        "source": "0.safetensors + 1.safetensors",
-    }
-    assert load_moments(merged)[1] == expected
-    save_moments(other, {}, {"model": {"name": "other"}})
-    for files, said in (([one, other], "other"), ([one, one], "twice"), ([one, merged], "twice")):
-        with pytest.raises(StoreError, match=said):
-            merge_means(files, merged)
 
 
 @pytest.mark.parametrize(
