@@ -65,8 +65,8 @@ EncoderPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 ExecutorName = Literal["local", "ray"]
 """The place where work runs: this machine, or a Ray cluster."""
 
-ExportFormat = Literal["parquet", "npy", "safetensors", "hf", "clip-retrieval"]
-"""Of exported files; hf is a folder for datasets, clip-retrieval one for that program."""
+ExportFormat = Literal["parquet", "npy", "safetensors", "hf"]
+"""Of exported files; hf is a folder for datasets."""
 
 ExportMetric = Literal["ip", "l2"]
 """Of searches among the rows of an export: the inner product, or L2 and cosine as well."""

@@ -17,7 +17,6 @@ from ..choices import (
     PositiveInt,
     checked,
 )
-from ..corpus.splits import ALL
 from ..errors import (
     C3Error,
     OutputError,
@@ -27,7 +26,7 @@ from ..errors import (
     note_on_interrupt,
 )
 from ..executors import Executor
-from ..io.artifact import digest_of, holds_result
+from ..io.artifact import holds_result
 from ..io.files import (
     sha256_of,
     write_atomically,
@@ -40,7 +39,6 @@ from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo
 from ..store.manifest import MOMENTS_FILE, Manifest, StoreWriter
-from ..store.rows import match_items
 from ..store.shards import (
     CODE_FORMAT,
     FAILURES_FILE,
@@ -52,7 +50,7 @@ from ..transforms import Pipeline, open_pipeline
 from ..transforms.calibration import CALIBRATION_FILE, Calibration
 from ..transforms.fitting import MIN_ROWS_OF_A_MEAN
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
-from .formats import CARD_FILE, FORMATS, ClipRetrievalFormat, Format, ParquetFormat, TableFormat
+from .formats import CARD_FILE, FORMATS, Format, ParquetFormat, TableFormat
 from .parts import Plan, Recipe, plan_parts, write_parts
 from .record import (
     REFIT,
@@ -147,8 +145,7 @@ def export_store(
         preset: The preset, or a JSON or YAML file of steps; `c3 export --list` shows the presets.
         pipeline: Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or
             hf-hub:ORG/NAME) of a fitted one.
-        format: parquet, npy, safetensors, hf (for the datasets library) or clip-retrieval (images
-            and, if every image has a text, the first text of each).
+        format: parquet, npy, safetensors or hf (for the datasets library).
         modality: Export only these modalities.
         sigma: Standard deviation of the noise, per dimension: a number, or auto or pairs as in c3
             train-decoder. By default √0.016, the paper's value, so that an export does not depend
@@ -206,13 +203,10 @@ def export_store(
             "--sigma": sigma is not None,
             "--role training": role == "training",
             "--metric l2": metric == "l2",
-            "--format clip-retrieval": format == ClipRetrievalFormat.name,
         }
         _check_fuse(modality or store.modalities, excluded)
     exported = [FUSED, "image", "text"] if fuse else modality or store.modalities
-    layout = _choose_layout(store, format, one_table, exported, reporter)
-    if isinstance(layout, ClipRetrievalFormat):
-        modality = exported = ["image"]
+    layout = _choose_layout(store, format, one_table, exported)
     settings = Settings(
         layout.name,
         dtype,
@@ -282,45 +276,17 @@ def _kept_in(output: Path) -> str:
     return f"Finished files are kept in {output}; run the same command again to write the others."
 
 
-def _choose_layout(
-    store: Store, name: str, one_table: bool, modalities: Sequence[str], reporter: Reporter
-) -> Format:
-    """Return the layout of this name. In that of clip-retrieval there are texts if these are
-    exported and all images have one; say which texts.
+def _choose_layout(store: Store, name: str, one_table: bool, modalities: Sequence[str]) -> Format:
+    """Return the layout of this name, or that of one table.
 
     Raises:
         UnusedOptionError: if one table is asked for, and the layout is not Parquet.
-        TransformError: if the layout is that of clip-retrieval, and no images are exported.
     """
     if one_table:
         if name != ParquetFormat.name:
             raise UnusedOptionError("--one-table", f"with --format {name}")
         return TableFormat({*store.modalities, *modalities})
-    if name != ClipRetrievalFormat.name:
-        return FORMATS[name]
-    if "image" not in modalities:
-        raise TransformError(
-            "The clip-retrieval layout has a row for each image, but no images are exported.",
-            remedy="Choose another --format, for example npy.",
-        )
-    if "text" not in modalities:
-        return ClipRetrievalFormat()
-    images = store.items_of("image", ALL)
-    texts = store.items_of("text", ALL)
-    missing = int((match_items(texts, images) < 0).sum())
-    if missing:
-        reporter.message(
-            f"The texts are left out: {missing:,} of {counted(len(images), 'image')} have none, "
-            f"but in the clip-retrieval layout row i of text_emb/ belongs to image i."
-        )
-        return ClipRetrievalFormat()
-    reporter.message(
-        f"text_emb/ has the first text of each image: {len(images):,} of "
-        f"{counted(len(texts), 'text')}."
-    )
-    return ClipRetrievalFormat(
-        digest_of([store.shard_digest("text", part) for part in store.parts("text")])
-    )
+    return FORMATS[name]
 
 
 def _check_fuse(modalities: Sequence[str], excluded: Mapping[str, bool]) -> None:

@@ -9,8 +9,6 @@
     safetensors   text/part-00000.safetensors (tensor "embedding") +
                   text/metadata/part-00000.parquet
     hf            text/train/part-00000.parquet, one folder per split, for datasets.load_dataset
-    clip-retrieval  img_emb/img_emb_00000.npy + text_emb/text_emb_00000.npy +
-                  metadata/metadata_00000.parquet: row i of all three is one image
 
 Each part has Parquet files, written last, whose metadata say what the part was made from.
 """
@@ -22,7 +20,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,14 +76,12 @@ class Format(ABC):
         arrays: number of files of a part that are not tables.
         columns: of the rows of a store to keep; None for all.
         digest: of whatever else the rows depend on.
-        has_texts: whether rows of images come with their first text (see `Recipe.with_texts`).
     """
 
     name: ClassVar[str]
     arrays: int = 0
     columns: ClassVar[tuple[str, ...] | None] = None
     digest: str = ""
-    has_texts: bool = False
 
     def encode(self, rows: Matrix) -> npt.NDArray[Any]:
         """Return what is written for transformed rows (n, d), as an array of n rows."""
@@ -195,12 +190,8 @@ class NpyFormat(_ArrayFormat):
 
     def save(self, path: Path, matrix: npt.NDArray[Any], info: StoreInfo) -> None:
         """See `_ArrayFormat.save`."""
-        _save_npy(path, matrix)
-
-
-def _save_npy(path: Path, matrix: npt.NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, matrix)
+        with path.open("wb") as file:
+            np.save(file, matrix)
 
 
 class SafetensorsFormat(_ArrayFormat):
@@ -255,39 +246,6 @@ class DatasetsFormat(Format):
         return "\n".join([*lines, "---", "", text, ""])
 
 
-class ClipRetrievalFormat(Format):
-    """Arrays of the images and of a text of each, and one table of both, for clip-retrieval.
-
-    Args:
-        texts: digest of the texts of the store; empty to leave them out.
-    """
-
-    name = "clip-retrieval"
-
-    def __init__(self, texts: str = "") -> None:
-        self.digest = texts
-        self.has_texts = bool(texts)
-        self.arrays = 1 + self.has_texts
-
-    def write(
-        self, part: Part, info: StoreInfo, rows: pa.Table, failures: Sequence[Failure]
-    ) -> None:
-        """Write the arrays, then the table."""
-        names = {"img_emb": "embedding"}
-        if self.has_texts:
-            names["text_emb"] = "text_embedding"
-        for name, column in names.items():
-            vectors = pa.table({"embedding": rows.column(column)})
-            matrix = embedding_matrix(vectors, info.dtype)
-            path = part.folder / name / f"{name}_{part.number:05d}.npy"
-            write_atomically(path, partial(_save_npy, matrix=matrix))
-        table = rows.drop_columns(list(names.values()))
-        columns = ["image_path" if name == "path" else name for name in table.column_names]
-        path = part.folder / "metadata" / f"metadata_{part.number:05d}.parquet"
-        table = table.rename_columns(columns)
-        write_rows(path, info, part.modality, table, (), part.made_from, split_bytes=False)
-
-
 FORMATS: dict[str, Format] = {
     made.name: made
     for made in (
@@ -295,7 +253,6 @@ FORMATS: dict[str, Format] = {
         NpyFormat(),
         SafetensorsFormat(),
         DatasetsFormat(),
-        ClipRetrievalFormat(),
     )
 }
 """The formats of `c3 export`, by name."""

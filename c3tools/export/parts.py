@@ -306,8 +306,6 @@ class Recipe:
     def rows_of_part(self, part: ShardName, report: Report) -> pa.Table:
         """Return the rows of a part, with the columns that are written."""
         rows = self.rows_of(self.source_of(part), report)
-        if self.format.has_texts:
-            return self.with_texts(rows)
         return self.once_of(part, rows) if self.settings.fuse else rows
 
     def fused_moments(self, writer: StoreWriter) -> Moments:

@@ -84,8 +84,6 @@ _EXPORTED = re.compile(
 ONE_TABLE = "rows"  # the folder of an export of all modalities in one table
 FUSED = "fused"  # the modality of rows that are an image and its first text, of `c3 export --fuse`
 _ONE_TABLE = re.compile(rf"{ONE_TABLE}/([^._/][^/]*)-(\d{{5,9}})\.parquet")
-# those of images in the layout of clip-retrieval
-_CLIP_RETRIEVAL = re.compile(r"(img_emb|text_emb|metadata)/\1_(\d{5,9})\.(?:parquet|npy)")
 _FILE = {
     "path": pa.string(),
     "width": pa.int32(),
@@ -380,10 +378,7 @@ def shard_named(name: str) -> ShardName | None:
 def part_named(name: str) -> ShardName | None:
     """Return the part of an export of any format that a file belongs to; None for other files."""
     match = _EXPORTED.fullmatch(name) or _ONE_TABLE.fullmatch(name)
-    if match:
-        return match[1], int(match[2])
-    match = _CLIP_RETRIEVAL.fullmatch(name)
-    return ("image", int(match[2])) if match else None
+    return (match[1], int(match[2])) if match else None
 
 
 def shards_in(store: Path) -> list[ShardName]:

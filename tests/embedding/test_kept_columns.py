@@ -334,7 +334,7 @@ def test_a_shard_that_was_removed_is_made_again_with_them() -> None:
     assert contents(Path("s")) == before
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"clip-retrieval"}))
+@pytest.mark.parametrize("format", sorted(FORMATS))
 def test_exports_have_them(format: Any) -> None:
     run()
     export_store("s", output="e", format=format, preset="c1", modality=["image"])

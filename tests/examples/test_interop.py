@@ -4,10 +4,7 @@ are installed."""
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +25,6 @@ from c3tools import (
     embed,
     export_store,
 )
-from c3tools.assets.paths import PHOTOS
 from c3tools.store import Rows
 from tests.conftest import build_store
 from tests.stores import gap_store, make_vectors
@@ -250,43 +246,3 @@ def test_vector_databases_list_the_items_of_a_fused_export(
         assert [(key, kind) for key, kind, _ in found] == [
             (hit.key, hit.modality) for hit in expected
         ]
-
-
-def test_clip_retrieval_finds_what_c3_search_does(tmp_path: Path) -> None:
-    """C3_CLIP_RETRIEVAL names the folder of the programs of an environment with clip-retrieval
-    2.45, which needs numpy below 2.
-    """
-    programs = os.environ.get("C3_CLIP_RETRIEVAL")
-    if programs is None:
-        pytest.skip("C3_CLIP_RETRIEVAL does not name an environment with clip-retrieval")
-    pytest.importorskip("faiss", reason="faiss is an extra")
-    store = embed(PHOTOS / "images", tmp_path / "s", captions=PHOTOS / "captions.jsonl")
-    queries = store.load("text").embeddings[::31]
-    np.save(tmp_path / "queries.npy", queries)
-    export_store(
-        store,
-        output=tmp_path / "exported",
-        format="clip-retrieval",
-        preset="c1",
-        role="inference",
-        dtype="float32",
-    )
-
-    def run(*words: str | Path) -> str:
-        program = Path(programs, words[0])
-        result = subprocess.run([program, *words[1:]], capture_output=True, text=True, check=True)
-        return result.stdout
-
-    folders: list[str | Path] = [
-        "--embeddings_folder",
-        tmp_path / "exported",
-        "--index_folder",
-        tmp_path / "index",
-    ]
-    run("clip-retrieval", "index", *folders)
-    script = EXAMPLES / "interop/clip_retrieval_search.py"
-    printed = run("python", script, tmp_path / "index", tmp_path / "queries.npy")
-    index = build_index(store, output=tmp_path / "c3-index", preset="c1")
-    results = index.search(vector=queries, only="image", k=10)
-    expected = [[hit.key for hit in result.hits] for result in results]
-    assert [json.loads(line) for line in printed.splitlines()] == expected

@@ -130,7 +130,7 @@ def test_presets() -> None:
             assert_close(store.load("text", split).embeddings, expected)
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"clip-retrieval"}))
+@pytest.mark.parametrize("format", sorted(FORMATS))
 def test_files_for_other_programs(format: str) -> None:
     report = ok(format=format, modality=["text"], role="inference", dtype="float32", seed=3)
     assert list(report.rows) == ["text"] and not (OUT / "image").exists()
@@ -179,7 +179,7 @@ def test_files_for_other_programs(format: str) -> None:
         assert Pipeline.load(OUT).provenance["n"] == {"image": 60, "text": 120}
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"clip-retrieval"}))
+@pytest.mark.parametrize("format", sorted(FORMATS))
 def test_the_same_bytes_however_it_came_about(format: str) -> None:
     ok(format=format, output="whole", workers=4)
     for modality in ("text", "image"):

@@ -67,7 +67,7 @@ def fresh_with_the_fit_of(folder: Path, **options: Any) -> dict[str, bytes]:
     return contents(folder / "fresh")
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"clip-retrieval"}))
+@pytest.mark.parametrize("format", sorted(FORMATS))
 def test_what_changed_is_made_with_the_fit_that_is_there(folder: Path, format: str) -> None:
     export(folder, format=format)
     before = contents(folder / "e")

@@ -127,7 +127,7 @@ def test_each_item_stands_once() -> None:
     assert verify_store(EXPORT).whole
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"clip-retrieval"}))
+@pytest.mark.parametrize("format", sorted(FORMATS))
 def test_the_moments_of_fused_rows_are_those_of_the_rows(format: str) -> None:
     ok(format=format, dtype="float32")
     calibration = Calibration.load("c3-export")
@@ -204,7 +204,7 @@ def test_the_export_follows_its_store(
             assert export.load(name).keys == keys
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"clip-retrieval"}))
+@pytest.mark.parametrize("format", sorted(FORMATS))
 @pytest.mark.parametrize("operation", [3, 9, 14, 20])
 def test_a_killed_export_is_continued_to_the_same_bytes(format: str, operation: int) -> None:
     ok(format=format, output="whole", workers=1)
@@ -245,7 +245,6 @@ def test_keys_are_unique_in_one_table() -> None:
         ({"sigma": 0.1, "preset": "c3"}, "--sigma and --fuse exclude"),
         ({"role": "training"}, "--role training and --fuse exclude"),
         ({"metric": "l2"}, "--metric l2 and --fuse exclude"),
-        ({"format": "clip-retrieval"}, "--format clip-retrieval and --fuse exclude"),
         ({"modality": ["image"]}, "(?s)needs images and texts, not image.*--modality image"),
         ({"preset": "fair"}, "(?s)rows of fair do not have norm 1.*--preset"),
     ],
