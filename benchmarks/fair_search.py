@@ -37,7 +37,7 @@ of kind m.
                                 with train queries (2410.24114); alpha and k are chosen on val
     CSLS                        calibrated, of c.c' - b with the moments of c.c': b is half the mean
                                 of a row's ten highest cosines with at most 1,000 train rows of the
-                                kind that asks (1710.04087); standing_rows.py measures it further
+                                kind that asks (1710.04087)
 
 Where the right row is always of the other kind, "other kind first" beats every form without
 comparing anything, so such cells measure, and choose nothing. The rule of choice, written before it
@@ -180,13 +180,13 @@ def score_platt(train: Train, kind: str, queries: Array, rows: Mapping[str, Arra
     return curves
 
 
-def with_hubs(alpha: float, k: int, base: Callable[..., Scores] = SHIPPED) -> Callable[..., Scores]:
+def with_hubs(alpha: float, k: int) -> Callable[..., Scores]:
     """Return calibrated scores less a bias of each row: the mean of its k best scores with train
     queries of the kind.
     """
 
     def score(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
-        found, bank = (base(train, kind, q, rows) for q in (queries, train.pairs[kind][0]))
+        found, bank = (SHIPPED(train, kind, q, rows) for q in (queries, train.pairs[kind][0]))
         bias = {own: np.sort(s, axis=0)[-k:].mean(axis=0) for own, s in bank.items()}
         return {own: s - alpha * bias[own] for own, s in found.items()}
 

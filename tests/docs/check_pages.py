@@ -1,4 +1,4 @@
-"""The README, the guides and the snippets of results run as written, and print what they show."""
+"""The README, the guides and the concepts run as written, and print what they show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ PAGES = [
     *sorted((ROOT / "docs").glob("start/*.md")),
     *sorted((ROOT / "docs").glob("guides/*.md")),
     *sorted((ROOT / "docs").glob("concepts/*.md")),
-    ROOT / "docs" / "results" / "standing.md",
 ]
 RUN = [
     page
