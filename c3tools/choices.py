@@ -74,9 +74,6 @@ ExportMetric = Literal["ip", "l2"]
 ExportRole = Literal["auto", "training", "inference"]
 """The rows of an export that are training inputs."""
 
-LongTexts = Literal["cut", "chunk", "mean"]
-"""How to handle texts longer than the model's context."""
-
 DecoderSize = Literal["tiny", "small", "base", "paper"]
 """Of decoders; paper is GPT-2."""
 

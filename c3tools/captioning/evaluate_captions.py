@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from .. import devices
 from ..choices import EncoderPrecision, NonNegativeInt, PositiveInt, Steer, checked
-from ..corpus.items import PART_SUFFIX
 from ..corpus.splits import ALL, split_order
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
@@ -170,8 +168,7 @@ def evaluate_captions(
         TransformError: if it was trained on another model, or rows of an export went through
             another pipeline than the decoder's, or have noise.
         MetricError: for an unknown metric, if there is nothing to score, if no caption has a
-            reference (their keys are listed), if ``against`` has no caption of a scored image, or
-            if the captions of the store are in parts (``long_texts="chunk"``).
+            reference (their keys are listed), or if ``against`` has no caption of a scored image.
         UnusedOptionError: if an option has no effect with another.
         MissingExtraError: if pycocoevalcap is not installed.
     """
@@ -441,24 +438,9 @@ def captioned_modality(store: Store) -> str:
 
 
 def store_references(store: Store) -> dict[str, list[str]]:
-    """Return the captions of each image of the store, in order.
-
-    Raises:
-        MetricError: if long captions are in parts.
-    """
+    """Return the captions of each image of the store, in order."""
     references: dict[str, list[str]] = {}
-    may_have_parts = store.info.preprocessing.get("long_texts") == "chunk"
-    for batch in store.batches("text", ["key", "caption", "image_key"], split=ALL):
-        if may_have_parts:
-            is_part = pc.match_substring_regex(batch.column("key"), f"{PART_SUFFIX}$")
-            if pc.any(is_part).as_py():
-                raise MetricError(
-                    f"The store {store.path} has long captions in parts (--long-texts chunk), and "
-                    f"parts cannot serve as reference captions.",
-                    remedy="Pass the whole captions, for example the captions.jsonl that was "
-                    "embedded, to `c3 evaluate-captions` with --references FILE, or embed them "
-                    "into a new store without --long-texts chunk.",
-                )
+    for batch in store.batches("text", ["caption", "image_key"], split=ALL):
         captions = batch.column("caption").to_pylist()
         image_keys = batch.column("image_key").to_pylist()
         for caption, image_key in zip(captions, image_keys, strict=True):

@@ -19,7 +19,6 @@ from ..io.locations import is_url, location
 from .kept_columns import KeptColumns
 from .splits import choose_split, splits_of_folders
 
-PART_SUFFIX = r"~\d+"  # see `part_key`
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .avif .jp2 .j2k .heic .heif".split()
 )
@@ -478,13 +477,6 @@ def key_of_name(name: str) -> str:
     short = posix.name if posix.is_absolute() or is_url(name) else posix.as_posix()
     stem, suffix = splitext(short)
     return stem if suffix.lower() in IMAGE_SUFFIXES else short
-
-
-def part_key(key: str, number: int) -> str:
-    """Return the key of a part of a long text that was divided; `PART_SUFFIX` matches what is
-    added.
-    """
-    return f"{key}~{number}"
 
 
 def is_utf8(text: str) -> bool:

@@ -17,14 +17,13 @@ import pyarrow.compute as pc
 from ..choices import (
     EncoderPrecision,
     ExecutorName,
-    LongTexts,
     NonNegativeFloat,
     NonNegativeInt,
     NumberFormat,
     PositiveInt,
     checked,
 )
-from ..corpus.items import Corpus, ImageItem, ItemTable, TextItem, part_key
+from ..corpus.items import Corpus, ImageItem, ItemTable, TextItem
 from ..corpus.reading import read_corpus
 from ..corpus.splits import describe_origins, describe_val_alone, is_val_alone, splits_by_hash
 from ..devices import pick_devices
@@ -50,8 +49,6 @@ from .shard_work import EmbedOptions, EmbedWork, ShardEdit, ShardTask, rewritten
 from .sources import Sources, absolute
 from .summary import EmbedSummary, ModalitySummary
 
-_BLOCK = 1 << 14  # texts that are divided at a time
-
 
 @checked
 def embed(
@@ -72,7 +69,6 @@ def embed(
     precision: EncoderPrecision = "auto",
     truncate_dim: PositiveInt | None = None,
     query_prompt: str | None = None,
-    long_texts: LongTexts | None = None,
     dtype: NumberFormat = "float16",
     shard_size: PositiveInt = 4096,
     workers: NonNegativeInt | None = None,
@@ -122,9 +118,6 @@ def embed(
             must be trained for that.
         query_prompt: Prompt to put before each query of c3 search, for st: models. By default the
             model's own query prompt.
-        long_texts: How to embed texts longer than the model's context. cut (the default) embeds
-            only the beginning, chunk embeds parts (one row each), and mean stores the normalised
-            mean of the parts.
         dtype: Number format of the embeddings on disk: float16 or float32.
         shard_size: Number of inputs per shard. A killed run loses at most one shard.
         workers: Number of processes that decode images. The default depends on the number of cores.
@@ -176,7 +169,7 @@ def embed(
         update=update,
         prune=prune,
     )
-    options = _with_settings_of_store(options, long_texts, exact_decoding, fps, folder, recorded)
+    options = _with_settings_of_store(options, exact_decoding, fps, folder, recorded)
     if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
         raise StoreError(
             f"The store {folder} records another query prompt: "
@@ -247,9 +240,6 @@ def embed(
             reporter=reporter,
         )
 
-    if options.long_texts == "chunk":
-        encoder = encoder or load()
-        corpus.texts = _chunked(corpus.texts, encoder, reporter)
     names_stored_model = (
         recorded is not None
         and model == recorded.model.name
@@ -287,7 +277,6 @@ def embed(
 
 def _with_settings_of_store(
     options: EmbedOptions,
-    long_texts: str | None,
     exact_decoding: bool,
     fps: float | None,
     folder: Path,
@@ -297,20 +286,17 @@ def _with_settings_of_store(
     there are none.
 
     Raises:
-        StoreError: if something else is asked.
+        StoreError: if something else is asked, or long texts of the store were divided.
     """
-    of_store = recorded.preprocessing.get("long_texts", "cut") if recorded else None
-    asked_or_stored = str(long_texts or of_store or "cut")
-    if asked_or_stored not in ("cut", "chunk", "mean") or of_store not in (None, asked_or_stored):
-        raise StoreError(
-            f"--long-texts is {asked_or_stored}"
-            + (f", but the store {folder} was made with {of_store}." if of_store else "."),
-            remedy="Use cut, chunk or mean, the same for all texts of a store.",
-        )
-    options = replace(options, long_texts=asked_or_stored)
     if recorded is None:
         return replace(options, exact_decoding=exact_decoding, fps=1.0 if fps is None else fps)
 
+    if "long_texts" in recorded.preprocessing:
+        raise StoreError(
+            f"The store {folder} was made with --long-texts {recorded.preprocessing['long_texts']}, "
+            "which c3 embed no longer has.",
+            remedy="Embed into another --store, with a model of a longer context.",
+        )
     stored_fps = float(recorded.preprocessing.get("fps", 1.0))
     if fps not in (None, stored_fps):
         raise StoreError(
@@ -578,32 +564,6 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
     )
 
 
-def _chunked(
-    texts: ItemTable[TextItem], encoder: Encoder, reporter: Reporter
-) -> ItemTable[TextItem]:
-    """Return texts with those that the model would cut in parts, which belong to one item; report
-    how many parts there are.
-    """
-    divided = ItemTable(TextItem)
-    for start in range(0, len(texts), _BLOCK):
-        block = texts[start : start + _BLOCK]
-        parts_of_texts = encoder.chunks([text.caption for text in block])
-        for text, parts in zip(block, parts_of_texts, strict=True):
-            if len(parts) <= 1:
-                divided.append(text)
-                continue
-            item = text.image_key or text.key
-            for number, part in enumerate(parts):
-                key = part_key(text.key, number)
-                divided.append(text._replace(key=key, caption=part, image_key=item))
-    if len(divided) > len(texts):
-        reporter.message(
-            f"Texts longer than the model's context are embedded in parts: "
-            f"{counted(len(texts), 'text')} in {counted(len(divided), 'row')}."
-        )
-    return divided
-
-
 def _load_for_store(
     folder: Path,
     encoder: Encoder | Callable[[], Encoder],
@@ -626,8 +586,6 @@ def _load_for_store(
 def _info_of(encoder: Encoder, options: EmbedOptions) -> StoreInfo:
     """Return what a store of the encoder's embeddings records."""
     preprocessing = dict(encoder.preprocess.config)
-    if options.long_texts != "cut":
-        preprocessing["long_texts"] = options.long_texts
     if options.exact_decoding:
         preprocessing["exact_decoding"] = True
     if options.fps != 1:

@@ -58,7 +58,6 @@ class EmbedOptions:
     retry_failed: bool = False
     update: bool = False
     prune: bool = False
-    long_texts: str = "cut"
     exact_decoding: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)  # see `StoreInfo.columns`
 
@@ -307,29 +306,13 @@ class EmbedWork(Work[ShardTask, MadeShard]):
         """Yield the embeddings (n, d) of the texts of each shard."""
         for number, items in shards:
             captions = [item.caption for item in items]
-            # The parts of each text: one, unless its embedding is the mean of several
-            parts_of_texts = [[caption] for caption in captions]
-            if self._options.long_texts == "mean":
-                parts_of_texts = encoder.chunks(captions)
-            counts = [len(parts) for parts in parts_of_texts]
-            first_parts = np.cumsum([0, *counts])[:-1]
-            all_parts = [part for parts in parts_of_texts for part in parts]
-
-            tokens = encoder.tokenise(all_parts)
-            is_first = np.isin(np.arange(len(all_parts)), first_parts)
-            embeddings = np.zeros((len(all_parts), encoder.dim), np.float32)
+            tokens = encoder.tokenise(captions)
+            embeddings = np.zeros((len(captions), encoder.dim), np.float32)
             token_batches = encoder.token_batches(tokens, self._options.batch_size)
             for rows, features in encoder.encode_batches("text", token_batches):
                 embeddings[rows] = features
-                report(int(is_first[rows].sum()), 0)
-
-            if len(all_parts) > len(items):
-                sums = np.add.reduceat(embeddings.astype(np.float64), first_parts)
-                means = sums / np.array(counts)[:, None]
-                if encoder.normalised:
-                    means /= np.linalg.norm(means, axis=1, keepdims=True)
-                embeddings = means.astype(np.float32)
-            truncated = int(encoder.truncated(all_parts, tokens).sum())
+                report(len(rows), 0)
+            truncated = int(encoder.truncated(captions, tokens).sum())
             text_rows = [item._asdict() for item in items]
             yield Batch(number, text_rows, [], truncated=truncated), embeddings
 

@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..arrays import Mask
-from ..corpus.items import PART_SUFFIX, Corpus
+from ..corpus.items import Corpus
 from ..io.locations import is_url
 
-# the key of a text without an image: the stem of its file, its line; of a long text that was
-# divided, its part
-_LINE = rf"(?s)^(?P<file>.*):\d+(?:#\d+)?(?:{PART_SUFFIX})?$"
+# the key of a text without an image: the stem of its file, its line
+_LINE = r"(?s)^(?P<file>.*):\d+(?:#\d+)?$"
 
 
 def absolute(path: str, folder: str | None = None) -> str:
@@ -107,11 +106,8 @@ def _is_in(column: Any, keys: Any) -> Mask:
 
 
 def _stands_alone(texts: Any) -> Any:
-    """Return which texts belong to no image: they have no item, or are parts of a long text, which
-    is their item.
-    """
-    whole = pc.replace_substring_regex(texts["key"], pattern=f"{PART_SUFFIX}$", replacement="")
-    return pc.fill_null(pc.equal(whole, texts["image_key"]), True)
+    """Return which texts belong to no image: they have no item, or are their own."""
+    return pc.fill_null(pc.equal(texts["key"], texts["image_key"]), True)
 
 
 def _files_of_lines(keys: Any) -> Any:

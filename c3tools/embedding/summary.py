@@ -133,7 +133,8 @@ class ModalitySummary:
         ]
         if self.truncated:
             notes.append(
-                f"{counted(self.truncated, name)} longer than the model's context, and cut short."
+                f"{counted(self.truncated, name)} longer than the model's context, and cut short. "
+                "To embed them whole, choose a model with a longer context."
             )
         return notes
 

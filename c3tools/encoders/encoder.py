@@ -197,33 +197,6 @@ class Encoder:
         self.require("audio")
         return self.backend.submit("audio", [sound])()
 
-    def chunks(self, texts: Sequence[str]) -> list[list[str]]:
-        """Divide each text into parts that fit into the context of the model.
-
-        A text that does not fit is divided into halves, and these again: at white space, or between
-        characters where there is none, as in Chinese and Japanese.
-        """
-        parts = [[text] for text in texts]
-        cut_rows = np.flatnonzero(self.truncated(texts, self.tokenise(texts)))
-        divided_rows = [row for row in cut_rows.tolist() if len(texts[row].strip()) > 1]
-        if divided_rows:
-            first_halves: list[str] = []
-            second_halves: list[str] = []
-            for row in divided_rows:
-                words = texts[row].split()
-                between = " "
-                if len(words) == 1:
-                    words = list(words[0])  # its characters
-                    between = ""
-                middle = len(words) // 2
-                first_halves.append(between.join(words[:middle]))
-                second_halves.append(between.join(words[middle:]))
-            first_parts = self.chunks(first_halves)
-            second_parts = self.chunks(second_halves)
-            for row, first, second in zip(divided_rows, first_parts, second_parts, strict=True):
-                parts[row] = [*first, *second]
-        return parts
-
     def encode_queries(self, texts: Sequence[str]) -> Matrix:
         """Return embeddings, float32 (n, d), of search queries.
 

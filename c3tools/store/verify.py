@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ..corpus.items import part_key
 from ..errors import UPDATE, OutputError, StoreError, note_on_interrupt, reason_of
 from ..io.artifact import DATA, read_record
 from ..io.artifact import FORMAT_VERSION as RECORD_VERSION
@@ -442,16 +441,13 @@ def _check_pairing(
             continue
         known = failed.union(*(items[home] for home in homes & items.keys()))
         shards = {shard: content for shard, content in contents.items() if shard[0] == modality}
-        keys = set[str]().union(*(content.keys.to_pylist() for content in shards.values()))
         absent: list[tuple[ShardName, str]] = []
         for shard, content in shards.items():
             rows = zip(content.keys.to_pylist(), content.items.to_pylist(), strict=True)
             for key, item in rows:
                 if not item or item in known or (modality != "text" and item == key):
                     continue
-                # the parts of a long text that was divided belong to that text
-                if part_key(item, 0) not in keys:
-                    absent.append((shard, item))
+                absent.append((shard, item))
         if absent:
             shard, item = absent[0]
             belong = counted(len(absent), "row belongs", "rows belong")

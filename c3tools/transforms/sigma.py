@@ -10,7 +10,6 @@ ones, so they give too small a sigma. Everything that needs a sigma for a store 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -365,8 +364,6 @@ def spread_of_captions(
     """Return the `caption_spread` of the first texts of a split of a store; errors as in
     `sigma_by_rule`.
     """
-    from ..corpus.items import PART_SUFFIX
-
     if "text" not in store.modalities:
         raise TransformError(
             f"sigma 'auto' is derived from captions, but the store {store.path} has no texts.",
@@ -376,25 +373,12 @@ def spread_of_captions(
         missing = f"the {split} split has no captions"
         return SigmaRule("caption_spread", None, "texts alone", missing)
     texts = fitting.first_rows(store, "text", split, most, columns=["key", "image_key"])
-    captions = texts.keys
-    if store.info.preprocessing.get("long_texts") == "chunk":
-        # Parts of a divided text have the key of the whole
-        captions = [re.sub(rf"{PART_SUFFIX}$", "", key) for key in captions]
-    caption_count = len(set(captions))
     # Where every image has one caption, the keys are enough to say so
-    if texts.item_count < caption_count:
+    if texts.item_count < len(texts):
         texts = fitting.first_rows(store, "text", split, most)
     embeddings = texts.embeddings if store.info.normalised else unit_rows(texts.embeddings)
-    item_index = texts.item_index
-    if caption_count < len(texts):
-        # Take the mean of the parts of a long caption, as `--long-texts mean` does
-        _, first_part, caption_index = np.unique(captions, return_index=True, return_inverse=True)
-        order = np.argsort(caption_index, kind="stable")
-        starts = np.searchsorted(caption_index[order], np.arange(len(first_part)))
-        embeddings = unit_rows(np.add.reduceat(embeddings[order], starts, axis=0))
-        item_index = item_index[first_part]
     mean = fitting.moments_of(store, "text", split).mean
-    return caption_spread(embeddings, item_index, mean)
+    return caption_spread(embeddings, texts.item_index, mean)
 
 
 def _pairs_of_store(store: Store, split: str, noised: Side) -> SigmaRule:

@@ -236,22 +236,6 @@ def test_other_captions_are_compared_by_their_image(perfect: Any, known: Any) ->
         evaluate_captions(captions=perfect, against=renamed, **options)
 
 
-def test_parts_of_long_captions_are_not_references(world: World, tmp_path: Path) -> None:
-    rows = world.images.embeddings[:3]
-    images = Rows.of("image", ["a", "b"], rows[:2])
-    texts = Rows.of(
-        "text", ["a", "b~0", "b~1"], rows, caption=["a dog", "a", "cat"], image_key=["a", "b", "b"]
-    )
-    options: Any = {"captions": {"a": "a dog", "b": "a cat"}, "resamples": 0}
-    divided = build_store(tmp_path / "1", images, texts, preprocessing={"long_texts": "chunk"})
-    with pytest.raises(MetricError, match=r"chunk.*\n.*--references"):
-        evaluate_captions(divided, **options)
-    whole = {"a": ["a dog"], "b": ["a cat"]}
-    assert evaluate_captions(divided, references=whole, **options).scores["BLEU-1"] > 99
-    named_so = build_store(tmp_path / "2", images, texts)  # nothing was divided
-    assert evaluate_captions(named_so, **options).scores["BLEU-1"] > 0
-
-
 @pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
 def test_java_scores_are_added(captions_store: Store, perfect: Any) -> None:
     result = evaluate_captions(

@@ -172,7 +172,6 @@ CASES = {
     "embed images_root": Case("photos", f"{embed('paths.csv')} --image-column image"),
     "embed model": Case("c3-mini"),
     "embed random_init": Case("7"),
-    "embed long_texts": Case("chunk", embed("long.txt")),
     "embed shard_size": Case("1"),
     "embed retry_failed": Case("", embed("album").replace("--store s", "--store album-store")),
     "embed update": Case("", embed("album").replace("--store s", "--store album-store")),

@@ -442,7 +442,6 @@ def options_workplace(
         )
         Path("paths.csv").write_text(f"image,caption\n{photos[0]},a dog\n")
         shutil.copy(folder / "photos" / photos[1], photos[0])
-        Path("long.txt").write_text("a dog on the beach " * 60 + "\n")
         test_keys = Store.open("c3-store").load("image", "test").keys
         references = [{"key": key, "captions": ["a red dog"]} for key in test_keys]
         write_jsonl(Path("references.jsonl"), *references)

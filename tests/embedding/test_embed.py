@@ -22,9 +22,9 @@ from c3tools.embedding.shard_work import EmbedOptions, EmbedWork
 from c3tools.embedding.summary import EmbedSummary, ModalitySummary
 from c3tools.encoders import Encoder, load_encoder
 from c3tools.errors import C3Error, StoreError, UnreachableError
-from c3tools.store import Store, StoreWriter, write_rows
+from c3tools.store import Rows, Store, StoreWriter, write_rows
 from c3tools.store.verify import verify_store
-from tests.conftest import Counted, Messages, copy_photos
+from tests.conftest import Counted, Messages, build_store, copy_photos, unit_rows
 from tests.connect.photos import save_tiny_clip
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_list, write_tar
 from tests.golden import recorded
@@ -185,7 +185,6 @@ def test_the_options_are_those_of_a_run_in_every_place() -> None:
     given = {name: each.default for name, each in inspect.signature(embed).parameters.items()}
     own = asdict(EmbedOptions()) | asdict(ReadOptions())
     own |= {
-        "long_texts": None,
         "fps": None,
         "dry_run": False,
     }  # by default as the store says
@@ -231,14 +230,14 @@ def test_the_model_of_the_store_is_said_before_another_one_is_loaded(tmp_path: P
     assert f"The store {tmp_path / 's'} has embeddings of c3-mini." in messages.texts[-1]
 
 
-def test_texts_and_their_parts_are_counted(tmp_path: Path) -> None:
+def test_a_store_of_divided_texts_is_read_but_not_continued(tmp_path: Path) -> None:
     texts = tmp_path / "t.txt"
-    texts.write_text("a dog\n" + "a dog and a cat " * 20)
-    messages = Messages()
-    summary = embed(texts, tmp_path / "s", long_texts="chunk", reporter=messages).summary
-    rows = summary.modalities["text"].embedded
-    assert rows > 2
-    assert f"in parts: 2 texts in {rows} rows." in " ".join(messages.texts)
+    texts.write_text("a dog\n")
+    rows = Rows.of("text", ["t:1~0", "t:1~1"], unit_rows(2, 8), image_key=["t:1", "t:1"])
+    store = build_store(tmp_path / "s", rows, preprocessing={"long_texts": "chunk"})
+    with pytest.raises(StoreError, match=r"made with --long-texts chunk.*\n.*longer context"):
+        embed(texts, tmp_path / "s")
+    assert verify_store(store.path).whole and store.load("text").items == ["t:1", "t:1"]
 
 
 def test_a_dry_run_shows_the_model_of_a_loaded_encoder(tmp_path: Path) -> None:

@@ -19,14 +19,12 @@ from tokenizers.models import BPE
 from typer.testing import CliRunner
 
 import c3tools
-from c3tools import Store, load_encoder, verify_store
+from c3tools import Store, load_encoder
 from c3tools.corpus.image_reader import read_sound
-from c3tools.encoders import Encoder
 from c3tools.encoders.plugins import find_plugin
 from c3tools.errors import C3Error, EncoderError, MissingExtraError, StoreError
 from c3tools.store import Rows
 from tests.conftest import C3, as_json, contents, copy_photos, done
-from tests.stores import unit
 
 st = pytest.importorskip("sentence_transformers", reason="the extra st is not installed")
 soundfile = pytest.importorskip("soundfile", reason="the extra st is not installed")
@@ -364,54 +362,14 @@ def test_a_modality_of_which_every_input_fails_is_said(
 
 
 @pytest.mark.usefixtures("c3")
-def test_long_texts_are_cut_or_divided(models: Path) -> None:
+def test_long_texts_are_cut(models: Path) -> None:
     long = "a dog runs along the beach and a cat looks at the sea from a wall"
-    # 30 letters fit
-    parts = ["a dog runs along the beach and a", "cat looks at the sea from a wall"]
     Path("texts.txt").write_text(f"a bird\n{long}\n")
     model = f"st:{models / 'text'}"
     encoder: Any = load_encoder(model)
     batches = encoder.token_batches([*"abc", "a" * 9000, "b" * 9000], None)
     assert [len(batch) for _, batch in batches] == [3, 1, 1]
-    stores = [
-        embed("texts.txt", how, model=model, long_texts=how) for how in ("cut", "chunk", "mean")
-    ]
-    assert [store.summary.modalities["text"].truncated for store in stores] == [1, 0, 0]
-    _, chunks, means = (store.load("text") for store in stores)
-    assert chunks.keys == ["texts:1", "texts:2~0", "texts:2~1"]
-    assert (chunks.captions[1:], chunks.items[1:], means.captions) == (
-        parts,
-        ["texts:2"] * 2,
-        ["a bird", long],
-    )
-    vectors = loaded(models, "text").encode(["a bird", *parts], **UNIT)
-    assert_close(chunks, vectors)
-    assert_close(means, unit(np.stack([vectors[0], vectors[1:].mean(axis=0)])))
-    Path("texts.txt").write_text(f"a bird\n{long}\na fish\n")
-    assert embed("texts.txt", "chunk").summary.modalities["text"].embedded == 1  # as recorded
-    Path("texts.txt").write_text("a bird\n")
-    gone = embed("texts.txt", "chunk", prune=True).summary.modalities["text"].gone
-    assert gone == ["texts:2~0", "texts:2~1", "texts:3"]
-    copy_photos(Path("photos"), 1)
-    embed("photos", "mixed", model=f"st:{models / 'clip'}", long_texts="chunk")
-    Path("texts.txt").write_text(f"{long * 3}\n")
-    assert embed("texts.txt", "mixed").summary.modalities["text"].embedded > 1
-    assert not verify_store("mixed").findings
-    with pytest.raises(
-        StoreError, match="--long-texts is mean, but the store chunk was made with chunk"
-    ):
-        embed("texts.txt", "chunk", long_texts="mean")
-
-
-def test_open_clip_divides_long_texts_too(encoder: Encoder) -> None:
-    assert encoder.chunks(["dog " * 80, "a dog"]) == [[" ".join(["dog"] * 40)] * 2, ["a dog"]]
-
-
-def test_texts_without_white_space_are_divided_between_characters(encoder: Encoder) -> None:
-    chinese = "她在海边看到一只黄色的狗在跑。" * 20
-    (parts,) = encoder.chunks([chinese])
-    assert "".join(parts) == chinese
-    assert not encoder.truncated(parts, encoder.tokenise(parts)).any()
+    assert embed("texts.txt", "s", model=model).summary.modalities["text"].truncated == 1
 
 
 def test_what_cannot_be_loaded_is_one_error(

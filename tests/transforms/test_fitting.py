@@ -17,7 +17,6 @@ import torch
 from c3tools import Calibration, Moments, Pipeline, Store, preset
 from c3tools.errors import TransformError
 from c3tools.moments import save_moments
-from c3tools.store import Rows
 from c3tools.store.manifest import EXTERNAL_FILE
 from c3tools.store.means import save_means
 from c3tools.transforms import fitting
@@ -34,9 +33,8 @@ from c3tools.transforms.sigma import (
     recommend,
     scaled_spread,
     sigma_by_rule,
-    spread_of_captions,
 )
-from tests.conftest import build_store, make_store, unit_rows
+from tests.conftest import make_store, unit_rows
 from tests.golden import recorded
 from tests.stores import assert_close, gap_store, make_vectors, unit
 
@@ -290,22 +288,6 @@ def test_near_copies_of_captions_have_no_spread(cosine: float) -> None:
     assert ("near copies" in found.missing) == (cosine > 0.9487)
 
 
-def chunked_store(path: Path, *rows: Rows) -> Store:
-    """A store in which long texts were divided into parts."""
-    return build_store(path, *rows, preprocessing={"long_texts": "chunk"})
-
-
-def test_parts_of_a_document_are_one_caption(tmp_path: Path) -> None:
-    """Thirty documents of three parts each, which belong to no image."""
-    owners = np.repeat([f"document {i}" for i in range(30)], 3).tolist()
-    keys = [f"{owner}~{n % 3}" for n, owner in enumerate(owners)]
-    parts = Rows.of("text", keys, unit_rows(90, 8, 0), image_key=owners, caption=keys)
-    store = chunked_store(tmp_path / "store", parts)
-    assert "every item has one caption" in spread_of_captions(store, "all").missing
-    sigma, why = sigma_by_rule("auto", store, "all")
-    assert sigma == PUBLISHED_SIGMA and "every item has one caption" in why
-
-
 def test_no_captions_to_train_on_is_not_one_caption_for_each_image(tmp_path: Path) -> None:
     """Twelve images with three captions each, none of them in the split train."""
     images = unit_rows(12, 8, 1)
@@ -315,21 +297,6 @@ def test_no_captions_to_train_on_is_not_one_caption_for_each_image(tmp_path: Pat
     sigma, why = sigma_by_rule("auto", store)
     assert sigma == sigma_by_rule("pairs", store)[0]
     assert why.endswith("because the train split has no captions")
-
-
-def test_a_divided_caption_counts_as_the_mean_of_its_parts(tmp_path: Path) -> None:
-    """Images with two captions, of which the second was divided; another store has its mean."""
-    images = [f"image {i}" for i in range(12)]
-    owners = [image for image in images for _ in range(3)]
-    keys = [f"{image}#{n}" for image in images for n in ("0", "1~0", "1~1")]
-    embeddings = unit(np.repeat(unit_rows(12, 8, 1), 3, axis=0) + unit_rows(36, 8, 2))
-    divided = Rows.of("text", keys, embeddings, image_key=owners, caption=keys)
-    store = chunked_store(tmp_path / "divided", divided)
-    pairs = embeddings.reshape(12, 3, 8)
-    captions = np.stack([pairs[:, 0], unit(pairs[:, 1] + pairs[:, 2])], axis=1).reshape(24, 8)
-    mean = fitting.moments_of(store, "text", "all").mean
-    expected = caption_spread(captions, np.repeat(range(12), 2), mean)
-    assert spread_of_captions(store, "all").sigma == pytest.approx(expected.sigma, rel=1e-3)
 
 
 def test_the_spread_is_the_mean_cosine_of_pairs_of_captions() -> None:
