@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +36,13 @@ from .items import (
 
 _TEXT_MEMBERS = ("txt", "caption", "text", "json")
 _BLOCK = 512  # bytes of a header in a tar
+# the header of a regular file as tar and WebDataset write it: mode, owner and group, size, time,
+# checksum, type, then after link, format and names the numbers of a device, and no prefix of a name
+_PLAIN_HEADER = re.compile(
+    rb"(?s).{100}(?:[0-7]{6}[0-7 ]\0){3}([0-7]{11})[\0 ][0-7]{11}[\0 ]([0-7]{6})\0 [0\0]"
+    rb".{172}(?:\0{8}|[0-7]{7}\0){2}\0.{166}"
+)
+_SPACES_OF_CHECKSUM = 8 * ord(" ")  # the checksum counts its own eight bytes as spaces
 _REMEDY = (
     "everything before that point is used; copy the file again, then run the same command again to "
     "add the rest"
@@ -209,7 +217,7 @@ def _members(path: Path, corpus: Corpus) -> Iterator[_Member]:
             reader: Any = SimpleNamespace(read=read_header, seek=file.seek, tell=file.tell)
             archive = tarfile.TarFile(fileobj=reader)
             while problem is None:
-                header = archive.next()
+                header = _next_header(file, archive, position)
                 if header is None:
                     break
                 archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
@@ -232,6 +240,50 @@ def _members(path: Path, corpus: Corpus) -> Iterator[_Member]:
                 problem = f"damaged or truncated after {last}, at byte {position:,} of {size:,}"
     if problem is not None:
         corpus.skip(path.name, str(path), "DamagedTar", f"the tar is {problem}; {_REMEDY}")
+
+
+def _next_header(file: BinaryIO, archive: tarfile.TarFile, position: int) -> tarfile.TarInfo | None:
+    """Return the header at a position, None at the end; the archive then leads to the next one.
+
+    Those that are no plain header of a file are left to `tarfile`, which is slow: long names, pax
+    and sparse files, links, folders, whatever is damaged.
+
+    Raises:
+        tarfile.TarError: if the tar is damaged.
+    """
+    # A global header of pax applies to all that follow
+    if not archive.pax_headers:
+        file.seek(position)
+        header = _plain_header(file.read(_BLOCK))
+        if header is not None:
+            header.offset_data = position + _BLOCK
+            blocks = -(-header.size // _BLOCK)
+            archive.offset = header.offset_data + blocks * _BLOCK
+            return header
+    if position > 0:
+        # It has read the first header already. Away from the offset, it looks whether the content
+        # before it is whole
+        archive.firstmember = None  # type: ignore[attr-defined]
+        archive.offset = position
+        file.seek(position - 1)
+    return archive.next()
+
+
+def _plain_header(block: bytes) -> tarfile.TarInfo | None:
+    """Return name and size of a regular file with a plain header; None for any other block."""
+    fields = _PLAIN_HEADER.fullmatch(block)
+    if fields is None:
+        return None
+    checksum = sum(block.translate(None, b"\0"))  # zeros add nothing, and most bytes are zeros
+    checksum += _SPACES_OF_CHECKSUM - sum(block[148:156])
+    if checksum != int(fields[2], 8):
+        return None
+    name = block[:100].partition(b"\0")[0].decode(tarfile.ENCODING, "surrogateescape")
+    if name.endswith("/"):  # a folder, in old tars
+        return None
+    header = tarfile.TarInfo(name)
+    header.size = int(fields[1], 8)
+    return header
 
 
 def _usable_member(

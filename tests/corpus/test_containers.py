@@ -4,6 +4,7 @@ listed."""
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from c3tools.corpus.image_reader import ImageReader
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import read_corpus
+from c3tools.corpus.tars import _members
 from c3tools.photos.finder import PhotoFinder
 from tests.corpus.packing import (
     IMAGE_STRUCT,
@@ -259,6 +261,109 @@ def test_every_cut_is_told_and_what_is_whole_is_read(photos: Path, tmp_path: Pat
     assert (len(corpus.images), errors(corpus)) == (1, {"x.tar": "DamagedTar"})
     whole.write_bytes(b"hello" * 1000)
     assert_refused(r"nothing to embed.*damaged or truncated", whole)
+
+
+FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+
+
+def tar_of_all_kinds(path: Path, tar_format: int) -> None:
+    """A tar with plain members and what other headers there are; ustar has no long names."""
+    names = ["a.jpg", "a.txt", "empty.txt", "a folder/b.jpg", "z.JPG", "t.jpg/", "z.txt"]
+    names += [f"{'x' * 90}/long.jpg", f"{'x' * 90}/long.txt"]
+    if tar_format != tarfile.USTAR_FORMAT:
+        names += [f"{'n' * 150}.jpg", "café.jpg", f"{'é' * 70}.txt", "last.jpg"]
+    with tarfile.open(path, "w", format=tar_format) as archive:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = 0 if name.startswith("empty") else 100 * number + 512
+            info.mtime = 1_700_000_000 + number * (0.5 if tar_format == tarfile.PAX_FORMAT else 1)
+            info.uname = "someone"
+            archive.addfile(info, io.BytesIO(b"%d" % number * info.size))
+        for name, kind in (("d", tarfile.DIRTYPE), ("l.jpg", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            archive.addfile(info)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_plain_headers_are_where_tarfile_finds_them(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    tar_of_all_kinds(path, FORMATS[name])
+    with tarfile.open(path) as archive:
+        files = [info for info in archive if info.isreg()]
+    images = {info.name: info for info in files if info.name.lower().endswith(".jpg")}
+    corpus = read_corpus(path)
+    assert len(images) == len(corpus.images) >= 4
+    for image in corpus.images:
+        info = images[image.path.removeprefix(f"{path}#")]
+        assert image.source is not None
+        assert (image.source.start, image.source.place) == (info.offset_data, info.size)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_plain_headers_are_read_as_tarfile_reads_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.tar"
+    tar_of_all_kinds(path, FORMATS[name])
+    content = path.read_bytes()
+    with tarfile.open(path) as archive:
+        starts = [info.offset_data - 512 for info in archive.getmembers()]
+    # whole, cut near each header, and bytes of two headers changed, with a right checksum and
+    # without
+    cases = [content]
+    for start in starts:
+        cases += [content[: start + cut] for cut in (-512, -1, 0, 1, 400, 511, 512, 513)]
+    for start in (starts[0], starts[-3]):
+        for place in (*range(0, 512, 17), 99, 107, *range(124, 158, 3), 328, 344, 345):
+            for changed in (0, ord("8")):
+                block = bytearray(content[start : start + 512])
+                block[place] = changed
+                cases.append(content[:start] + block + content[start + 512 :])
+                if not 148 <= place < 156:
+                    total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+                    block[148:156] = b"%06o\0 " % total
+                    cases.append(content[:start] + block + content[start + 512 :])
+
+    def read_members() -> list[Any]:
+        found: list[Any] = []
+        for case in cases:
+            path.write_bytes(case)
+            corpus = Corpus()
+            found.append((list(_members(path, corpus)), corpus.skipped))
+        return found
+
+    read = read_members()
+    monkeypatch.setattr("c3tools.corpus.tars._plain_header", lambda _: None)
+    assert read == read_members()
+
+
+def test_a_global_header_applies_to_plain_members(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    headers = {"size": "7"}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=headers) as archive:
+        for name in ("a.jpg", "b.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            archive.addfile(info, io.BytesIO(b"bytes"))
+    assert [image.size for image in read_corpus(path).images] == [7, 7]
+
+
+def test_plain_members_are_read_without_tarfile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "x.tar", [(f"{i}.jpg", b"%d" % i) for i in range(9)])
+    read_by_tarfile = []
+    original = tarfile.TarInfo.fromtarfile
+
+    def fromtarfile(archive: tarfile.TarFile) -> tarfile.TarInfo:
+        read_by_tarfile.append(archive.offset)
+        return original(archive)
+
+    monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", fromtarfile)
+    assert len(read_corpus(path).images) == 9
+    # the first header, when the tar is opened, and the end mark
+    assert read_by_tarfile == [0, 9 * 1024]
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
