@@ -822,18 +822,20 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
     # The rows of the captions file that was given, by the key of their image; the captions in
     # containers are not used then
     captions_by_key: dict[str, list[CaptionRow]] = {}
+    split_of_captions: str | None = None
     container_options = options
     if options.captions is not None:
         options.note_use("captions")
+        split_of_captions = split_in_name(Path(str(options.captions)).stem)
         container_options = replace(options, text_column=None)
         captions_by_key = _captions_by_key(options.captions, options)
     path_by_key = {image.key: image.path for image in chain(corpus.images, corpus.videos)}
     has_files = bool(path_by_key)
     names_in_containers: set[str | None] = set()
-    for container in sorted(containers, key=str):
+    for container, read_container in sorted(containers.items(), key=lambda pair: str(pair[0])):
         corpus.containers.append(str(container))
-        read_container = containers[container]
         try:
+            split_of_file = split_of_container(container)
             for row in corpus.merge_rows(read_container(container, container_options, corpus)):
                 image = row.image
                 if image.key in path_by_key:
@@ -843,7 +845,7 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                 captions = row.captions
                 row_split = image.split
                 columns = image.columns
-                file_split = split_of_container(container)
+                file_split = split_of_file
                 # What the captions file says of the image comes first
                 if options.captions is not None:
                     caption_rows = captions_by_key.pop(image.key, [])
@@ -853,7 +855,7 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                     if caption_rows:
                         columns_of_rows = [caption_row.columns for caption_row in caption_rows]
                         columns = corpus.columns_of(image.key, columns_of_rows) or columns
-                        file_split = split_in_name(Path(str(options.captions)).stem) or file_split
+                        file_split = split_of_captions or file_split
                 folder_splits = corpus.folder_splits
                 folder_split = folder_splits.get(image.path) or folder_splits.get(str(container))
                 split = corpus.split_of(row_split, file_split, folder_split)
@@ -861,13 +863,11 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
         except (CorpusError, OSError) as error:
             # What cannot be read may be what an option was given for
             options.note_use(*_WHY_UNUSED)
-            reason = reason_of(error)
-            if not is_only_input:
-                corpus.skip(container.name, str(container), "UnreadableContainer", reason)
-            elif isinstance(error, CorpusError):
+            if is_only_input and isinstance(error, CorpusError):
                 raise
-            else:
-                raise CorpusError(f"{container}: {reason}.") from error
+            if is_only_input:
+                raise CorpusError(f"{container}: {reason_of(error)}.") from error
+            corpus.skip(container.name, str(container), "UnreadableContainer", reason_of(error))
     # The captions file may also name images that lie in folders
     if has_files:
         not_in_files = corpus.captions_without_image

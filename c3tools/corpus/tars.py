@@ -34,6 +34,8 @@ from .items import (
     is_utf8,
 )
 
+_PASSED_OVER = VIDEO_SUFFIXES | AUDIO_SUFFIXES
+_MEDIA_SUFFIXES = IMAGE_SUFFIXES | _PASSED_OVER
 _TEXT_MEMBERS = ("txt", "caption", "text", "json")
 _BLOCK = 512  # bytes of a header in a tar
 # the header of a regular file as tar and WebDataset write it: mode, owner and group, size, time,
@@ -128,7 +130,7 @@ def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
     for member in _members(path, corpus):
         key, suffix = _split_member(as_key(member.name))
         ending = _ending(suffix)
-        if ending in VIDEO_SUFFIXES | AUDIO_SUFFIXES:
+        if ending in _PASSED_OVER:
             passed_over[ending] += 1
             continue
         sample = samples.setdefault(key, _Sample())
@@ -316,7 +318,7 @@ def _usable_member(
     if not header.isreg():
         return
     start = header.offset_data
-    if _ending(suffix) in IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES:
+    if _ending(suffix) in _MEDIA_SUFFIXES:
         yield _Member(name, start, header.size, None)
     elif is_text:
         yield _Member(name, start, header.size, file.read(header.size))

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from c3tools.corpus.containers import split_of_container
 from c3tools.corpus.image_reader import ImageReader
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import read_corpus
@@ -614,3 +615,20 @@ def test_absolute_paths_below_the_root_that_is_given(photos: Path, tmp_path: Pat
     )
     corpus = read_corpus(path, image_column="image", images_root=tmp_path)
     assert keys(corpus) == [f"photos/{photo.key}" for photo in chosen]
+
+
+def test_the_split_of_a_file_is_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train-0.tar", "val-0.tar"):
+        write_tar(tmp_path / name, [(f"{name[:5]}{i}.jpg", b"%d" % i) for i in range(5)])
+    looked_up = []
+
+    def look_up(path: Path) -> str | None:
+        looked_up.append(path.name)
+        return split_of_container(path)
+
+    monkeypatch.setattr("c3tools.corpus.reading.split_of_container", look_up)
+    splits = [image.split for image in read_corpus(tmp_path).images]
+    assert splits == ["train"] * 5 + ["val"] * 5
+    assert looked_up == ["train-0.tar", "val-0.tar"]
