@@ -45,7 +45,7 @@ from ..store.shards import CORPUS_SPLIT, ShardName, shards_in
 from .inputs import MEDIA, StoredInputs, record_inputs
 from .keys import with_stored_keys
 from .plan import Plan, plan_corpus
-from .shard_work import EmbedOptions, EmbedWork, ShardEdit, ShardTask, rewritten_shard, writing_to
+from .shard_work import EmbedOptions, EmbedWork, ShardEdit, ShardTasks, rewritten_shard, writing_to
 from .sources import Sources, absolute
 from .summary import EmbedSummary, ModalitySummary
 
@@ -412,10 +412,9 @@ def embed_corpus(
             tasks = plan.new + plan.changed
             if tasks:
                 encoder = _load_for_store(folder, encoder, options, needed)
-                work = EmbedWork(
-                    opened, modality, plan.items, encoder, options, edits_with_new_rows
-                )
-                _make_shards(work, tasks, writer, plan.summary, executor, reporter)
+                work = EmbedWork(opened, modality, encoder, options)
+                shard_tasks = ShardTasks(plan.items, tasks, edits_with_new_rows)
+                _make_shards(work, shard_tasks, writer, plan.summary, executor, reporter)
             # Texts are not recorded as inputs, since no file of their own is behind them
             if modality in MEDIA:
                 made_media_shards += [(modality, shard_number) for shard_number, _ in tasks]
@@ -604,7 +603,7 @@ def _info_of(encoder: Encoder, options: EmbedOptions) -> StoreInfo:
 
 def _make_shards(
     work: EmbedWork,
-    tasks: Sequence[ShardTask],
+    tasks: ShardTasks,
     writer: StoreWriter,
     summary: ModalitySummary,
     executor: Executor,
@@ -615,7 +614,7 @@ def _make_shards(
     failed = 0
     start = time.perf_counter()
     label = f"{work.modality.capitalize()}s"
-    total = sum(len(inputs) for _, inputs in tasks)
+    total = tasks.count_inputs()
     with reporter.progress(label, total) as progress:
 
         def report(done: int, failures: int) -> None:

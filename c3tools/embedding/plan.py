@@ -39,7 +39,7 @@ from ..store.dataset import with_column
 from ..store.rows import own_items
 from ..store.shards import ShardName, ShardRecord
 from .inputs import MEDIA, StoredInputs, absolute_paths
-from .shard_work import EmbedOptions, ShardEdit, ShardTask
+from .shard_work import EmbedOptions, PlannedShard, ShardEdit
 from .sources import Sources
 from .summary import ModalitySummary
 
@@ -49,8 +49,8 @@ class Plan:
     """The plan of one modality."""
 
     items: ItemTable[Any]  # its inputs in the corpus, with the splits that they have in the store
-    new: list[ShardTask]  # inputs to embed
-    changed: list[ShardTask]  # inputs to embed again, by the shards that have them
+    new: list[PlannedShard]  # inputs to embed
+    changed: list[PlannedShard]  # inputs to embed again, by the shards that have them
     moved: Indices  # positions of inputs whose new paths are written
     same: Indices  # positions of files with the bytes of their rows, of another time
     edits: dict[int, ShardEdit]  # by number of shard: rows to remove, new paths and columns
@@ -294,7 +294,7 @@ def _plan_of(
         [("part", "ascending"), ("position", "ascending")]
     )
     summary.changed = changed_rows["key"].to_pylist()
-    changed: list[ShardTask] = []
+    changed: list[PlannedShard] = []
     for part in pc.unique(changed_rows["part"]).to_pylist():
         of_part = changed_rows.filter(pc.equal(changed_rows["part"], part))
         changed.append((part, of_part["position"].to_numpy()))

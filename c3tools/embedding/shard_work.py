@@ -42,7 +42,8 @@ from ..store.shards import (
 from .sounds import encode_sound
 from .summary import ModalitySummary
 
-ShardTask = tuple[int, Indices]  # a shard's number, and the positions of its inputs in the corpus
+# a shard's number, and the positions of its inputs in the corpus
+PlannedShard = tuple[int, Indices]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,57 @@ class ShardEdit:
 
 
 @dataclass(frozen=True)
+class ShardTask:
+    """A shard to make.
+
+    Attributes:
+        number: of the shard.
+        items: its inputs.
+        edit: of the shard that exists and whose rows are replaced; None for a new shard.
+    """
+
+    number: int
+    items: ItemTable[Any]
+    edit: ShardEdit | None
+
+
+class ShardTasks(Sequence[ShardTask]):
+    """The shards to make; each task is made when it is asked for, so that a machine gets the inputs
+    of its own shards alone.
+
+    Args:
+        items: the inputs of the corpus.
+        planned: the shards.
+        edits: of the shards that exist, by number.
+    """
+
+    def __init__(
+        self,
+        items: ItemTable[Any],
+        planned: Sequence[PlannedShard],
+        edits: Mapping[int, ShardEdit],
+    ) -> None:
+        self._items = items
+        self._planned = planned
+        self._edits = edits
+
+    def __len__(self) -> int:
+        """Return the number of shards."""
+        return len(self._planned)
+
+    def count_inputs(self) -> int:
+        """Return the number of inputs of all shards."""
+        return sum(len(positions) for _, positions in self._planned)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one task."""
+        number, positions = self._planned[index]
+        rows: Any = self._items.table.take(pa.array(positions, pa.int64()))
+        items = ItemTable(self._items.kind, rows)
+        return ShardTask(number, items, self._edits.get(number))
+
+
+@dataclass(frozen=True)
 class MadeShard:
     """A shard that a task has written.
 
@@ -103,25 +155,19 @@ class EmbedWork(Work[ShardTask, MadeShard]):
     Args:
         store: the store to write to, which already exists.
         modality: ``image``, ``video``, ``audio`` or ``text``.
-        items: the inputs that the positions in tasks are of.
         encoder: is used in this process; others load the same model, once each.
         options: see there.
-        edits: of the shards that exist and whose rows are replaced.
     """
 
     def __init__(
         self,
         store: Store,
         modality: str,
-        items: ItemTable[Any],
         encoder: Encoder,
         options: EmbedOptions,
-        edits: Mapping[int, ShardEdit],
     ) -> None:
         self.modality = modality
         self.store = store
-        self.edits = edits
-        self._items = items
         self._options = options
         self._cores = cores()
         self._encoder: Encoder | None = encoder
@@ -145,7 +191,7 @@ class EmbedWork(Work[ShardTask, MadeShard]):
 
     def name(self, task: ShardTask) -> str:
         """Return a name such as ``text shard 3``."""
-        return f"{self.modality} shard {task[0]}"
+        return f"{self.modality} shard {task.number}"
 
     def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[MadeShard]:
         """Embed the inputs of these shards and write them; images are decoded ahead, across shards,
@@ -161,7 +207,14 @@ class EmbedWork(Work[ShardTask, MadeShard]):
         elif self.modality == "text":
             encode = self._texts
         no_features = np.zeros((0, self._encoder.dim), np.float32)
-        shards = ((number, self._items.take(positions)) for number, positions in tasks)
+        edits: dict[int, ShardEdit | None] = {}
+
+        def inputs_of_shards() -> Iterator[tuple[int, list[Any]]]:
+            for task in tasks:
+                edits[task.number] = task.edit
+                yield task.number, list(task.items)
+
+        shards = inputs_of_shards()
         start = time.perf_counter()
         encoded = encode(self._encoder, shards, report)
         writing: Future[MadeShard] | None = None
@@ -176,13 +229,21 @@ class EmbedWork(Work[ShardTask, MadeShard]):
                 elapsed = time.perf_counter() - start
                 if writing is not None:
                     yield writing.result()
-                writing = writer.submit(self._write_shard, number, batches, embeddings, elapsed)
+                edit = edits.pop(number)
+                writing = writer.submit(
+                    self._write_shard, number, batches, embeddings, elapsed, edit
+                )
                 start = time.perf_counter()
             if writing is not None:
                 yield writing.result()
 
     def _write_shard(
-        self, number: int, batches: Sequence[Batch], embeddings: Matrix, elapsed: float
+        self,
+        number: int,
+        batches: Sequence[Batch],
+        embeddings: Matrix,
+        elapsed: float,
+        edit: ShardEdit | None,
     ) -> MadeShard:
         """Write a new shard, or stage one that takes the place of the shard that is there.
 
@@ -191,6 +252,7 @@ class EmbedWork(Work[ShardTask, MadeShard]):
             batches: of its inputs.
             embeddings: of their rows (n, d).
             elapsed: seconds in which they were decoded and encoded.
+            edit: see `ShardTask`.
         """
         start = time.perf_counter()
         info = self.store.info
@@ -208,11 +270,11 @@ class EmbedWork(Work[ShardTask, MadeShard]):
         replaced: SplitMoments = {}
         folder = self.store.path
         with writing_to(folder):
-            if number in self.edits:
+            if edit is not None:
                 folder /= REWRITING
                 # The former row of an input that fails now stays, so the failure is not recorded
                 table, recorded_failures, replaced = rewritten_shard(
-                    self.store, self.modality, number, self.edits[number], table
+                    self.store, self.modality, number, edit, table
                 )
             path = folder / part_name(self.modality, number)
             record = write_rows(path, info, self.modality, table, recorded_failures)
@@ -227,7 +289,7 @@ class EmbedWork(Work[ShardTask, MadeShard]):
                 "writing": time.perf_counter() - start,
             },
         )
-        if number in self.edits:
+        if edit is not None:
             summary.updated = len(rows)
             summary.not_updated = [failure.key for failure in failures]
         else:

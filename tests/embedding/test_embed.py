@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import pickle
 import shutil
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from c3tools.embedding.shard_work import EmbedOptions, EmbedWork
 from c3tools.embedding.summary import EmbedSummary, ModalitySummary
 from c3tools.encoders import Encoder, load_encoder
 from c3tools.errors import C3Error, StoreError, UnreachableError
+from c3tools.executors import Executor, Report, Work
+from c3tools.executors.local import Result, Task
 from c3tools.store import Rows, Store, StoreWriter, write_rows
 from c3tools.store.verify import verify_store
 from tests.conftest import Counted, Messages, build_store, copy_photos, unit_rows
@@ -377,3 +381,26 @@ def test_an_interrupted_run_says_whether_a_shard_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, "finish", Mock(side_effect=KeyboardInterrupt))
         assert interrupted().startswith(f"Finished shards are kept in {store};")
+
+
+class Sending(Executor):
+    """What another machine would get, and in this process the work itself."""
+
+    def run(
+        self, work: Work[Task, Result], tasks: Sequence[Task], report: Report
+    ) -> Iterator[Result]:
+        self.works = pickle.dumps(work)
+        self.tasks = [pickle.dumps(tasks[position]) for position in range(len(tasks))]
+        return super().run(work, tasks, report)
+
+
+def test_a_machine_gets_the_inputs_of_its_own_shards_alone(tmp_path: Path) -> None:
+    texts = [f"text of line {number}" for number in range(8)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    executor = Sending()
+    options = EmbedOptions(shard_size=2, workers=0)
+    corpus = read_corpus(tmp_path / "texts.txt")
+    embed_corpus(corpus, tmp_path / "store", colour_encoder(), options, executor=executor)
+    held = [[text for text in texts if text.encode() in task] for task in executor.tasks]
+    assert held == [texts[:2], texts[2:4], texts[4:6], texts[6:]]
+    assert b"text of line" not in executor.works
