@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from ..arrays import Mask
 from ..errors import StoreError
 from ..reporter import counted
-from ..store.rows import one_array
+from ..store.rows import one_array, text_scalar, true_mask
 
 _CONDITION = re.compile(r"(.+?)\s*(<=|>=|<|>|=)\s*(.*)", re.DOTALL)
 _COMPARISONS: dict[str, Any] = {
@@ -51,9 +51,8 @@ class Columns:
                 column = pc.cast(column, pa.string())
             elif pa.types.is_string(column.type):
                 texts: Any = pc.utf8_trim_whitespace(column)
-                texts = pc.if_else(
-                    pc.equal(texts, pa.scalar("")), pa.scalar(None, pa.string()), texts
-                )
+                is_empty = pc.equal(texts, text_scalar(""))
+                texts = pc.if_else(is_empty, pa.nulls(1, pa.string())[0], texts)
                 is_number = pc.match_substring_regex(texts, _NUMBER)
                 if texts.null_count < len(texts) and pc.all(is_number).as_py():
                     column = pc.cast(texts, pa.float64())
@@ -95,10 +94,11 @@ class Columns:
             if number is None:
                 raise StoreError(f"{wrong}: {wanted!r} is no number. {self._described(name)}")
             # By NumPy, since Arrow refuses to compare large whole numbers with fractions
-            is_there = np.asarray(values.is_valid())
-            found = is_there & _COMPARISONS[sign](values.fill_null(0).to_numpy(), number)
+            is_there = true_mask(values.is_valid())
+            without_nulls: Any = pc.coalesce(values, text_scalar("0").cast(values.type))
+            found = is_there & _COMPARISONS[sign](np.from_dlpack(without_nulls), number)
         elif sign == "=":
-            found = np.asarray(pc.equal(values, pa.scalar(wanted)).fill_null(False))
+            found = true_mask(pc.equal(values, text_scalar(wanted)))
         else:
             raise StoreError(
                 f"{wrong}: the values of {name} are not all numbers. {self._described(name)}",

@@ -47,7 +47,7 @@ from ..lists import as_list
 from ..reporter import SILENT, Reporter, counted
 from ..result_table import Table
 from ..store import Store, embedding_matrix
-from ..store.rows import keys_of, one_array
+from ..store.rows import integer_array, keys_of, one_array, text_scalar, true_mask
 from ..store.shards import FUSED, INFO_FILE, ShardName, part_name, read_header, shard_schema
 from ..transforms import Pipeline
 from ..transforms.calibration import Calibration
@@ -308,7 +308,7 @@ class Index:
         coder = CodeFormat(read_all(folder / TRAINED_FILE))
 
         # Read the columns of each row that a hit shows, in the order of the vectors
-        tables = [_ROW_SCHEMA.empty_table()]
+        tables = [pa.Table.from_batches([], _ROW_SCHEMA)]
         for modality in source.modalities:
             schema = shard_schema(modality, source.info)
             read_names = {*HIT_COLUMNS, *source.info.columns}
@@ -317,13 +317,13 @@ class Index:
                 shown: dict[str, Any] = {name: batch.column(name) for name in columns}
                 if "pair_key" in shown:  # the item of a sound, as image_key is that of a text
                     shown["image_key"] = shown.pop("pair_key")
-                shown["modality"] = pa.array([modality] * len(batch), pa.string())
+                shown["modality"] = pa.repeat(text_scalar(modality), len(batch))
                 tables.append(pa.table(shown))
         names = [*_ROW_SCHEMA.names, *sorted(source.info.columns)]
         rows = pa.concat_tables(tables, promote_options="permissive").select(names)
 
         # Give texts the paths of the images, videos or sounds that their image_key names
-        is_file = pc.not_equal(rows.column("modality"), pa.scalar("text"))
+        is_file = pc.not_equal(rows.column("modality"), text_scalar("text"))
         files = rows.filter(pc.and_(is_file, rows.column("path").is_valid()))
         file_rows = pc.index_in(
             one_array(rows.column("image_key")), value_set=one_array(files.column("key"))
@@ -681,8 +681,7 @@ class Index:
         """Return which rows a search may return, (n,)."""
         is_allowed = np.ones(self.rows.num_rows, bool)
         if split not in (None, ALL):
-            is_in_split = pc.equal(self.rows.column("split"), pa.scalar(split))
-            is_allowed = np.asarray(is_in_split.fill_null(False))
+            is_allowed = true_mask(pc.equal(self.rows.column("split"), text_scalar(split)))
             if not is_allowed.any():
                 splits = self.rows.column("split").drop_null().unique().to_pylist()
                 raise StoreError(
@@ -699,9 +698,7 @@ class Index:
         """Return the hits of each query, given the rows of each hit, the best first."""
         # Read the columns of all rows at once
         numbers = sorted({row.row for hits in found for rows in hits for row in rows})
-        buffer = pa.py_buffer(np.array(numbers, np.int64).tobytes())  # `pa.array` imports pandas
-        places = pa.Array.from_buffers(pa.int64(), len(numbers), [None, buffer])
-        table = self.rows.take(places).drop_columns("sha256")
+        table = self.rows.take(integer_array(np.array(numbers))).drop_columns("sha256")
         about = dict(zip(numbers, table.to_pylist(), strict=True))
         for values in about.values():
             values["columns"] = {name: values.pop(name) for name in self.source.info.columns}

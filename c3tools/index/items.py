@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..arrays import Indices
-from ..store.rows import one_array
+from ..store.rows import integer_array, integers, one_array, text_scalar, true_mask
 from ..store.shards import FUSED
 
 
@@ -38,26 +38,27 @@ class Items:
     def of(cls, rows: pa.Table) -> Items:
         """Return the items of rows with modality, key, caption, image_key and sha256."""
         keys: Any = one_array(rows.column("key"))
-        image_keys = pc.coalesce(one_array(rows.column("image_key")), pa.scalar(""))
-        names_no_image = pc.equal(image_keys, pa.scalar(""))
-        is_text = pc.equal(one_array(rows.column("modality")), pa.scalar("text"))
+        image_keys = pc.coalesce(one_array(rows.column("image_key")), text_scalar(""))
+        names_no_image = pc.equal(image_keys, text_scalar(""))
+        is_text = pc.equal(one_array(rows.column("modality")), text_scalar("text"))
         is_alone = pc.and_(is_text, names_no_image)
         # The key of a text without an image may be that of an image
-        text_names: Any = pc.binary_join_element_wise(keys, pa.scalar("text"), pa.scalar("\0"))
+        text_names: Any = pc.binary_join_element_wise(keys, text_scalar("text"), text_scalar("\0"))
         own_names = pc.if_else(is_alone, text_names, keys)
         names: Any = pc.if_else(names_no_image, own_names, image_keys)
-        numbers = np.asarray(names.dictionary_encode().indices, np.int64)
+        numbers = integers(names.dictionary_encode().indices)
 
         # Items of the same content get the number of the first of them
         captions: Any = one_array(rows.column("caption"))
         digests: Any = one_array(rows.column("sha256"))
-        is_fused = pc.equal(one_array(rows.column("modality")), pa.scalar(FUSED))
-        of_both: Any = pc.binary_join_element_wise(digests, captions, pa.scalar("\0"))
+        is_fused = pc.equal(one_array(rows.column("modality")), text_scalar(FUSED))
+        of_both: Any = pc.binary_join_element_wise(digests, captions, text_scalar("\0"))
         contents = pc.if_else(is_alone, captions, pc.if_else(is_fused, of_both, digests))
-        with_content = np.flatnonzero(np.asarray(contents.is_valid()))
+        with_content = np.flatnonzero(true_mask(contents.is_valid()))
         items, first_rows = np.unique(numbers[with_content], return_index=True)
-        codes = contents.take(pa.array(with_content[first_rows])).dictionary_encode().indices
-        _, first_items, same = np.unique(np.asarray(codes), return_index=True, return_inverse=True)
+        first_contents = contents.take(integer_array(with_content[first_rows]))
+        codes = integers(first_contents.dictionary_encode().indices)
+        _, first_items, same = np.unique(codes, return_index=True, return_inverse=True)
         first_of_copies = np.arange(len(numbers))
         first_of_copies[items] = items[first_items[same]]
         numbers = first_of_copies[numbers]

@@ -115,7 +115,7 @@ class Rows:
         """The number of each row's item, int64 (n,), items numbered in the order of their first
         rows.
         """
-        return _numbers(own_items(self.table).dictionary_encode().indices)
+        return integers(own_items(self.table).dictionary_encode().indices)
 
     @property
     def item_count(self) -> int:
@@ -205,14 +205,38 @@ def one_array(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.Array[Any]:
         return column
     if pa.types.is_string(column.type) and column.nbytes > _MOST_BYTES:
         column = column.cast(pa.large_string())
-    return pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    return pa.concat_arrays(column.chunks or [pa.nulls(0, column.type)])
+
+
+def text_scalar(text: str) -> pa.StringScalar:
+    """Return a text as an Arrow scalar.
+
+    This and the next two functions are for opening and searching an index, which would take longer
+    with pandas: `pa.scalar`, `pa.array`, ``fill_null`` and `np.asarray` of an Arrow array import
+    it.
+    """
+    content = text.encode()
+    offsets = pa.py_buffer(np.array([0, len(content)], np.int32).tobytes())
+    return pa.StringArray.from_buffers(1, offsets, pa.py_buffer(content))[0]
+
+
+def integer_array(numbers: Indices) -> pa.Array[Any]:
+    """Return whole numbers (n,) as an Arrow array."""
+    content = np.ascontiguousarray(numbers, np.int64).tobytes()
+    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(content)])
+
+
+def true_mask(values: pa.Array[Any] | pa.ChunkedArray[Any]) -> Mask:
+    """Return which of n booleans are true, and not null: bool (n,)."""
+    is_true = pc.and_kleene(values.is_valid(), values)
+    return np.from_dlpack(one_array(is_true.cast(pa.uint8()))).view(bool)
 
 
 def match_items(first: pa.Array[Any], second: pa.Array[Any]) -> Indices:
     """Return for each key of ``second`` where ``first`` has it (first occurrence), or -1; null
     matches nothing.
     """
-    return _numbers(pc.index_in(second, value_set=first, skip_nulls=True).fill_null(-1))
+    return integers(pc.index_in(second, value_set=first, skip_nulls=True).fill_null(-1))
 
 
 def keys_of(table: pa.Table | pa.RecordBatch) -> list[str]:
@@ -312,5 +336,6 @@ def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
     return index, len(different)
 
 
-def _numbers(array: pa.Array[Any]) -> Indices:
+def integers(array: pa.Array[Any]) -> Indices:
+    """Return an Arrow array of n whole numbers without nulls as int64 (n,)."""
     return np.from_dlpack(array).astype(np.int64)

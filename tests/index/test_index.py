@@ -6,6 +6,8 @@ import inspect
 import os
 import re
 import shutil
+import subprocess
+import sys
 from base64 import b64decode
 from dataclasses import FrozenInstanceError
 from io import BytesIO
@@ -32,6 +34,15 @@ from tests.golden import recorded
 from tests.stores import assert_close, gap_store, make_vectors, unit
 
 faiss = pytest.importorskip("faiss", reason="faiss is an extra")
+SEARCHES = """
+import sys
+import numpy as np
+from c3tools import Index
+index = Index.open(sys.argv[1])
+index.search(vector=np.ones(index.record["dim"]), by="row")
+index.search(key="a", split="train", where=["price>2", "colour=red"])
+print("pandas" in sys.modules)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -563,3 +574,15 @@ def test_the_recall_of_few_rows_is_that_of_all_of_them(tmp_path: Path) -> None:
     store = build_store(tmp_path / "store", texts)
     index = build_index(store, output=tmp_path / "index", factory="Flat")
     assert index.record["recall@3"] == 1
+
+
+def test_opening_and_searching_do_not_import_pandas(tmp_path: Path) -> None:
+    pytest.importorskip("pandas", reason="pyarrow imports pandas only if it is installed")
+    columns: Any = {"price": ["1", "", "3.5", "4"], "colour": ["red", None, "red", "blue"]}
+    images = Rows.of("image", [*"abcd"], unit_rows(4, 8), split=["train"] * 4, **columns)
+    texts = Rows.of("text", ["e"], unit_rows(1, 8), image_key=["a"], split=["val"])
+    build_store(tmp_path / "store", images, texts, columns=dict.fromkeys(columns, "string"))
+    index = build_index(tmp_path / "store", output=tmp_path / "index")
+    command = [sys.executable, "-c", SEARCHES, str(index.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
