@@ -21,11 +21,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,7 @@ from .codes import (
 from .conditions import Columns
 from .items import Items
 from .queries import Query, combined
+from .ranking import FoundRow, ItemRows, ScoredRows, among_first
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -78,6 +79,7 @@ _OWN = Path("c3-index")  # where c3 index writes to
 _ONE_SEARCH = Lock()
 _ROW_COLUMNS = ("modality", "key", "caption", "path", "image_key", "split", "sha256")
 _ROW_SCHEMA = pa.schema([(name, pa.string()) for name in _ROW_COLUMNS])
+_HIT_FIELDS = ("key", "modality", "caption", "path", "image_key", "split")  # in the order of `Hit`
 _PROVENANCE = ("model", "store")
 
 
@@ -181,19 +183,6 @@ class SearchResult:
         return Table(
             ("score", "modality", "key", "caption or path"), rows, self.query
         )._repr_html_()
-
-
-class _FoundRow(NamedTuple):
-    """A row that a hit has, with the first fields of `Hit`."""
-
-    score: float
-    cosine: float
-    row: int
-
-    @classmethod
-    def of(cls, row: int, score: float, cosine: float) -> _FoundRow:
-        """Return the row with its score and its cosine as they are shown."""
-        return cls(round(score, 6), round(cosine, 6), row)
 
 
 @dataclass(repr=False)
@@ -629,52 +618,46 @@ class Index:
             name: self._nearest(name, queries, k, is_allowed, nprobe, by) for name in searched
         }
         norms = np.linalg.norm(queries, axis=1)  # some pipelines leave others than 1
-        scales = [
-            {
-                name: self.calibration.scale(query, name, modality, combined=modality is None)
-                for name in searched
-            }
-            for query in queries
-        ]
+        scales = {
+            name: self.calibration.scale(queries, name, modality, combined=modality is None)
+            for name in searched
+        }
 
         def scored(
-            number: int, name: str, rows: Indices, products: Matrix
-        ) -> dict[int, tuple[float, float]]:
-            """Return the score and the cosine, by row, of rows of one modality with a query."""
-            cosines = products / norms[number]
-            scores = scales[number][name].scores(cosines)
-            pairs = zip(scores.tolist(), cosines.tolist(), strict=True)
-            return dict(zip(rows.tolist(), pairs, strict=True))
+            name: str, query_numbers: Indices, rows: Indices, products: Matrix
+        ) -> ScoredRows:
+            """Score rows of one modality: their queries, numbers and products, (n,) each."""
+            cosines = products / norms[query_numbers]
+            scores = scales[name].of_queries(query_numbers).scores(cosines)
+            return ScoredRows(query_numbers, rows, scores, cosines)
 
         # Choose the rows of each hit, the best first
-        found: list[list[list[_FoundRow]]] = [[] for _ in queries]
+        count = self.rows.num_rows
+        found: list[list[list[FoundRow]]] = [[] for _ in queries]
         for names in [[name] for name in searched] if separate else [searched]:
-            for number, hits in enumerate(found):
-                scores: dict[int, tuple[float, float]] = {}
-                for name in names:
-                    scores |= scored(number, name, *nearest[name][number])
-                best_rows = sorted(scores, key=lambda row: -scores[row][0])
-                if by == "row":
-                    hits += [[_FoundRow.of(row, *scores[row])] for row in best_rows[:k]]
-                    continue
+            parts = [scored(name, *nearest[name]) for name in names]
+            best = ScoredRows.joined(parts).by_score()
+            if by == "row":
+                best = best.take(among_first(best.queries, k))
+                for number, row in zip(best.queries.tolist(), best.rounded(), strict=True):
+                    found[number].append([row])
+                continue
 
-                # Score the rows of the best items that are not among the nearest
-                best_items = dict.fromkeys(self.items.numbers[best_rows].tolist())
-                rows_of_items = [self.items.rows_of(item) for item in best_items][:k]
-                other_rows = np.setdiff1d(np.concatenate([[], *rows_of_items]), best_rows)
-                other_rows = other_rows.astype(np.int64)
-                for name in names:
-                    place = self.places[name]
-                    is_there = (other_rows >= place.start) & (other_rows < place.stop)
-                    rows = other_rows[is_there & is_allowed[other_rows]]
-                    vectors = self.indexes[name].reconstruct_batch(rows - place.start)
-                    scores |= scored(number, name, rows, vectors @ queries[number])
-                of_items = []
-                for rows in rows_of_items:
-                    known = [row for row in rows.tolist() if row in scores]
-                    item_rows = [_FoundRow.of(row, *scores[row]) for row in known]
-                    of_items.append(sorted(item_rows, key=lambda row: -row.score))
-                hits.extend(sorted(of_items, key=lambda item_rows: -item_rows[0].score))
+            # Score the rows of the best items that are not among the nearest
+            of_items = ItemRows.of_best(best, self.items, k)
+            query_numbers, rows = of_items.without(best, count)
+            parts = [best]
+            for name in names:
+                place = self.places[name]
+                is_wanted = (rows >= place.start) & (rows < place.stop) & is_allowed[rows]
+                numbers, wanted = query_numbers[is_wanted], rows[is_wanted]
+                products = self._products(name, queries, numbers, wanted)
+                parts.append(scored(name, numbers, wanted, products))
+            hits: list[list[list[FoundRow]]] = [[] for _ in queries]
+            for number, item_rows in of_items.scored(ScoredRows.joined(parts), count):
+                hits[number].append(item_rows)
+            for of_query, more in zip(found, hits, strict=True):
+                of_query.extend(sorted(more, key=lambda item_rows: -item_rows[0].score))
         return self._hits(found, by)
 
     def _allowed(self, split: str | None, where: Sequence[str] | None) -> Mask:
@@ -694,23 +677,48 @@ class Index:
             is_allowed = is_allowed & self.columns.matching(conditions)
         return is_allowed
 
-    def _hits(self, found: list[list[list[_FoundRow]]], by: HitKind) -> list[list[Hit]]:
+    def _hits(self, found: list[list[list[FoundRow]]], by: HitKind) -> list[list[Hit]]:
         """Return the hits of each query, given the rows of each hit, the best first."""
         # Read the columns of all rows at once
         numbers = sorted({row.row for hits in found for rows in hits for row in rows})
-        table = self.rows.take(integer_array(np.array(numbers))).drop_columns("sha256")
-        about = dict(zip(numbers, table.to_pylist(), strict=True))
-        for values in about.values():
-            values["columns"] = {name: values.pop(name) for name in self.source.info.columns}
+        table = self.rows.take(integer_array(np.array(numbers)))
+        columns = table.select([*self.source.info.columns]).to_pylist()
+        shown = [table.column(name).to_pylist() for name in _HIT_FIELDS]
+        about = dict(zip(numbers, zip(*shown, columns, strict=True), strict=True))
 
         lists = []
         for hits in found:
             of_query = []
             for rows in hits:
-                of_rows = [Hit(*row, **about[row.row]) for row in rows]
-                of_query.append(of_rows[0] if by == "row" else replace(of_rows[0], rows=of_rows))
+                values: list[list[Any]] = [[*row, *about[row.row]] for row in rows]
+                of_rows = [Hit(*of_row) for of_row in values]
+                if by == "item":
+                    values[0].append(of_rows)
+                of_query.append(Hit(*values[0]))
             lists.append(of_query)
         return lists
+
+    def _products(
+        self, modality: str, queries: Matrix, query_numbers: Indices, rows: Indices
+    ) -> Matrix:
+        """Return the inner products of rows of one modality, each with its query: float32 (n,).
+
+        Args:
+            modality: of the rows.
+            queries: (q, d).
+            query_numbers: the number of each row's query, ascending: (n,).
+            rows: the number of each row in the index: (n,).
+        """
+        products = np.empty(len(rows), np.float32)
+        ends = np.searchsorted(query_numbers, np.arange(len(queries)), side="right").tolist()
+        start = 0
+        for query, end in zip(queries, ends, strict=True):
+            if start < end:  # the vectors of one query at a time are in memory
+                of_query = rows[start:end] - self.places[modality].start
+                vectors = self.indexes[modality].reconstruct_batch(of_query)
+                products[start:end] = vectors @ query
+            start = end
+        return products
 
     def _nearest(
         self,
@@ -720,16 +728,20 @@ class Index:
         is_allowed: Mask,
         nprobe: int | None,
         by: HitKind,
-    ) -> list[tuple[Indices, Matrix]]:
-        """Return for each of the transformed queries the rows of one modality that are nearest to
-        it, of those that ``is_allowed`` (n,) marks, and their inner products: at least the rows of
-        ``k`` hits, or all.
+    ) -> tuple[Indices, Indices, Matrix]:
+        """Return the rows of one modality that are nearest to the transformed queries (q, d), of
+        those that ``is_allowed`` (n,) marks: at least the rows of ``k`` hits a query, or all.
+
+        Returns:
+            the number of each row's query, the number of the row, and their inner product, those of
+            a query in the order of FAISS: (rows,) each.
         """
         place = self.places[modality]
         allowed = is_allowed[place.start : place.stop]
         allowed_count = int(allowed.sum())
+        nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
         if not allowed_count:
-            return [(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
+            return nothing
         share = allowed_count / len(allowed)
         cells = cell_count(self.indexes[modality]) if nprobe is None else 0
         visited_cells = nprobe or self.record.get("nprobe") or 0
@@ -739,9 +751,9 @@ class Index:
             visited_cells = min(math.ceil(wanted), cells)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         asked = k if by == "row" else math.ceil(k * self.items.mean_rows)
-        nearest: dict[int, tuple[Indices, Matrix]] = {}  # by the number of the query
-        while len(nearest) < len(queries):
-            unanswered = [number for number in range(len(queries)) if number not in nearest]
+        answers = [nothing]
+        unanswered = np.arange(len(queries))
+        while len(unanswered):
             fits_on_gpu = max(asked, visited_cells) <= _MOST_ON_GPU
             parameters = None
             if share < 1:
@@ -756,18 +768,28 @@ class Index:
                 )
             most = len(allowed) if parameters is None else allowed_count
             is_last = asked >= most and visited_cells >= cells
-            for number, products, found in zip(unanswered, all_products, all_found, strict=True):
-                is_hit = found >= 0
-                is_hit[is_hit] = allowed[found[is_hit]]
-                rows = found[is_hit] + place.start
-                hits = len(rows) if by == "row" else len(np.unique(self.items.numbers[rows]))
-                if hits >= k or is_last:
-                    nearest[number] = (rows, products[is_hit])
+            is_row = all_found >= 0
+            is_row[is_row] = allowed[all_found[is_row]]
+            places, _ = np.nonzero(is_row)  # of the queries
+            rows = all_found[is_row] + place.start
+            hits = places
+            if by == "item":
+                items = self.items.numbers[rows]
+                hits = np.unique(places * self.rows.num_rows + items) // self.rows.num_rows
+            most = len(allowed) if parameters is None else allowed_count
+            is_last = asked >= most and visited_cells >= cells
+            is_answered = (np.bincount(hits, minlength=len(unanswered)) >= k) | is_last
+            is_used = is_answered[places]
+            numbers = unanswered[places[is_used]]
+            answers.append((numbers, rows[is_used], all_products[is_row][is_used]))
+
             # Look further for the other queries
+            unanswered = unanswered[~is_answered]
             asked *= 4
             if nprobe is None:
                 visited_cells *= 4
-        return [nearest[number] for number in range(len(queries))]
+        query_numbers, found_rows, products = zip(*answers, strict=True)
+        return np.concatenate(query_numbers), np.concatenate(found_rows), np.concatenate(products)
 
     def _searched(self, reporter: Reporter = SILENT) -> dict[str, Any]:
         """Return the FAISS index of each modality, on GPUs if there are any; see `on_gpus`."""

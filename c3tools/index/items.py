@@ -66,7 +66,9 @@ class Items:
         mean_rows = len(numbers) / len(np.unique(numbers))
         return cls(numbers, order, numbers[order], mean_rows)
 
-    def rows_of(self, item: int) -> Indices:
-        """Return the rows of an item and of its copies, ascending."""
-        start, stop = np.searchsorted(self.sorted_numbers, [item, item + 1])
-        return self.rows[start:stop]
+    def places_of(self, items: Indices) -> tuple[Indices, Indices]:
+        """Return where the rows of each item (m,) and of its copies begin in ``rows``, where they
+        ascend, and how many they are: int64 (m,) each.
+        """
+        starts = np.searchsorted(self.sorted_numbers, items)
+        return starts, np.searchsorted(self.sorted_numbers, items, side="right") - starts

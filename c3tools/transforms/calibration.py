@@ -13,14 +13,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import Array
+from ..arrays import Array, Indices
 from ..corpus.splits import ALL
 from ..errors import StoreError, TransformError, explain_missing
 from ..io.files import write_atomically
@@ -75,6 +75,10 @@ class Scale:
         has_scale = self.deviation > 0
         z = np.divide(centred, self.deviation, out=np.zeros_like(centred), where=has_scale)
         return np.asarray(z * self.factor)
+
+    def of_queries(self, numbers: Indices) -> Scale:
+        """Return the rule for one row each of some queries of a batch, by their numbers (n,)."""
+        return replace(self, mean=self.mean[numbers, 0], deviation=self.deviation[numbers, 0])
 
 
 class Calibration:
@@ -414,10 +418,12 @@ class Calibration:
             combined: see `z`.
         """
         queries = np.asarray(query, np.float64)
+        no_mean = np.zeros((*queries.shape[:-1], 1))
         if not self.moments:
-            return Scale(np.zeros(1), np.ones(1))
+            return Scale(no_mean, np.ones_like(no_mean))
         if asked is not None and (asked, modality) in self.curves:
-            return Scale(np.zeros(1), np.ones(1), curve=self.curves[asked, modality])
+            curve = self.curves[asked, modality]
+            return Scale(no_mean, np.ones_like(no_mean), curve=curve)
         moments = self.moments[modality]
         norms = np.linalg.norm(queries, axis=-1, keepdims=True)
         unit = np.divide(queries, norms, out=np.zeros_like(queries), where=norms > 0)

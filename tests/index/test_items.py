@@ -73,6 +73,25 @@ def test_a_hit_is_an_item_with_its_rows(index: Index, only: str | None, split: s
                 assert scores == pytest.approx([expected[row.row] for row in hit.rows], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"by": "row"}, {"separate": True}, {"split": "test", "k": 50}, {"transformed": True}],
+)
+def test_queries_at_once_get_the_hits_that_each_gets_alone(
+    index: Index, options: dict[str, Any]
+) -> None:
+    queries = np.concatenate([unit_rows(9, 16, 4), np.ones((1, 16), np.float32)])
+    for query, hits in zip(queries, index.rank(queries, "text", **options), strict=True):
+        (alone,) = index.rank(query[None], "text", **options)
+        for name in ("row", "columns", "captions", "copies"):
+            assert [getattr(hit, name) for hit in hits] == [getattr(hit, name) for hit in alone]
+        # FAISS rotates several vectors at once with other rounding errors
+        scores = [row.score for hit in hits for row in [hit, *hit.rows]]
+        of_alone = [row.score for hit in alone for row in [hit, *hit.rows]]
+        assert scores == pytest.approx(of_alone, abs=1e-5)
+    assert index.rank(queries[:0], "text", **options) == []
+
+
 def test_separate_lists_have_so_many_items_of_each_modality(index: Index) -> None:
     (hits,) = index.rank(unit_rows(1, 16, 2), "text", 3, separate=True)
     assert [hit.modality for hit in hits] == ["image"] * 3 + ["text"] * 3
