@@ -264,7 +264,8 @@ def find_duplicates(
     compared = 0
     for name in modality or store.modalities:
         store.require(name)
-        rows = store.load(name)
+        # In the precision of the store, which takes half the memory of float32
+        rows = store.load(name, dtype=store.info.dtype)
         search = search_copies(
             store,
             rows,
@@ -289,6 +290,7 @@ def find_duplicates(
             )
             for row in of_groups.to_pylist():
                 kept_columns[name, row.pop("key")] = row
+        del rows  # before those of the next modality are loaded
 
     # Leaks come first, texts after images, and large groups before small ones
     groups.sort(

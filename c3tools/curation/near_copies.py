@@ -178,7 +178,7 @@ def search_copies(
     if rows.modality == "image":
         # Copies first; of the rows that are in no group then, those of one scene
         photos = _PhotoComparison(store, rows, different, image_timeout, workers, reporter)
-        nearest = _NearestRows(unit_rows(rows.embeddings), photos.numbers, reporter)
+        nearest = _NearestRows(rows.embeddings, photos.numbers, reporter)
         links = _link_until_none_joins(nearest, precedence, "copy", photos.compare)
         groups = _merged(groups, _group_around_kept(links, precedence, "copy"))
         in_groups = _rows_of(groups)
@@ -194,7 +194,7 @@ def search_copies(
             return [_Link(first, second, "alike") for first, second in columns]
 
         ungrouped = np.setdiff1d(different, list(_rows_of(groups)))
-        nearest = _NearestRows(unit_rows(rows.embeddings), ungrouped, reporter)
+        nearest = _NearestRows(rows.embeddings, ungrouped, reporter)
         links = _link_until_none_joins(nearest, precedence, "alike", link_alike)
         groups += _group_around_kept(links, precedence, "alike")
 
@@ -205,7 +205,7 @@ def search_copies(
         is_marked = group.tier in MARKED_TIERS and rows.modality != "text"
         kept_captions = {_words(caption) for caption in captions.get(rows.keys[group.kept], ())}
         numbers = [group.kept, *group.agreements]
-        unit = unit_rows(rows.embeddings[numbers])
+        unit = _unit(rows.embeddings, numbers)
         cosines = unit @ unit[0]
         copies = []
         for cosine_with_kept, (row, agreement) in zip(
@@ -230,6 +230,11 @@ def search_copies(
             )
         )
     return CopySearch(results, compared, notes)
+
+
+def _unit(embeddings: Floats, numbers: Sequence[int] | Indices) -> Matrix:
+    """Return the rows with these numbers, divided by their norms: float32 (n, d)."""
+    return unit_rows(embeddings[numbers].astype(np.float32))
 
 
 def _sides(rows: Rows) -> Floats:
@@ -486,19 +491,19 @@ class _NearestRows:
     """The search for the nearest rows of rows.
 
     Args:
-        unit: all rows of the modality, of length 1: float32 (n, d).
+        embeddings: all rows of the modality, as the store has them: (n, d).
         numbers: of the rows to look at, ascending: int64.
         reporter: shows the progress.
     """
 
-    def __init__(self, unit: Matrix, numbers: Indices, reporter: Reporter) -> None:
+    def __init__(self, embeddings: Floats, numbers: Indices, reporter: Reporter) -> None:
         self.numbers = numbers
-        self._unit = unit
+        self._embeddings = embeddings
         self._reporter = reporter
-        self._is_indexed = np.zeros(len(unit), dtype=bool)
+        self._is_indexed = np.zeros(len(embeddings), dtype=bool)
         faiss = load_faiss()
         count = len(numbers)
-        dim = unit.shape[1]
+        dim = embeddings.shape[1]
         exact = faiss.IndexFlatIP(dim)
         self._is_on_gpus = count > _EXACT_SEARCH and on_gpus(exact) is not exact
         if count <= _EXACT_SEARCH or self._is_on_gpus:
@@ -509,8 +514,8 @@ class _NearestRows:
             set_nprobe(self._index, _PROBES)
             faiss.extract_index_ivf(self._index).cp.niter = _ITERATIONS
             step = max(1, count // (_TRAINED_PER_CELL * cell_count(self._index)))
-            self._index.train(unit[numbers[::step]])
-        self.keep(np.ones(len(unit), dtype=bool))
+            self._index.train(_unit(embeddings, numbers[::step]))
+        self.keep(np.ones(len(embeddings), dtype=bool))
 
     def keep(self, is_left: Mask) -> None:
         """Look from now on only among some of the rows: bool (n,)."""
@@ -519,8 +524,10 @@ class _NearestRows:
         if self._is_on_gpus:
             # Rows cannot be removed there, so the index is made again
             self._index_rows = np.flatnonzero(is_wanted)
-            exact = load_faiss().IndexFlatIP(self._unit.shape[1])
-            exact.add(self._unit[self._index_rows])
+            exact = load_faiss().IndexFlatIP(self._embeddings.shape[1])
+            for start in range(0, len(self._index_rows), _SEARCHED_AT_A_TIME):
+                block = self._index_rows[start : start + _SEARCHED_AT_A_TIME]
+                exact.add(_unit(self._embeddings, block))
             self._index = on_gpus(exact)
             self._is_indexed = is_wanted
             return
@@ -530,20 +537,21 @@ class _NearestRows:
         added = np.flatnonzero(is_wanted & ~self._is_indexed)
         for start in range(0, len(added), _SEARCHED_AT_A_TIME):
             block = added[start : start + _SEARCHED_AT_A_TIME]
-            self._index.add_with_ids(self._unit[block], block)
+            self._index.add_with_ids(_unit(self._embeddings, block), block)
         self._is_indexed = is_wanted
 
     def pairs(self, queries: Indices) -> _NearPairs:
         """Return the pairs of some rows and their nearest rows."""
         # Note each pair as a number, so that it can be found again from its other row
-        count = len(self._unit)
+        count = len(self._embeddings)
         nearest_of_each = min(_NEAREST + 1, int(self._is_indexed.sum()))
         pair_numbers = [np.empty(0, np.int64)]
         pair_cosines = [np.empty(0, np.float32)]
         with self._reporter.progress("Looking for the nearest rows", len(queries)) as progress:
             for start in range(0, len(queries), _SEARCHED_AT_A_TIME):
                 block = queries[start : start + _SEARCHED_AT_A_TIME, None]
-                cosines, nearest = self._index.search(self._unit[block[:, 0]], nearest_of_each)
+                unit = _unit(self._embeddings, block[:, 0])
+                cosines, nearest = self._index.search(unit, nearest_of_each)
                 if self._is_on_gpus:
                     nearest = np.where(nearest < 0, -1, self._index_rows[nearest])
                 is_pair = (nearest != block) & (nearest >= 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import c3tools
 from c3tools.assets.paths import PHOTOS
 from c3tools.curation.duplicates import Duplicates, find_duplicates
 from c3tools.curation.groups import DuplicateGroup
+from c3tools.curation.near_copies import _NearestRows
 from c3tools.encoders import Encoder
 from c3tools.errors import C3Error
+from c3tools.reporter import SILENT
 from c3tools.store import Rows, Store
 from tests.conftest import build_store, unit_rows, write_jsonl
 
@@ -324,6 +327,24 @@ def test_rows_are_alike_in_a_store_too_large_for_exact_search(
     )
     (group,) = find_duplicates(store, cosine=0.99).groups
     assert (group.kept, [copy.key for copy in group.copies]) == ("image1500", ["image7"])
+
+
+@pytest.mark.parametrize("limit", [1000, 30_000])
+def test_nearest_rows_are_found_without_a_copy_of_all_rows(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = unit_rows(30_000, 32).astype(np.float16)
+    monkeypatch.setattr("c3tools.curation.near_copies._EXACT_SEARCH", limit)
+    monkeypatch.setattr("c3tools.curation.near_copies.choose_factory", lambda n, dim: "IVF8,Flat")
+    tracemalloc.start()
+    nearest = _NearestRows(rows, np.arange(30_000), SILENT)
+    found = nearest.pairs(np.arange(1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < rows.nbytes
+    unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1)[:, None]
+    cosines = np.einsum("nd,nd->n", unit[found.first], unit[found.second])
+    np.testing.assert_allclose(found.cosines, cosines, atol=1e-6)
 
 
 def test_a_copy_of_a_copy_is_in_no_chain(tmp_path: Path) -> None:
