@@ -63,8 +63,9 @@ class Items:
         first_of_copies[items] = items[first_items[same]]
         numbers = first_of_copies[numbers]
         order = np.argsort(numbers, kind="stable")
-        mean_rows = len(numbers) / len(np.unique(numbers))
-        return cls(numbers, order, numbers[order], mean_rows)
+        sorted_numbers = numbers[order]
+        item_count = 1 + np.count_nonzero(np.diff(sorted_numbers))
+        return cls(numbers, order, sorted_numbers, len(numbers) / item_count)
 
     def places_of(self, items: Indices) -> tuple[Indices, Indices]:
         """Return where the rows of each item (m,) and of its copies begin in ``rows``, where they
