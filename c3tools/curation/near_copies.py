@@ -234,7 +234,11 @@ def search_copies(
 
 def _unit(embeddings: Floats, numbers: Sequence[int] | Indices) -> Matrix:
     """Return the rows with these numbers, divided by their norms: float32 (n, d)."""
-    return unit_rows(embeddings[numbers].astype(np.float32))
+    unit = np.empty((len(numbers), embeddings.shape[1]), np.float32)
+    for start in range(0, len(numbers), _SEARCHED_AT_A_TIME):
+        block = slice(start, start + _SEARCHED_AT_A_TIME)
+        unit[block] = unit_rows(embeddings[numbers[block]].astype(np.float32))
+    return unit
 
 
 def _sides(rows: Rows) -> Floats:
