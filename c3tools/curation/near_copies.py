@@ -516,9 +516,18 @@ class _NearestRows:
             factory = choose_factory(count, dim)
             self._index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
             set_nprobe(self._index, _PROBES)
-            faiss.extract_index_ivf(self._index).cp.niter = _ITERATIONS
+            inverted = faiss.extract_index_ivf(self._index)
+            inverted.cp.niter = _ITERATIONS
             step = max(1, count // (_TRAINED_PER_CELL * cell_count(self._index)))
-            self._index.train(_unit(embeddings, numbers[::step]))
+            sample = _unit(embeddings, numbers[::step])
+            if isinstance(self._index, faiss.IndexIVFScalarQuantizer):
+                # The cells alone: nothing is learned for float16, and FAISS would copy the sample
+                # twice for it
+                pointer = faiss.swig_ptr(sample)
+                inverted.train_q1(len(sample), pointer, False, faiss.METRIC_INNER_PRODUCT)
+                sample = sample[:1]
+            self._index.train(sample)
+            del sample  # before the rows are added
         self.keep(np.ones(len(embeddings), dtype=bool))
 
     def keep(self, is_left: Mask) -> None:

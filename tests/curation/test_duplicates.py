@@ -14,10 +14,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 import c3tools
+from c3tools import moments
 from c3tools.assets.paths import PHOTOS
 from c3tools.curation.duplicates import Duplicates, find_duplicates
 from c3tools.curation.groups import DuplicateGroup
-from c3tools.curation.near_copies import _NearestRows
+from c3tools.curation.near_copies import _ITERATIONS, _NearestRows
 from c3tools.encoders import Encoder
 from c3tools.errors import C3Error
 from c3tools.reporter import SILENT
@@ -345,6 +346,23 @@ def test_nearest_rows_are_found_without_a_copy_of_all_rows(
     unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1)[:, None]
     cosines = np.einsum("nd,nd->n", unit[found.first], unit[found.second])
     np.testing.assert_allclose(found.cosines, cosines, atol=1e-6)
+
+
+def test_cells_are_those_that_faiss_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    faiss = pytest.importorskip("faiss", reason="faiss is an extra")
+    rows = unit_rows(2000, DIM)
+    monkeypatch.setattr("c3tools.curation.near_copies._EXACT_SEARCH", 1000)
+    monkeypatch.setattr(
+        "c3tools.curation.near_copies.choose_factory", lambda n, dim: "IVF16,SQfp16"
+    )
+    found = _NearestRows(rows, np.arange(2000), SILENT)._index
+    expected = faiss.index_factory(DIM, "IVF16,SQfp16", faiss.METRIC_INNER_PRODUCT)
+    expected.cp.niter = _ITERATIONS
+    expected.nprobe = found.nprobe
+    unit = moments.unit_rows(rows)
+    expected.train(unit)
+    expected.add(unit)
+    assert np.array_equal(faiss.serialize_index(found), faiss.serialize_index(expected))
 
 
 def test_a_copy_of_a_copy_is_in_no_chain(tmp_path: Path) -> None:
