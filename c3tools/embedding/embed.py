@@ -292,9 +292,10 @@ def _with_settings_of_store(
         return replace(options, exact_decoding=exact_decoding, fps=1.0 if fps is None else fps)
 
     if "long_texts" in recorded.preprocessing:
+        long_texts = recorded.preprocessing["long_texts"]
         raise StoreError(
-            f"The store {folder} was made with --long-texts {recorded.preprocessing['long_texts']}, "
-            "which c3 embed no longer has.",
+            f"The store {folder} was made with --long-texts {long_texts}, which c3 embed no longer "
+            f"has.",
             remedy="Embed into another --store, with a model of a longer context.",
         )
     stored_fps = float(recorded.preprocessing.get("fps", 1.0))
