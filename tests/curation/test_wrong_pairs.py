@@ -122,7 +122,7 @@ def test_the_share_is_of_pairs_below_the_median(
     if kind == "none":
         assert share.share is None
     elif kind == "at most":
-        assert share.interval == (0, 2 * of_median[1])
+        assert share.interval == pytest.approx((0, 2 * of_median[1]))
     else:
         assert share.share is not None
         assert share.share == pytest.approx(2 * (below_quartile + between) / 400)
