@@ -105,20 +105,22 @@ class ContrastiveLoss(nn.Module):
 
     def __init__(self, scale: str, close_gap: float = 0.0) -> None:
         super().__init__()
-        head, _, tail = scale.partition(":")
-        learned = head == "learned"
+        if scale == "learned":
+            scale = f"learned:{_LEARNED_FROM}"
+        is_learned = scale.startswith("learned:")
+        limit = _MAX_LOGIT_SCALE if is_learned else math.inf
         try:
-            value = float((tail or _LEARNED_FROM) if learned else scale)
+            value = float(scale.removeprefix("learned:"))
         except ValueError:
             value = math.nan
-        if not 0 < value < (_MAX_LOGIT_SCALE if learned else math.inf):
+        if not 0 < value < limit:
             raise ConnectError(
                 f"{scale!r} is not a logit scale.",
                 remedy=f"For example 100, learned, or learned:20 (below {_MAX_LOGIT_SCALE:g}).",
             )
         self.close_gap = close_gap
-        self.limit = math.log(_MAX_LOGIT_SCALE) if learned else math.inf  # of log_scale
-        self.log_scale = nn.Parameter(torch.tensor(math.log(value)), requires_grad=learned)
+        self.limit = math.log(limit)  # of log_scale
+        self.log_scale = nn.Parameter(torch.tensor(math.log(value)), requires_grad=is_learned)
 
     @property
     def logit_scale(self) -> float:
@@ -171,10 +173,10 @@ class TwoTowers(nn.Module):
         return self
 
     def project(self, inputs: Tensor, side: int) -> Tensor:
-        """Return float32 rows (n, d), not normalised, for inputs of side 0 or 1."""
+        """Return float32 embeddings (n, d), not normalised, of inputs of side 0 or 1."""
         with self.compute.autocast():
-            rows: Tensor = self.sides[side](inputs.to(self.compute.device))
-        return rows.float()
+            embeddings: Tensor = self.sides[side](inputs.to(self.compute.device))
+        return embeddings.float()
 
     def embed(self, inputs: Tensor, side: int) -> Tensor:
         """Return unit rows (n, d), normalised in float32 at any precision."""
@@ -191,15 +193,15 @@ class TwoTowers(nn.Module):
         """
         self.eval()
 
-        def rows(side: int, numbers: Indices) -> Matrix:
-            embedded = []
+        def embed_side(side: int, numbers: Indices) -> Matrix:
+            blocks = []
             for start in range(0, len(numbers), _EMBED_ROWS):
-                inputs = pairs.inputs[side].rows(numbers[start : start + _EMBED_ROWS])
-                embedded.append(self.embed(inputs, side).cpu().numpy())
-            return np.concatenate(embedded)
+                inputs = pairs.inputs[side].read(numbers[start : start + _EMBED_ROWS])
+                blocks.append(self.embed(inputs, side).cpu().numpy())
+            return np.concatenate(blocks)
 
         items = np.searchsorted(pairs.item_rows, pairs.rows[0])
-        return rows(0, pairs.item_rows), rows(1, pairs.rows[1]), items
+        return embed_side(0, pairs.item_rows), embed_side(1, pairs.rows[1]), items
 
     def backward(
         self,
@@ -249,18 +251,20 @@ class TwoTowers(nn.Module):
         first = torch.cat(embedded[0]).detach().requires_grad_()
         second = torch.cat(embedded[1]).detach().requires_grad_()
         same = (ids[:, :, None] == ids[:, None]).any(dim=0).to(first.device)
-        value = loss(first, second, same)
-        total = value + loss.gap_terms(first, second, same) if loss.close_gap else value
+        contrastive = loss(first, second, same)
+        total = contrastive
+        if loss.close_gap:
+            total = contrastive + loss.gap_terms(first, second, same)
         total.backward()
 
         # Pass it on to the weights, chunk by chunk
         for number in numbers:
             for side, leaf in enumerate((first, second)):
-                rows = embedded[side][number] if is_whole else embed(side, number)
+                embeddings = embedded[side][number] if is_whole else embed(side, number)
                 assert leaf.grad is not None
-                if rows.requires_grad:  # a frozen tower has no gradient to pass on
-                    rows.backward(leaf.grad[chunks[number]])
-        return float(value.detach())
+                if embeddings.requires_grad:  # a frozen tower has no gradient to pass on
+                    embeddings.backward(leaf.grad[chunks[number]])
+        return float(contrastive.detach())
 
 
 class PairTask(Task):
@@ -331,9 +335,9 @@ class PairTask(Task):
         # A run is continued with the same settings and pairs, told by some of their inputs
         content: list[object] = [settings, towers.compute.precision, names, made_from]
         for pairs in (train_pairs, val_pairs):
-            for rows, inputs in zip(pairs.rows, pairs.inputs, strict=True):
-                sampled_rows = rows[:: max(1, len(rows) // _SAMPLED_ROWS)]
-                content += [rows, inputs.rows(sampled_rows).numpy()]
+            for numbers, inputs in zip(pairs.rows, pairs.inputs, strict=True):
+                sampled = numbers[:: max(1, len(numbers) // _SAMPLED_ROWS)]
+                content += [numbers, inputs.read(sampled).numpy()]
         self.identity = digest_of(*content)
 
         # The inputs of the next step are read while one is taken, see `step`
@@ -354,10 +358,10 @@ class PairTask(Task):
             chunk=self.settings.chunk,
             scope=(self.settings.seed, number),
         )
-        value = update(loss)
+        reported_loss = update(loss)
         with torch.no_grad():
             self.loss.log_scale.clamp_(max=self.loss.limit)
-        return value, self.settings.batch_size
+        return reported_loss, self.settings.batch_size
 
     def _load(self, step: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Return the inputs of a step and their ids; what is left over of an epoch's full batches
@@ -369,8 +373,8 @@ class PairTask(Task):
         order = self.order(len(pairs), self.settings.seed, "pairs", epoch)
         batch = order[place * batch_size :][:batch_size]
         inputs = (
-            pairs.inputs[0].rows(pairs.rows[0, batch], epoch),
-            pairs.inputs[1].rows(pairs.rows[1, batch], epoch),
+            pairs.inputs[0].read(pairs.rows[0, batch], epoch),
+            pairs.inputs[1].read(pairs.rows[1, batch], epoch),
         )
         return inputs, torch.from_numpy(pairs.ids[:, batch])
 
@@ -379,7 +383,7 @@ class PairTask(Task):
         is no unit vector.
         """
         first, second, items = self.towers.embed_pairs(self.val)
-        # outputs so large that their norm overflows become rows of zeros
+        # Outputs so large that their norm overflows become rows of zeros
         if not (_all_unit(first) and _all_unit(second)):
             return math.nan, {}
         geometry = measure(first, second, items, self.names)
@@ -423,6 +427,8 @@ class PairTask(Task):
             kept = run.kept
             log = self.log(run)
             assert kept is not None
+
+            # Say what makes the result doubtful
             if run.outcome != FINISHED:
                 reporter.message(
                     f"The training {run.outcome} at step {run.step:,}; the weights of step "
@@ -433,6 +439,8 @@ class PairTask(Task):
                     "Retrieval among the validation pairs is near chance. Check that paired rows "
                     "belong together, and try a lower --learning-rate or --logit-scale."
                 )
+
+            # Score with the weights that are kept, and describe the run
             content = {
                 **record,
                 "made_from": made_from,

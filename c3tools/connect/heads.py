@@ -121,6 +121,7 @@ class _Head(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed, "head", side))
             head = cls(features.shape[1], shape)
+
         # Mean and spread of the features, block by block
         starts = range(0, len(numbers), _BLOCK_ROWS)
         blocks = [numbers[start : start + _BLOCK_ROWS] for start in starts]
@@ -130,6 +131,8 @@ class _Head(nn.Module):
         spread = np.sqrt(squares / len(numbers))
         head.mean.copy_(torch.from_numpy(mean))
         head.spread.copy_(torch.from_numpy(np.where(spread > 1e-12, spread, 1.0)))
+
+        # The offset of the cone, from where the outputs of some rows lie to a random direction
         if shape.cone:
             sampled = features[numbers[:_SAMPLED_ROWS]].astype(np.float32)
             outputs = head.eval()(torch.from_numpy(sampled))
@@ -201,9 +204,8 @@ class ConnectedHeads:
             shape = HeadShape(**{name: record[name] for name in in_record})
             # Copies, as these are views of the file, which may be written again while the heads are
             # in use
-            tensors = {
-                name: tensor.clone() for name, tensor in load_file(path / _WEIGHTS_FILE).items()
-            }
+            views = load_file(path / _WEIGHTS_FILE)
+            tensors = {name: view.clone() for name, view in views.items()}
             # A damaged record could request a larger network than the file holds
             with torch.device("meta"):
                 heads = [
@@ -294,28 +296,32 @@ def connect_heads(
         names = (features.first.modality, features.second.modality)
         pairs = features.inputs()
         train, val = pairs.train_and_val(train_split, names, reporter)
-        heads = [
-            _Head.fitted(rows.embeddings, np.unique(train.rows[side]), shape, seed, side)
-            for side, rows in enumerate(sides)
-        ]
-        dims = {rows.modality: rows.embeddings.shape[1] for rows in sides}
+        heads = []
+        for number, side in enumerate(sides):
+            train_rows = np.unique(train.rows[number])
+            heads.append(_Head.fitted(side.embeddings, train_rows, shape, seed, number))
+
+        # What `apply_heads` compares: dimension, model and space of each modality's features
+        dims = {side.modality: side.embeddings.shape[1] for side in sides}
         models = {name: dict(space.model) for name, space in features.spaces.items() if space.model}
         spaces = {
             name: {"steps": space.steps, "digest": space.digest}
             for name, space in features.spaces.items()
         }
+        record = {
+            "modalities": list(names),
+            "features": dims,
+            **asdict(shape),
+            "models": models,
+            "spaces": spaces,
+        }
+
         towers = TwoTowers(heads[0], heads[1], compute)
         task = PairTask(towers, train, val, training, names, made_from=shape)
         return task.connect(
             target,
             pairs,
-            {
-                "modalities": list(names),
-                "features": dims,
-                **asdict(shape),
-                "models": models,
-                "spaces": spaces,
-            },
+            record,
             save=lambda folder: save_file(towers.sides.state_dict(), folder / _WEIGHTS_FILE),
             load=ConnectedHeads.load,
         )
@@ -347,34 +353,39 @@ def apply_heads(
         OutputError: if another run is writing to it.
     """
     heads = heads if isinstance(heads, ConnectedHeads) else ConnectedHeads.load(heads)
-    modalities = []
+    trained_models = heads.record.get("models", {})
+    trained_spaces = heads.record.get("spaces", {})
+    embedded = []
     digests = {}
-    for rows in (features.first, features.second):
-        space = features.spaces.get(rows.modality)
-        ModelIdentity(heads.record.get("models", {}).get(rows.modality, {})).require_same(
+    for side in (features.first, features.second):
+        modality = side.modality
+
+        # Features in files have no space, and are taken as they are
+        space = features.spaces.get(modality)
+        ModelIdentity(trained_models.get(modality, {})).require_same(
             space.model if space else None,
-            own=f"The {rows.modality} head",
+            own=f"The {modality} head",
             theirs="these features",
             error=ConnectError,
             remedy="Use features from the tower that the heads were trained on, or train heads on "
             "these features.",
         )
-        learned = heads.record.get("spaces", {}).get(rows.modality)
-        if space and learned and learned["digest"] != space.digest:
+        trained_space = trained_spaces.get(modality)
+        if space and trained_space and trained_space["digest"] != space.digest:
             raise ConnectError(
-                f"The {rows.modality} head was trained on features {learned['steps']}, but those "
+                f"The {modality} head was trained on features {trained_space['steps']}, but those "
                 f"of {space.owner} are {space.steps}.",
                 remedy="Use features like those that the heads were trained on, or train heads on "
                 "these features.",
             )
-        if space and rows.modality in space.noised:
+        if space and modality in space.noised:
             raise ConnectError(
-                f"The {rows.modality} rows of {space.owner} have noise, as inputs of a training.",
+                f"The {modality} rows of {space.owner} have noise, as inputs of a training.",
                 remedy="Export the store again with --role inference.",
             )
-        embeddings = heads.embed(rows.modality, rows.embeddings)
-        modalities.append(Rows(rows.modality, embeddings, rows.table))
-        digests[rows.modality] = digest_of(rows.embeddings)
+
+        embedded.append(Rows(modality, heads.embed(modality, side.embeddings), side.table))
+        digests[modality] = digest_of(side.embeddings)
     model = ModelIdentity(name="connected-heads", weights_sha256=heads.sha256)
     info = StoreInfo(
         model=model,
@@ -383,5 +394,5 @@ def apply_heads(
         columns=dict(features.columns),
         extra={"connected": digests},
     )
-    result = write_modalities(Path(output), info, modalities, reporter=reporter)
-    return replace(result, pairs=len(features), notes=list(features.notes))
+    report = write_modalities(Path(output), info, embedded, reporter=reporter)
+    return replace(report, pairs=len(features), notes=list(features.notes))

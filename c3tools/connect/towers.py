@@ -183,11 +183,12 @@ def connect_towers(
         pairs, unreadable = _photo_pairs(corpus, network, seed if augment else None, reporter)
         train, val = pairs.train_and_val(train_split, _NAMES, reporter)
         photo_count = len(pairs.item_rows)
+
+        # The towers; a frozen one encodes the photos once, and gives way to the identity
         network.model.requires_grad_(True).visual.requires_grad_(not is_frozen)
         text = _TextFeatures(network.model, trims=can_trim(network.model, network.tokenizer))
         towers = TwoTowers(ImageTower(network.model, network.preprocess), text, compute)
         if is_frozen:
-            # The photos are encoded once
             features = _encode_photos(towers, pairs.inputs[0], photo_count, reporter)
             pairs = replace(pairs, inputs=(features, pairs.inputs[1]))
             train = replace(train, inputs=(features, train.inputs[1]))
@@ -220,7 +221,7 @@ def _encode_photos(
     with reporter.progress("Encoding photos with the frozen tower", count) as progress:
         for start in range(0, count, _ENCODED):
             block = np.arange(start, min(start + _ENCODED, count))
-            features.append(towers.project(photos.rows(block), 0).cpu().numpy())
+            features.append(towers.project(photos.read(block), 0).cpu().numpy())
             progress.advance(len(block))
     return ArrayInputs(np.concatenate(features))
 
@@ -299,13 +300,17 @@ def _photo_pairs(
         )
     broken = {failure.key for failure in failures}
     photos = [photo for photo in photos if photo.key not in broken]
-    row_of = {photo.key: row for row, photo in enumerate(photos)}
-    texts = [text for text in corpus.texts if text.image_key in row_of]
+
+    # A pair for each caption of a photo that is left
+    photo_rows = {photo.key: row for row, photo in enumerate(photos)}
+    texts = [text for text in corpus.texts if text.image_key in photo_rows]
     items = [str(text.image_key) for text in texts]
     captions = [text.caption for text in texts]
     tokens = ArrayInputs(np.asarray(network.tokenizer(captions or [""]), dtype=np.int32))
-    rows = np.array([[row_of[item] for item in items], range(len(texts))], dtype=np.int64)
     inputs = (PhotoInputs(photos, network.preprocess, seed), tokens)
+    rows = np.array([[photo_rows[item] for item in items], range(len(texts))], dtype=np.int64)
+
+    # Their splits; a corpus that names nothing but val is divided like one that names none
     names = [text.split for text in texts]
     if is_val_alone(names):
         reporter.message(describe_val_alone())

@@ -54,7 +54,7 @@ class ArrayInputs:
     def __init__(self, values: npt.NDArray[Any]) -> None:
         self.values = values
 
-    def rows(self, numbers: Indices, epoch: int | None = None) -> Tensor:
+    def read(self, numbers: Indices, epoch: int | None = None) -> Tensor:
         """Return features as float32, ids as they are, the same in every epoch."""
         values = self.values[numbers]
         return torch.from_numpy(values.astype(np.float32) if values.dtype.kind == "f" else values)
@@ -81,13 +81,14 @@ class PhotoInputs:
         self._lock = threading.Lock()  # a batch may be loaded while photos to validate on are
         weakref.finalize(self, self._reader.close)
 
-    def rows(self, numbers: Indices, epoch: int | None = None) -> Tensor:
+    def read(self, numbers: Indices, epoch: int | None = None) -> Tensor:
         """Return pixels, uint8 (n, height, width, 3), augmented in an epoch.
 
         Raises:
             ConnectError: if a photo can no longer be read or decoded.
         """
-        order = np.argsort(numbers, kind="stable")  # a group of a table can only be read forwards
+        # Read in order of the corpus, as a group of a table can only be read forwards
+        order = np.argsort(numbers, kind="stable")
         photos = [self._photos[row] for row in numbers[order].tolist()]
         files: list[BinaryIO] = []
         with self._lock:
@@ -96,8 +97,11 @@ class PhotoInputs:
                     files.append(io.BytesIO(self._reader.read(photo)))
                 except (OSError, ValueError) as error:
                     raise _error_of_change(photo, error) from error
+
+        # Decode side by side, and return to the order that was asked for
         pixels = list(self._pool.map(self._pixels, photos, files, [epoch] * len(photos)))
-        return torch.from_numpy(np.stack([pixels[place] for place in np.argsort(order).tolist()]))
+        places = np.argsort(order).tolist()
+        return torch.from_numpy(np.stack([pixels[place] for place in places]))
 
     def _pixels(self, photo: ImageItem, file: BinaryIO, epoch: int | None) -> Pixels:
         size = self._preprocess.size
@@ -327,20 +331,21 @@ def read_features(
         names = [side.modality for side in sides]
     else:
         first_store = Store.open(store, reporter=reporter)
-        second_store_opened = first_store
+        other_store = first_store
         if second_store is not None:
-            second_store_opened = Store.open(second_store, reporter=reporter)
-        names = _modalities_of(first_store, second_store_opened, modalities)
+            other_store = Store.open(second_store, reporter=reporter)
+        names = _modalities_of(first_store, other_store, modalities)
         sides = []
-        for opened, name in zip((first_store, second_store_opened), names, strict=False):
+        for opened, name in zip((first_store, other_store), names, strict=False):
+            # Both stores may call their modality the same, for example image
             unique_name = f"{name}_2" if name in spaces else name
             spaces[unique_name] = Space.of(opened)
             sides.append(_read_side(opened, name, unique_name))
-            for column, kind in opened.info.columns.items():
-                if columns.setdefault(column, kind) != kind:
+            for column, column_type in opened.info.columns.items():
+                if columns.setdefault(column, column_type) != column_type:
                     raise ConnectError(
                         f"One store keeps the column {column!r} as {columns[column]}, the other as "
-                        f"{kind}.",
+                        f"{column_type}.",
                         remedy="Embed or import one of the stores again, with the same type.",
                     )
     if len(names) != 2:
@@ -351,16 +356,16 @@ def read_features(
         )
 
     # The first side is to have one row per item
-    items = [own_items(side.table) for side in sides]
-    repeats = [pc.count_distinct(of_side).as_py() < len(of_side) for of_side in items]
+    keys = [own_items(side.table) for side in sides]
+    repeats = [pc.count_distinct(of_side).as_py() < len(of_side) for of_side in keys]
     if repeats == [True, False]:
         sides.reverse()
-        items.reverse()
+        keys.reverse()
 
     # Leave out rows without a partner, and those that are not finite
     first = sides[0]
     second = sides[1]
-    item_index = match_items(items[0], items[1])
+    item_index = match_items(keys[0], keys[1])
     first_is_bad = np.asarray(~np.isfinite(first.embeddings).all(axis=1))
     second_is_bad = np.asarray(~np.isfinite(second.embeddings).all(axis=1))
     for is_left_out, side, reason in (

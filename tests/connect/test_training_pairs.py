@@ -101,9 +101,9 @@ def test_photos_in_tars_and_tables_are_those_of_the_folder(tmp_path: Path) -> No
     write_tar(tmp_path / "packed.tar", webdataset(photos_of(folder)))
     write_hf_parquet(tmp_path / "packed.parquet", photos_of(folder), rows_per_group=5)
     numbers = np.random.default_rng(0).permutation(16)
-    expected = PhotoInputs(read_corpus(folder).images, network.preprocess, 0).rows(numbers, 1)
+    expected = PhotoInputs(read_corpus(folder).images, network.preprocess, 0).read(numbers, 1)
     for packed in tmp_path.glob("packed.*"):
-        ask = partial(PhotoInputs(read_corpus(packed).images, network.preprocess, 0).rows, numbers)
+        ask = partial(PhotoInputs(read_corpus(packed).images, network.preprocess, 0).read, numbers)
         # the next batch is loaded while photos to validate on are read
         with ThreadPoolExecutor(2) as pool:
             assert all(torch.equal(rows, expected) for rows in pool.map(ask, [1] * 10))
@@ -118,7 +118,7 @@ def test_a_photo_that_is_gone_or_damaged_during_training_is_named(
     path = Path(photos[3].path)
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(ConnectError, match=f"{path} can no longer be read .*\nRestore"):
-        PhotoInputs(photos, network.preprocess).rows(np.arange(8))
+        PhotoInputs(photos, network.preprocess).read(np.arange(8))
 
 
 def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
     def pixels(seed: int | None, epoch: int | None, *keys: str) -> npt.NDArray[np.float64]:
         photos = [ImageItem(key, str(tmp_path / "ramp.png"), None, None) for key in keys or "a"]
         return np.asarray(
-            PhotoInputs(photos, preprocess, seed).rows(np.arange(len(photos)), epoch), float
+            PhotoInputs(photos, preprocess, seed).read(np.arange(len(photos)), epoch), float
         )
 
     others = pixels(0, 1), pixels(1, 1), pixels(0, 2), pixels(0, 1, "b")
