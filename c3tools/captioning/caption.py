@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,8 @@ def caption_images(
         # All rows come from one file, which stands as the path of each caption
         rows, identity = read_rows(embeddings, modality, array)
         files = dict.fromkeys(rows.keys, location(embeddings))
+
+    # The decoder, and how it generates
     if not isinstance(decoder, Captioner):
         folder = Captioner.find(decoder)
         if decoder is None and folder == C3_MINI_CAPTIONER:
@@ -196,11 +198,10 @@ def caption_images(
             seed=seed,
         )
     )
+
+    # What is captioned: the files that the model takes, or rows that may come from it
     if rows is None:
-        # Models of plugins may take sounds. Those of open_clip take none, so sounds are passed over
-        suffixes = IMAGE_SUFFIXES
-        if find_plugin(model or str(decoder.model.get("name", ""))) is not None:
-            suffixes = IMAGE_SUFFIXES | AUDIO_SUFFIXES
+        suffixes = _suffixes_taken_by(model or str(decoder.model.get("name", "")))
         files, failures = _files_by_key(as_list(paths), suffixes, follow_symlinks, reporter)
     else:
         decoder.check_model(identity, rows.embeddings.shape[1])
@@ -214,10 +215,10 @@ def caption_images(
     digest = digest_of([decoder.fingerprint(), generation, modality], *vectors)
     size = decoder.record.get("size")
     decoder_in_words = f"{size} decoder" if size else "a decoder"
-    method = _in_words(generation)
     writer = CaptionWriter(
         files,
-        captioner=f"{decoder_in_words} of {decoder.model.name}, {method} ({digest[:12]})",
+        captioner=f"{decoder_in_words} of {decoder.model.name}, {_in_words(generation)} "
+        f"({digest[:12]})",
         json=None if json is None else Path(json),
         txt=txt,
         xmp=xmp,
@@ -250,11 +251,16 @@ def caption_images(
                 reporter=reporter,
             )
             decoder.check_model(encoder.identity, encoder.dim)
-        # Rows are embeddings already; files are encoded, if any are pending
-        inputs = rows if rows is not None else files
+        # Rows are embeddings already; files are encoded, by an encoder that is there if any are
+        # pending
         batch_size = 1 if steer else _ROWS
+        batches: Iterable[_Batch] = ()
+        if rows is not None:
+            batches = _row_batches(rows, modality, writer.pending, batch_size)
+        elif encoder is not None:
+            batches = _file_batches(files, writer.pending, encoder, batch_size)
         with reporter.progress("Captioning", len(writer.pending)) as progress:
-            for batch in _batches(inputs, modality, writer.pending, encoder, batch_size):
+            for batch in batches:
                 captions = decoder.write(
                     batch.embeddings, batch.modality, batch.keys, encoder, generation
                 )
@@ -277,39 +283,42 @@ def _in_words(generation: GenerationConfig) -> str:
     return generation.method
 
 
-def _batches(
-    inputs: Rows | Mapping[str, Path],
-    modality: str,
-    pending: Sequence[str],
-    encoder: Encoder | None,
-    size: int,
-) -> Iterator[_Batch]:
-    """Yield embeddings of what is pending: of rows, or of photos and then sounds, which the encoder
-    embeds.
+def _suffixes_taken_by(model: str) -> frozenset[str]:
+    """Return the suffixes of files that a model takes. Those of plugins may take sounds; those of
+    open_clip take none, so sounds are passed over.
     """
-    if isinstance(inputs, Rows):
-        row_of_key = positions(inputs.keys)
-        for start in range(0, len(pending), size):
-            keys = pending[start : start + size]
-            embeddings = inputs.embeddings[[row_of_key[key] for key in keys]]
-            yield _Batch(modality, keys, embeddings, failures=[])
-    elif encoder is not None:  # there is none if nothing is pending
-        sounds = [key for key in pending if is_sound(inputs[key])]
-        images = [key for key in pending if not is_sound(inputs[key])]
-        if images:
-            encoder.require("image")
-            yield from _image_batches(inputs, images, encoder, size)
-        if sounds:
-            encoder.require("audio")
-        for key in sounds:
-            try:
-                yield _Batch("audio", [key], encode_sounds(encoder, [inputs[key]]), failures=[])
-            except EncoderError as error:
-                cause = error.__cause__ or error
-                path = str(inputs[key])
-                failure = Failure(key, path, "decode", type(cause).__name__, reason_of(cause))
-                nothing = np.zeros((0, encoder.dim), np.float32)
-                yield _Batch("audio", [], nothing, failures=[failure])
+    return IMAGE_SUFFIXES if find_plugin(model) is None else IMAGE_SUFFIXES | AUDIO_SUFFIXES
+
+
+def _row_batches(rows: Rows, modality: str, pending: Sequence[str], size: int) -> Iterator[_Batch]:
+    """Yield the pending rows, ``size`` at a time."""
+    row_of_key = positions(rows.keys)
+    for start in range(0, len(pending), size):
+        keys = pending[start : start + size]
+        embeddings = rows.embeddings[[row_of_key[key] for key in keys]]
+        yield _Batch(modality, keys, embeddings, failures=[])
+
+
+def _file_batches(
+    files: Mapping[str, Path], pending: Sequence[str], encoder: Encoder, size: int
+) -> Iterator[_Batch]:
+    """Yield the embeddings of the pending photos, then of the pending sounds, one by one."""
+    sounds = [key for key in pending if is_sound(files[key])]
+    images = [key for key in pending if not is_sound(files[key])]
+    if images:
+        encoder.require("image")
+        yield from _image_batches(files, images, encoder, size)
+    if sounds:
+        encoder.require("audio")
+    for key in sounds:
+        try:
+            yield _Batch("audio", [key], encode_sounds(encoder, [files[key]]), failures=[])
+        except EncoderError as error:
+            cause = error.__cause__ or error
+            path = str(files[key])
+            failure = Failure(key, path, "decode", type(cause).__name__, reason_of(cause))
+            nothing = np.zeros((0, encoder.dim), np.float32)
+            yield _Batch("audio", [], nothing, failures=[failure])
 
 
 def _image_batches(
@@ -320,20 +329,23 @@ def _image_batches(
     up to 256 photos.
     """
     images = [ImageItem(key, str(photos[key]), None, None) for key in pending]
+    one_shard = [(0, images)]  # no shard is written, so its number does not matter
     options = EmbedOptions(
         workers=None if len(images) > _FEW else 0, batch_size=size if size < _PHOTOS else None
     )
+
+    # Batches of the encoder are gathered, which may have fewer photos than beams do well with
+    enough = min(size, _PHOTOS)
     keys: list[str] = []
     parts: list[Matrix] = []
     failures: list[Failure] = []
     remaining = len(images)
-    for batch, vectors in encoded_images(encoder, [(0, images)], options, cores()):
+    for batch, vectors in encoded_images(encoder, one_shard, options, cores()):
         keys += [row["key"] for row in batch.rows]
         failures += batch.failures
         parts.append(vectors)
         remaining -= len(batch.rows) + len(batch.failures)
-        # encoders take fewer at a time than beams do well with
-        if len(keys) >= min(size, _PHOTOS) or not remaining:
+        if len(keys) >= enough or not remaining:
             yield _Batch("image", keys, np.concatenate(parts), failures)
             keys = []
             parts = []
@@ -361,7 +373,7 @@ def _files_by_key(
             remedy="Pass images, folders of images, or --embeddings.",
         )
     path_by_key: dict[str, Path] = {}
-    listed = Corpus()
+    listed = Corpus()  # gets notes and files that cannot be used
     roots = [Path(path) for path in paths]
     has_several_folders = sum(root.is_dir() for root in roots) > 1
     for root in roots:
@@ -381,6 +393,8 @@ def _files_by_key(
                 f"{str(root)!r} does not have the name of an image file in UTF-8.",
                 remedy=f"Image names end in {', '.join(sorted(suffixes))}.",
             )
+
+        # Keys begin with their folder if there are several, and are paths where they would repeat
         prefix = as_key(f"{root.name}/") if has_several_folders and root.is_dir() else ""
         keys = assign_keys([image.key for image in images])
         for key, image in zip(keys, images, strict=True):

@@ -169,8 +169,9 @@ class Captioner(HubRepository):
         """
         if not len(embeddings):
             return []
-        are_units = np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < _UNIT_TOLERANCE
-        if are_units:  # as a store has them
+        # Unit rows are rounded as a store has them
+        distances = np.abs(np.linalg.norm(embeddings, axis=1) - 1)
+        if distances.max() < _UNIT_TOLERANCE:
             embeddings = embeddings.astype(np.float16).astype(np.float32)
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         if generation.method in STEERED:
@@ -278,10 +279,12 @@ class Captioner(HubRepository):
         self.check_dim(embeddings.shape[1])
         names = keys if keys is not None else [str(row) for row in range(len(embeddings))]
 
-        def described(rows: Mask) -> str:
-            first = names[int(np.flatnonzero(rows)[0])]
-            return f"{rows.sum():,} of {counted(len(rows), 'embedding')} (the first is {first})"
+        def described(is_meant: Mask) -> str:
+            first = names[int(np.flatnonzero(is_meant)[0])]
+            total = counted(len(is_meant), "embedding")
+            return f"{is_meant.sum():,} of {total} (the first is {first})"
 
+        # A direction, and the norm of an encoder's output
         norms = np.linalg.norm(embeddings, axis=1)
         without_direction = ~np.isfinite(norms) | (norms == 0)
         if without_direction.any():
@@ -312,13 +315,15 @@ class Captioner(HubRepository):
         is_far = shares[modality] < _FAR
         if not is_far.any():
             return
-        near = next((name for name in shares if np.median(shares[name][is_far]) >= _FAR), None)
+
+        # The modality that the far ones rather belong to
+        nearest = next((name for name in shares if np.median(shares[name][is_far]) >= _FAR), None)
         message = (
             f"{described(is_far)} are far from the mean of {modality} embeddings of "
             f"{self.model.name}"
         )
-        if near:
-            message += f", but close to the mean of {near} embeddings"
+        if nearest:
+            message += f", but close to the mean of {nearest} embeddings"
         if not is_far.all():
             reporter.message(f"{message}, so their captions may be wrong.")
             return
@@ -326,8 +331,8 @@ class Captioner(HubRepository):
             "Use embeddings from the same model, exactly as the encoder computes them, without a "
             "transform."
         )
-        if near:
-            remedy = f"If they are {near} embeddings, use --modality {near}."
+        if nearest:
+            remedy = f"If they are {nearest} embeddings, use --modality {nearest}."
         raise DecoderError(f"{message}.", remedy=remedy)
 
     def fingerprint(self) -> str:

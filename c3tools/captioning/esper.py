@@ -103,22 +103,26 @@ class EsperTask(CaptioningTask):
         self.config = config
         self.device = device or devices.pick(precision="fp32").device
 
+        # The mapper in front of the language model, and the value of each hidden state
         self.language_model = copy.deepcopy(start.decoder).to(self.device).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(config.seed, "initialise"))
             self.model = self.language_model.behind_prefix(_PREFIX_LENGTH)
         no_image = torch.zeros(1, self.model.config.dim, device=self.device)
         _, hidden, _ = self.language_model.prefill(no_image)  # (1, W)
-        self.value = nn.Linear(hidden.shape[1], 1)  # of each hidden state
+        self.value = nn.Linear(hidden.shape[1], 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
         self.module = nn.ModuleDict({"model": self.model, "value": self.value}).to(self.device)
 
+        # What it reads, and the schedule
         self.inputs = self.pipeline.transform(train.embeddings, modality="image")
         self.val_inputs = self.pipeline.transform(self.val.embeddings, modality="image")
         self.optimizer = config.optimizer(self.module)
         self.per_epoch = math.ceil(len(train) / config.batch_size)
         self.plan = config.plan(self.per_epoch, config.warmup * self.per_epoch)
+
+        # A run is continued with the same settings, weights and images
         settings = [
             config,
             self.model.digest(),
@@ -166,6 +170,7 @@ class EsperTask(CaptioningTask):
             of_words = advantages[is_word]
             advantages = (advantages - of_words.mean()) / (of_words.std() + 1e-6)
 
+        # Move towards words that did better than expected, several times over the same captions
         for _ in range(_PASSES):
             log_p, values = self._policy(inputs, tokens)
             policy_loss = self.policy_loss(log_p, log_p_before, advantages, is_word)

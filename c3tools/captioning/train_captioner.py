@@ -305,7 +305,7 @@ def _choose_pipeline(
         pipeline = previous.pipeline
     changes = asked.set
     if asked.unconditional:
-        # its inputs are not read; images and texts are compared as the encoder gives them
+        # Its inputs are not read; images and texts are compared as the encoder gives them
         training_pipeline = TrainingPipeline("c1")
         changes = (*UNCONDITIONAL, *changes)
     else:
@@ -317,6 +317,8 @@ def _choose_pipeline(
             default=AUTO if asked.pairs is None and not asked.pseudo_pairs else 0.0,
             reporter=reporter,
         )
+
+    # A language model that training starts from takes no option about embeddings
     if previous is not None:
         previous.check_model(store.info.model, store.info.dim)
         if previous.is_language_model:
@@ -488,9 +490,11 @@ class DecoderTask(CaptioningTask):
         self.train = train
         self.val = val
         self.pipeline = pipeline
-        self._rest = pipeline.part(applied)
+        self._steps_left = pipeline.part(applied)
         self.config = size.training
         self.compute = compute or devices.pick()
+
+        # The network and its tokenizer: of another decoder, or with weights drawn from the seed
         dim = train.embeddings.shape[1]
         if start is not None:
             start.check_dim(dim)
@@ -507,15 +511,17 @@ class DecoderTask(CaptioningTask):
         self.model.to(self.compute.device)
         self.module = self.model
 
+        # What it reads and writes; validation inputs get no noise, so they are made once
         longest = self.model.config.max_tokens
         self.train_tokens = TokenRows(self.tokenizer, train.captions, longest)
         self.val_tokens = TokenRows(self.tokenizer, val.captions, longest)
         batches = partial(self.train_tokens.batches, self.config.batch_size, self.config.seed)
         self._batches: Callable[[int], list[Indices]] = lru_cache(maxsize=1)(batches)
-        self._val_inputs = self._rest.transform(
+        self._val_inputs = self._steps_left.transform(
             val.embeddings, modality=val.modality, training=False
         )
 
+        # The schedule
         self.steps_per_epoch = len(self._batches(0))
         total = self.config.epochs * self.steps_per_epoch
         rise = total * self.config.warmup
@@ -524,6 +530,7 @@ class DecoderTask(CaptioningTask):
         self.plan = self.config.plan(self.steps_per_epoch, rise, "keep" if start else "skip")
         self.optimizer = self.config.optimizer(self.model, fused=True)
 
+        # A run is continued with the same settings, weights and rows
         settings = [
             self.model.config,
             self.config,
@@ -550,9 +557,11 @@ class DecoderTask(CaptioningTask):
         device = self.compute.device
         epoch, place = divmod(number, self.steps_per_epoch)
         rows = self._batches(epoch)[place]
+
+        # The embeddings, with the noise of this epoch
         rng = generator(config.seed, "step", epoch, place)
         torch.manual_seed(int(rng.integers(2**62)))
-        inputs = self._rest.transform(
+        inputs = self._steps_left.transform(
             self.train.embeddings[rows],
             modality=self.train.modality,
             training=True,
@@ -561,12 +570,15 @@ class DecoderTask(CaptioningTask):
             seed=config.seed,
             epoch=epoch,
         )
+
+        # Their captions, some words of which the decoder does not see, though it learns to write
+        # them
         tokens = torch.from_numpy(self.train_tokens.batch(rows, pad))  # (B, T)
-        count = int((tokens != pad).sum())
+        token_count = int((tokens != pad).sum())
         seen = tokens
         if config.word_dropout:
-            hidden = torch.from_numpy(rng.random(tokens.shape) < config.word_dropout)
-            seen = tokens.masked_fill(hidden, pad)
+            is_dropped = torch.from_numpy(rng.random(tokens.shape) < config.word_dropout)
+            seen = tokens.masked_fill(is_dropped, pad)
         tokens = tokens.to(device)
         with self.compute.autocast():
             logits, states = self.model(
@@ -574,9 +586,10 @@ class DecoderTask(CaptioningTask):
             )
         loss = self._loss(logits, tokens, label_smoothing=config.label_smoothing)
         if config.contrastive_margin:
+            # The loss of other trainings is reported, without the contrastive term
             update(loss + _contrastive_loss(states, tokens != pad, config.contrastive_margin))
-            return float(loss.detach()), count
-        return update(loss), count
+            return float(loss.detach()), token_count
+        return update(loss), token_count
 
     def validate(self) -> tuple[float, dict[str, Any]]:
         """Return the mean loss per token over the validation captions, without noise or dropout."""
