@@ -33,7 +33,7 @@ from measuring import C3, PEAK, print_table, run
 from c3tools.clustering.cross_centroids import (
     cross_centroids,
     deciding_centroids,
-    nearest,
+    nearest_centroids,
     spherical_kmeans,
     train_centroids,
 )
@@ -185,7 +185,7 @@ def print_counts(name: str, sample: Sample) -> None:
         if not known:
             continue
         of_first, of_second = cross_centroids(first, second, count, generator(0, "clusters"))
-        labels = (nearest(first, of_second), nearest(second, of_first))
+        labels = (nearest_centroids(first, of_second), nearest_centroids(second, of_first))
         in_table = kappa_of_pairs(labels[0][sample.item_index], labels[1]).mean()
         sizes = np.stack([np.bincount(each, minlength=count) for each in labels])
         one_kind = sizes.min(axis=0) == 0
@@ -223,7 +223,7 @@ def print_few(name: str, sample: Sample) -> None:
             values = []
             for part in (seen, others):
                 labels = {
-                    modality: nearest(
+                    modality: nearest_centroids(
                         unit_rows(pipeline.transform(each, modality=modality)),
                         deciding_centroids(centroids, modality),
                     )
@@ -273,11 +273,17 @@ def print_categories(folder: Path, sample: Sample) -> None:
         both = spherical_kmeans(np.concatenate([first, second]), count, rng[0])
         of_first, of_second = cross_centroids(first, second, count, rng[1])
         labels = {
-            "k-means after Collapse": (nearest(first, both), nearest(second, both)),
-            "cross-centroids": (nearest(first, of_second), nearest(second, of_first)),
+            "k-means after Collapse": (
+                nearest_centroids(first, both),
+                nearest_centroids(second, both),
+            ),
+            "cross-centroids": (
+                nearest_centroids(first, of_second),
+                nearest_centroids(second, of_first),
+            ),
             "each kind by itself": (
-                nearest(first, spherical_kmeans(first, count, rng[2])),
-                nearest(second, spherical_kmeans(second, count, rng[3])) + count,
+                nearest_centroids(first, spherical_kmeans(first, count, rng[2])),
+                nearest_centroids(second, spherical_kmeans(second, count, rng[3])) + count,
             ),
         }
         for name, (images, texts) in labels.items():

@@ -22,7 +22,7 @@ _BLOCK_ROWS = 8192
 _ROUNDING = 1e-5  # more than a product of float32 unit rows is off by
 
 
-def nearest(rows: Matrix, centroids: Matrix) -> Indices:
+def nearest_centroids(rows: Matrix, centroids: Matrix) -> Indices:
     """Return the centroid with the highest cosine of each row, int64 (n,); of equals the first.
 
     Cosines that differ by less than rounding are summed again, in one order, so that the result
@@ -77,7 +77,7 @@ def spherical_kmeans(
     with reporter.progress("K-means", _MOST_ROUNDS) as progress:
         for _ in range(_MOST_ROUNDS):
             former = labels
-            labels = nearest(rows, centroids)
+            labels = nearest_centroids(rows, centroids)
             if np.array_equal(labels, former):
                 break
             centroids = centroids_of(rows, labels, centroids)
@@ -103,7 +103,7 @@ def cross_centroids(
 
     Returns:
         The centroids of the rows of ``first`` and of ``second``, float32 (k, d) each. A row belongs
-        to the `nearest` centroid of the **other** modality.
+        to the `nearest_centroids` centroid of the **other** modality.
     """
     second_centroids = spherical_kmeans(second, count, rng, reporter)
     first_centroids = second_centroids
@@ -111,9 +111,9 @@ def cross_centroids(
     with reporter.progress("Cross-centroids", MOST_EXCHANGES) as progress:
         for _ in range(MOST_EXCHANGES):
             former = labels
-            first_labels = nearest(first, second_centroids)
+            first_labels = nearest_centroids(first, second_centroids)
             first_centroids = centroids_of(first, first_labels, first_centroids)
-            second_labels = nearest(second, first_centroids)
+            second_labels = nearest_centroids(second, first_centroids)
             second_centroids = centroids_of(second, second_labels, second_centroids)
             labels = (first_labels, second_labels)
             if former and all(map(np.array_equal, labels, former)):

@@ -9,7 +9,7 @@ from ..arrays import Array, Indices
 _ROUNDS = 20
 
 
-def cluster(rows: Array, count: int, rng: np.random.Generator) -> Indices:
+def kmeans(rows: Array, count: int, rng: np.random.Generator) -> Indices:
     """Cluster rows by k-means (Lloyd, 1982) from k-means++ starts (Arthur and Vassilvitskii, 2007).
 
     Args:
@@ -26,16 +26,17 @@ def cluster(rows: Array, count: int, rng: np.random.Generator) -> Indices:
     # nearest start before it
     squares = np.einsum("ij,ij->i", rows, rows)
     centres = rows[rng.integers(len(rows), size=1)]
-    nearest = np.full(len(rows), np.inf)
+    from_nearest = np.full(len(rows), np.inf)
     while len(centres) < count:
         latest = centres[-1]
         distances = squares - 2 * rows @ latest + latest @ latest
-        nearest = np.minimum(nearest, np.maximum(distances, 0))
-        if not nearest.sum() > 0:
-            break
-        row = rng.choice(len(rows), p=nearest / nearest.sum())
+        from_nearest = np.minimum(from_nearest, np.maximum(distances, 0))
+        if not from_nearest.sum() > 0:
+            break  # all distinct rows are starts
+        row = rng.choice(len(rows), p=from_nearest / from_nearest.sum())
         centres = np.vstack([centres, rows[row]])
 
+    # Move each centre to the mean of its rows
     for _ in range(_ROUNDS):
         # The squared distances, less those of the rows from 0
         distances = np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T

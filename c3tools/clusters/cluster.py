@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..arrays import Indices, Matrix
 from ..choices import PositiveInt, checked
-from ..clustering.cross_centroids import deciding_centroids, nearest, train_centroids
+from ..clustering.cross_centroids import deciding_centroids, nearest_centroids, train_centroids
 from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..geometry.collect import Sample
@@ -105,7 +105,7 @@ class Clusters:
                 remedy=f"It has clusters of {' and '.join(self.centroids)} rows.",
             )
         rows = self.pipeline.transform(np.asarray(embeddings, np.float32), modality=modality)
-        return nearest(unit_rows(rows), deciding_centroids(self.centroids, modality))
+        return nearest_centroids(unit_rows(rows), deciding_centroids(self.centroids, modality))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `c3 clusters --json` prints."""
@@ -334,7 +334,7 @@ def assign_rows(
             cosines = []
             for raw in source.batches(name):
                 rows = source.transform(raw, name)
-                labels.append(nearest(rows, deciding[name]))
+                labels.append(nearest_centroids(rows, deciding[name]))
                 # Not a product of matrices, whose last bits depend on the number of threads
                 cosines.append(np.einsum("nd,nd->n", rows, deciding[name][labels[-1]]))
                 progress.advance(len(rows))

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from ..arrays import Matrix
-from ..clustering.cross_centroids import nearest
+from ..clustering.cross_centroids import nearest_centroids
 from ..curation.pictures import NO_PATH, pictures_of
 from ..pages import close_up, figure_svg, new_figure, palette, render_page, styled
 from ..reporter import counted
@@ -98,7 +98,7 @@ def _draw_map(
     """Draw the rows in the plane in which the means of the clusters differ most."""
     drawn = {name: rows[:_DOTS] for name, rows in sample.items()}
     rows = np.concatenate(list(drawn.values())).astype(np.float64)
-    labels = {name: nearest(each, deciding[name]) for name, each in drawn.items()}
+    labels = {name: nearest_centroids(each, deciding[name]) for name, each in drawn.items()}
     row_labels = np.concatenate(list(labels.values()))
     means_of = {each: rows[row_labels == each].mean(axis=0) for each in np.unique(row_labels)}
     means = np.stack(list(means_of.values()))

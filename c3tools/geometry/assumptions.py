@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arrays import Array, Indices
-from ..clustering.kmeans import cluster
+from ..clustering.kmeans import kmeans
 from ..moments import unit_rows
 from ..reporter import counted
 from ..seeds import generator
@@ -139,8 +139,8 @@ def _is_constant(collected: Collected, seed: int, *, has_gap: bool) -> Answer:
     count = len(images)
     if count < MIN_ITEMS:
         return Answer(CONSTANT, "unknown", _too_few(count, MIN_ITEMS, "compare parts of them"))
-    most_groups = _GROUPS if has_gap else _DOMAINS
-    groups = min(most_groups, count // 10)
+
+    # Variations are measured in lengths of the gap; without a gap, in distances of a pair
     differences = images - texts
     if has_gap:
         length = sqrt(float(collected.gap @ collected.gap) - collected.gap_bias)
@@ -148,8 +148,12 @@ def _is_constant(collected: Collected, seed: int, *, has_gap: bool) -> Answer:
     else:
         length = max(sqrt(float(np.mean(np.sum(differences**2, axis=1)))), _ROUNDING)
         unit = "the distance of a pair"
+
+    # How the gaps of groups vary, for three ways to group the items
     differences -= differences.mean(axis=0)
-    by_content = cluster(images + texts, groups, generator(seed, "clusters"))
+    most_groups = _GROUPS if has_gap else _DOMAINS
+    groups = min(most_groups, count // 10)
+    by_content = kmeans(images + texts, groups, generator(seed, "clusters"))
     by_order = np.arange(count) * groups // count
     variations = {
         "order": _between_groups(differences, by_order, seed=seed) / length,
@@ -186,6 +190,8 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
         return Answer(ORTHOGONAL, "unknown", because)
     along_gap = {name: _along_gap(collected, name, seed) for name in collected.moments}
     measures = {name: asdict(modality) for name, modality in along_gap.items()}
+
+    # A gap along a mean proves nothing: unit rows vary little in that direction anyway
     for name, modality in along_gap.items():
         if modality.angle_to_mean <= CHANCE * modality.angle_error:
             because = (
@@ -195,6 +201,8 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
                 f"length vary little along their mean, whatever the model."
             )
             return Answer(ORTHOGONAL, "unknown", because, measures=measures)
+
+    # Compare the variance along the gap with that along random directions
     ratios = {name: modality.variance_ratio for name, modality in along_gap.items()}
     inside = {name: modality.share_in_span for name, modality in along_gap.items()}
     by_chance = {name: modality.share_by_chance for name, modality in along_gap.items()}
@@ -267,8 +275,11 @@ def _along_gap(collected: Collected, name: str, seed: int) -> AlongGap:
     # 3. tr K = tr S_x - tr cov(x, y) and tr C = tr S_x + tr S_y - 2 tr cov(x, y), so
     #    tr K = (tr S_x - tr S_y + tr C) / 2. For y the sign is reversed, which the square hides.
     items = collected.distinct_items
-    variances = {each: float(np.trace(of.covariance)) for each, of in collected.moments.items()}
-    trace_of_k = (2 * variances[name] - sum(variances.values()) + items * collected.gap_bias) / 2
+    traces = {
+        modality: float(np.trace(its_moments.covariance))
+        for modality, its_moments in collected.moments.items()
+    }
+    trace_of_k = (2 * traces[name] - sum(traces.values()) + items * collected.gap_bias) / 2
     bias_of_trace = trace_of_k**2 / (items * max(items - 1, 1))
     added_by_error = max(float(np.sum(covariance * gap_covariance)) - bias_of_trace, 0.0)
     along = max(float(gap @ covariance @ gap) - added_by_error, 0.0)
@@ -290,13 +301,13 @@ def _along_gap(collected: Collected, name: str, seed: int) -> AlongGap:
     ratios = (directions @ vectors) ** 2 @ values * (dim / total_variance)
     low, high = np.quantile(ratios, [0.025, 0.975])
 
-    # The sine is off by the errors of the gap and of the mean, each across the mean's direction
-    gap_error = max(
-        collected.gap_bias - float(mean_direction @ gap_covariance @ mean_direction), 0.0
-    )
-    gap_error /= length**2
-    mean_error = max(total_variance - float(mean_direction @ covariance @ mean_direction), 0.0)
-    mean_error /= collected.independent[name] - 1
+    # The sine is off by the errors of the gap and of the mean, each across the mean's direction;
+    # both are squared, and relative to the length of what they are the error of
+    gap_along_mean = float(mean_direction @ gap_covariance @ mean_direction)
+    gap_error = max(collected.gap_bias - gap_along_mean, 0.0) / length**2
+    rows_along_mean = float(mean_direction @ covariance @ mean_direction)
+    mean_error = max(total_variance - rows_along_mean, 0.0)
+    mean_error /= collected.independent[name] - 1  # of the mean, not of a row
     mean_error /= float(moments.mean @ moments.mean)
     sine_error = min(sqrt(gap_error + cosine**2 * mean_error), 1.0)
     return AlongGap(
@@ -462,7 +473,7 @@ def _mixture(differences: Array, most_groups: int, *, seed: int) -> float:
     share_of_valley = _FLAT_SHARE - 3 * standard_error
     largest = 0.0
     for cluster_count in range(2, most_groups + 1):
-        labels = cluster(scores, cluster_count, generator(seed, "clusters"))
+        labels = kmeans(scores, cluster_count, generator(seed, "clusters"))
         sizes = np.bincount(labels)
         large_clusters = np.flatnonzero(sizes >= _LEAST_SHARE * count)
         if len(large_clusters) < 2:

@@ -325,7 +325,7 @@ def collect(
             "The store keeps the norms of its rows. Everything is measured after L2 normalisation."
         )
 
-    # Choose the rows
+    # Choose the rows that are read into memory
     item_index = Pairs.match(keys[first], keys[second]).item_index
     rng = generator(seed, "gap report", "working set")
     items = np.unique(item_index[item_index >= 0])
@@ -341,15 +341,18 @@ def collect(
         ]
         first_embeddings, second_embeddings = [read.result() for read in reads]
 
-    # Number the items by the rows that were read
+    # Number the items by the places of their rows among those that were read
     sample_index = item_index[:0]
     if len(items):
         sample_index = np.searchsorted(drawn.first_rows, item_index[drawn.second_rows])
     sample = Sample(first_embeddings, second_embeddings, sample_index, drawn.complete)
     working, working_second = sample.part(np.searchsorted(drawn.first_rows, drawn.compared_rows))
+
+    # Items with equal rows are not independent; their share is that of the working rows
     for name, share in working.distinct_shares(first, second).items():
         independent[name] = max(1, round(independent[name] * share))
 
+    # Moments are of all rows, not of the sample
     moments = {name: store.unit_moments(name, split) for name in (first, second)}
     fit_moments, fitted_on = _moments_to_fit(store, moments, split, notes)
     return Collected(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -28,6 +29,13 @@ _PROJECTION = (
 )
 
 
+class LabelledFigure(NamedTuple):
+    """A figure, and its label for screen readers."""
+
+    figure: Figure
+    label: str
+
+
 def figure_blocks(report: Measured, prefix: str = "gap") -> dict[str, FigureBlock]:
     """Return the figures of a report as blocks of a page; ``prefix`` keeps their ids apart from
     others on the page.
@@ -41,8 +49,8 @@ def figure_blocks(report: Measured, prefix: str = "gap") -> dict[str, FigureBloc
 
 
 @styled
-def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
-    """Draw every figure that the data allow: name → (figure, label for screen readers).
+def all_figures(report: Measured) -> dict[str, LabelledFigure]:
+    """Draw every figure that the data allow, by name.
 
     The first six are those of the paper: length, direction and orthogonality of the gap, and the
     alignment noise.
@@ -61,7 +69,7 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
             "Gap length",
             f"norm of the mean of {sample.group_size} pairs",
             {"": lengths},
-            (0.0, max(1.0, float(lengths.max()) * 1.1)),
+            ends=(0.0, max(1.0, float(lengths.max()) * 1.1)),
             line=report.gap.length.value,
         )
         cosines = row_cosines(groups[:-1], groups[1:])
@@ -86,12 +94,13 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
             yticks=[],
             xlim=(-4, 4),
         )
-        figures["noise-marginals"] = figure, "Alignment noise against a normal distribution"
+        label = "Alignment noise against a normal distribution"
+        figures["noise-marginals"] = LabelledFigure(figure, label)
         figures["noise-size"] = _histogram(
             "Noise: same size everywhere?",
             "standard deviation per dimension; line: rms",
             {"": noise.per_dimension},
-            (0.0, noise.std_largest * 1.05 or 1.0),
+            ends=(0.0, noise.std_largest * 1.05 or 1.0),
             bins=50,
             line=report.pairs.residual_rms.value,
         )
@@ -107,15 +116,16 @@ def _histogram(
     title: str,
     label: str,
     groups: Mapping[str, Array],
-    ends: tuple[float, float] = (-1.0, 1.0),
     *,
+    ends: tuple[float, float] = (-1.0, 1.0),
     bins: int = 60,
     line: float | None = None,
-) -> tuple[Figure, str]:
+) -> LabelledFigure:
     """Draw shares rather than counts, so that groups of different sizes compare; outlined, as they
     may overlap.
 
-    Values beyond the ends of the axis count at the ends; ``line`` is a value to mark.
+    The names of several groups stand in a legend; a single group needs none. Values beyond the ends
+    of the axis count at the ends; ``line`` is a value to mark.
     """
     figure, axes = new_figure(3.05, 2.2)
     edges = np.linspace(*ends, bins + 1)
@@ -131,10 +141,10 @@ def _histogram(
         axes.axvline(line, color=palette.INK, linewidth=1)
     if len(groups) > 1:
         axes.legend(loc="upper left", handlelength=1.2)
-    return figure, f"{title}: histogram of the {label}"
+    return LabelledFigure(figure, f"{title}: histogram of the {label}")
 
 
-def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
+def _spectra(modalities: Mapping[str, ModalityMeasures]) -> LabelledFigure:
     """Draw the covariance eigenvalues and their cumulative share, the effective dimensions
     marked.
     """
@@ -146,6 +156,8 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
         share = np.cumsum(spectrum) / max(spectrum.sum(), 1e-30)
         left.plot(np.arange(1, len(values) + 1), values, color=colour, label=name)
         right.plot(np.arange(1, len(share) + 1), share, color=colour, label=name)
+
+        # A dot at the effective dimension k, which is 0 if there is no variance
         k = measures.effective_dimension
         if k == 0:
             continue
@@ -166,6 +178,7 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
         exponent = f"{np.log10(value):.0f}"
         return f"10{exponent.translate(_RAISED)}"  # such as 10⁻³
 
+    # Axes: the eigenvalues on the left, their cumulative share on the right
     left.set_yscale("log")
     left.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
     left.yaxis.set_minor_formatter(NullFormatter())
@@ -175,10 +188,10 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
     right.axhline(0.99, color=palette.MUTED, linewidth=0.8, linestyle="--")
     title = "Share explained; dots: effective dimension (99%)"
     right.set(title=title, xlabel="number of dimensions", xlim=(0, dim), ylim=(0, 1.03))
-    return figure, f"Covariance spectra: {' and '.join(modalities)}"
+    return LabelledFigure(figure, f"Covariance spectra: {' and '.join(modalities)}")
 
 
-def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
+def _projection(report: Measured, working: Sample) -> LabelledFigure:
     """Draw both modalities on their two main axes, pairs joined, before Collapse, and after it if
     it could be fitted.
     """
@@ -195,6 +208,7 @@ def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
 
     figure, panels = new_figure(9.4, 3.9, columns=len(report.transformed), squeeze=False)
     for axes, (space, (first, second)) in zip(panels[0], report.transformed.items(), strict=True):
+        # The two main axes of both modalities together
         both = np.concatenate([first, second]).astype(np.float64)
         mean = both.mean(axis=0)
         centred = both - mean
@@ -204,6 +218,8 @@ def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
         # runs agree
         largest = plane[np.abs(plane).argmax(axis=0), [0, 1]]
         plane = plane * np.sign(largest)
+
+        # Dots, and a line for each pair
         points = [(first[first_rows] - mean) @ plane, (second[second_rows] - mean) @ plane]
         if working.paired:
             lines = list(np.stack(points, axis=1))
@@ -217,4 +233,5 @@ def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
         close_up(axes, ticks=False)
     panels[0][0].legend(loc="upper left", markerscale=1.6)
     spaces = "before and after Collapse" if len(report.transformed) > 1 else "before Collapse"
-    return figure, f"{' and '.join(report.modalities)} in two dimensions, {spaces}"
+    names = " and ".join(report.modalities)
+    return LabelledFigure(figure, f"{names} in two dimensions, {spaces}")

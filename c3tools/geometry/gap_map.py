@@ -49,11 +49,11 @@ def gap_map(
     """
     first, second = collected.first, collected.second
     working = collected.working
-    first_drawn = _draw(len(working.first), 0)
+    first_drawn = _draw(len(working.first), side=0)
     if working.paired:
         second_drawn = np.flatnonzero(np.isin(working.item_index, first_drawn))[:MOST]
     else:
-        second_drawn = _draw(len(working.second), 1)
+        second_drawn = _draw(len(working.second), side=1)
 
     # Positions relative to the mean of the modality
     centred = {
@@ -61,15 +61,20 @@ def gap_map(
         second: working.second[second_drawn].astype(np.float64) - collected.moments[second].mean,
     }
     along_gap = unit_rows(collected.gap[None])[0]
+
     # The first principal direction of the rows that is orthogonal to the gap
     scatter = np.sum([rows.T @ rows for rows in centred.values()], axis=0)
-    flat = np.eye(len(along_gap)) - np.outer(along_gap, along_gap)
-    across = np.linalg.eigh(flat @ scatter @ flat)[1][:, -1]
+    without_gap = np.eye(len(along_gap)) - np.outer(along_gap, along_gap)  # a projection (d, d)
+    directions = np.linalg.eigh(without_gap @ scatter @ without_gap)[1]
+    across = directions[:, -1]
     across *= np.sign(across[np.abs(across).argmax()])  # the sign is arbitrary: runs should agree
     plane = np.stack([along_gap, across])  # (2, d)
+
+    # The debiased length of the gap: half of it moves each modality from the middle
     squared_length = float(collected.gap @ collected.gap) - collected.gap_bias
     length = math.sqrt(max(squared_length, 0.0))
 
+    # The dots of each modality, with what is shown of their rows
     columns = ["key", "caption", "path", "split", *ITEM_COLUMNS]
     if by is not None and by not in columns:
         columns.append(by)
@@ -112,7 +117,7 @@ def gap_map(
     return Markup(text.replace("<", "\\u003c"))
 
 
-def _draw(count: int, side: int) -> Indices:
+def _draw(count: int, *, side: int) -> Indices:
     """Draw at most `MOST` row numbers, ascending.
 
     Args:

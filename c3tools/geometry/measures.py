@@ -322,9 +322,11 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
     gap = collected.gap
     covariance = collected.gap_covariance
     norm = float(np.linalg.norm(gap))
-    square = norm**2 - collected.gap_bias  # without bias
+    debiased_square = norm**2 - collected.gap_bias
     length = Estimate(norm)
-    debiased = Estimate(sqrt(max(square, 0.0)))
+    debiased = Estimate(sqrt(max(debiased_square, 0.0)))
+
+    # The intervals of both lengths
     independent = collected.distinct_items
     if independent >= 3:
         quantile = student_quantile(independent - 1)
@@ -332,18 +334,27 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
         margin = quantile * sqrt(along) / norm if norm > 0 else 0.0
         length = Estimate(norm, (norm - margin, norm + margin))
 
-        # The sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
+        # The sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom. Without a gap,
+        # the variance of the square is 2 tr(A^2), which is also the least that is assumed
         freedom = min(independent, len(collected.working.first)) - 1
         trace_of_square = float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom
-        chance = 2 * max(trace_of_square, 0.0)
-        margin_of_square = quantile * sqrt(max(4 * along - chance, chance))
-        low = sqrt(max(square - margin_of_square, 0.0))
-        high = sqrt(max(square + margin_of_square, 0.0))
+        without_gap = 2 * max(trace_of_square, 0.0)
+        margin_of_square = quantile * sqrt(max(4 * along - without_gap, without_gap))
+        low = sqrt(max(debiased_square - margin_of_square, 0.0))
+        high = sqrt(max(debiased_square + margin_of_square, 0.0))
         debiased = Estimate(debiased.value, (low, high))
 
+    # Distances of pairs, and how the gap varies along the store
     sample = collected.sample
     if not sample.paired:
-        return GapMeasures(length, debiased, None, None, None, None)
+        return GapMeasures(
+            length,
+            debiased,
+            instance_distance=None,
+            rmg=None,
+            direction=None,
+            group_length=None,
+        )
     sums = sample.sums
     group_lengths = np.linalg.norm(sums.group_means, axis=1)
     next_cosines = row_cosines(sums.group_means[:-1], sums.group_means[1:])
@@ -388,25 +399,31 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     if not sample.paired:
         return None
     sums = sample.sums
+    pair_count = len(sample.second)
+    dim = len(sums.mean)
+
+    # The residual rms, about the mean of these pairs
     mean_square = sums.variance.mean()
     rms = sqrt(mean_square)
-    residual = Estimate(rms, None, len(sample.second))
+    residual = Estimate(rms, interval=None, rows=pair_count)
     if rms > 0:
         # Each pair adds |(x - y) - mean|^2 / d to the mean square
         squares = (
             sums.distances**2 - 2 * _along(sample, sums.mean, -sums.mean) + sums.mean @ sums.mean
         )
-        residual = _estimate(collected, squares / len(sums.mean) / (2 * rms), rms, seed)
+        residual = _estimate(collected, squares / dim / (2 * rms), rms, seed)
 
     # The mean square is too small by the variance of the residuals' mean over draws of items
     bias = 0.0
     working = collected.working
     item_count = len(working.first)
     if item_count > 1:
-        off = working.item_means - working.first + sums.mean
-        off = off * working.rows_per_item[:, None]  # (m, d)
-        off /= len(working.item_index) / item_count
-        bias = float(np.sum(off**2) / ((item_count - 1) * len(sample.first) * off.shape[1]))
+        # How far each item moves that mean, times the number of items: by its mean residual,
+        # weighted by its number of pairs
+        moved = working.item_means - working.first + sums.mean
+        moved = moved * working.rows_per_item[:, None]  # (m, d)
+        moved /= len(working.item_index) / item_count
+        bias = float(np.sum(moved**2) / ((item_count - 1) * len(sample.first) * dim))
     debiased = sqrt(mean_square + bias)
     debiased_interval = None
     if residual.interval is not None:
@@ -415,7 +432,7 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
 
     # The mean cosine of the rows that do not match: (sum x . sum y - sum over pairs of x . y) / n
     unpaired_cosine = None
-    unmatched = len(sample.first) * len(sample.second) - len(sample.second)
+    unmatched = len(sample.first) * pair_count - pair_count
     if unmatched > 0:
         first_total = sample.first.sum(axis=0, dtype=np.float64)
         second_total = sample.second.sum(axis=0, dtype=np.float64)
@@ -430,7 +447,7 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
         paired_cosine=_mean_over_pairs(collected, sums.cosines, seed),
         unpaired_cosine=unpaired_cosine,
         residual_rms=residual,
-        residual_rms_debiased=Estimate(debiased, debiased_interval, len(sample.second)),
+        residual_rms_debiased=Estimate(debiased, debiased_interval, pair_count),
         alignment=_mean_over_pairs(collected, sums.distances**2, seed),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays import Array, Indices, Mask, Matrix
 from ..clustering.cross_centroids import (
     deciding_centroids,
-    nearest,
+    nearest_centroids,
     spherical_kmeans,
     train_centroids,
 )
@@ -94,19 +94,24 @@ def measure_mixed_clusters(
         return None
     distinct = int(sample.distinct_items.max()) + 1
     count = count or default_count(distinct)
-    folds = _FOLDS if centroids is None else 1
     if distinct < LEAST_ITEMS or count * _FOLDS > distinct * (_FOLDS - 1):
         return None
+
+    # Given centroids were made from other rows, so that all pairs are one fold
+    folds = _FOLDS if centroids is None else 1
     fold_of_distinct = generator(seed, "folds").permutation(distinct) % folds
     fold_of_item = fold_of_distinct[sample.distinct_items]
 
+    # By clustering, the values of each fold
     kappas: defaultdict[str, list[Array]] = defaultdict(list)
-    one_kind: defaultdict[str, list[float]] = defaultdict(list)
-    pairs: list[Indices] = []
+    one_kinds: defaultdict[str, list[float]] = defaultdict(list)
+    measured_pairs: list[Indices] = []
     for fold in range(folds):
         is_inside = fold_of_item == fold
         part, pairs_of_part = sample.part(np.flatnonzero(is_inside))
-        pairs.append(pairs_of_part)
+        measured_pairs.append(pairs_of_part)
+
+        # The clusters of the rows of this fold: of k-means to compare with, and of cross-centroids
         labels = {}
         if raw is not None:
             labels["raw"] = _labels_by_kmeans(raw, is_inside, count, seed)
@@ -116,21 +121,27 @@ def measure_mixed_clusters(
             others, _ = sample.part(np.flatnonzero(~is_inside))
             rows = dict(zip(modalities, (others.first, others.second), strict=True))
             trained = train_centroids(rows, count, generator(seed, "clusters"))
-        deciding = [deciding_centroids(trained, name) for name in modalities]
-        labels["cross"] = (nearest(part.first, deciding[0]), nearest(part.second, deciding[1]))
-        for name, (first_labels, second_labels) in labels.items():
-            kappas[name].append(kappa_of_pairs(first_labels[part.item_index], second_labels))
-            one_kind[name].append(modality_information(first_labels, second_labels, seed=seed))
+        for_first, for_second = [deciding_centroids(trained, name) for name in modalities]
+        labels["cross"] = (
+            nearest_centroids(part.first, for_first),
+            nearest_centroids(part.second, for_second),
+        )
 
-    items_of_pairs = sample.distinct_items[sample.item_index[np.concatenate(pairs)]]
+        for clustering, (first_labels, second_labels) in labels.items():
+            kappas[clustering].append(kappa_of_pairs(first_labels[part.item_index], second_labels))
+            information = modality_information(first_labels, second_labels, seed=seed)
+            one_kinds[clustering].append(information)
+
+    # The means over all folds
+    items_of_pairs = sample.distinct_items[sample.item_index[np.concatenate(measured_pairs)]]
     kappa = {}
-    for name, of_folds in kappas.items():
+    one_kind = {}
+    for clustering, of_folds in kappas.items():
         values = np.concatenate(of_folds)
         interval = mean_interval(values, items_of_pairs, seed=seed)
-        kappa[name] = Estimate(float(values.mean()), interval, len(values))
-    return MixedClusters(
-        kappa, {name: float(np.mean(each)) for name, each in one_kind.items()}, count
-    )
+        kappa[clustering] = Estimate(float(values.mean()), interval, len(values))
+        one_kind[clustering] = float(np.mean(one_kinds[clustering]))
+    return MixedClusters(kappa, one_kind, count)
 
 
 def measure_default_clusters(data: Collected, *, seed: int = 0) -> MixedClusters | None:
@@ -144,18 +155,22 @@ def measure_default_clusters(data: Collected, *, seed: int = 0) -> MixedClusters
     part, _ = data.working.part(np.sort(drawn))
     if part.distinct_items.max() + 1 < LEAST_ITEMS:
         return None
-    names = (data.first, data.second)
     pipeline = preset("gr-clip").fit(data.fit_moments)
-    raw = [unit_rows(rows.astype(np.float32)) for rows in (part.first, part.second)]
-    rows = [
-        unit_rows(pipeline.transform(each, modality=name))
-        for name, each in zip(names, raw, strict=True)
-    ]
+    raw = replace(
+        part,
+        first=unit_rows(part.first.astype(np.float32)),
+        second=unit_rows(part.second.astype(np.float32)),
+    )
+    collapsed = replace(
+        raw,
+        first=unit_rows(pipeline.transform(raw.first, modality=data.first)),
+        second=unit_rows(pipeline.transform(raw.second, modality=data.second)),
+    )
     return measure_mixed_clusters(
-        Sample(rows[0], rows[1], part.item_index, part.complete),
-        names,
+        collapsed,
+        (data.first, data.second),
         default_count(min(data.independent.values())),
-        raw=Sample(raw[0], raw[1], part.item_index, part.complete),
+        raw=raw,
         seed=seed,
     )
 
@@ -168,7 +183,7 @@ def _labels_by_kmeans(
     others, _ = sample.part(np.flatnonzero(~is_inside))
     both = np.concatenate([others.first, others.second])
     centroids = spherical_kmeans(both, count, generator(seed, "clusters"))
-    return nearest(part.first, centroids), nearest(part.second, centroids)
+    return nearest_centroids(part.first, centroids), nearest_centroids(part.second, centroids)
 
 
 def kappa_of_pairs(first: Indices, second: Indices) -> Array:

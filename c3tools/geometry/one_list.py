@@ -70,6 +70,8 @@ def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneLis
     items, second_rows = np.unique(working.item_index, return_index=True)
     if len(items) < _LEAST_ITEMS:
         return {}
+
+    # One row of each modality for each item, and two halves of the items
     rows = {first: unit_rows(working.first[items]), second: unit_rows(working.second[second_rows])}
     quarter = min(len(items), _ITEMS) // 4
     order = generator(seed, "one list").permutation(len(items))
@@ -86,12 +88,14 @@ def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneLis
         calibration = Calibration.fit(
             {name: Moments.from_rows(values) for name, values in fitted_on.items()}
         )
-        with_first, with_second = np.split(searched, 2)
-        corpus = {first: with_first, second: with_second}
         centred = {
             name: calibration.pipeline.transform(values, modality=name).astype(values.dtype)
             for name, values in rows.items()
         }
+
+        # Half of the searched items are in the corpus with their first row, half with their second
+        with_first, with_second = np.split(searched, 2)
+        corpus = {first: with_first, second: with_second}
         for asked, other in ((first, second), (second, first)):
             results[asked].append(_search(asked, other, calibration, rows, centred, corpus))
 

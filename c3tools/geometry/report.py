@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import __version__
-from ..arrays import Floats
 from ..errors import StoreError, TransformError
 from ..io.files import json_text
 from ..io.locations import location
@@ -39,7 +38,15 @@ from .measures import (
 from .mixed_clusters import CLUSTERINGS, MixedClusters, measure_default_clusters
 from .one_list import measure_one_list
 from .rounding import rounded
-from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, measure_space
+from .spaces import (
+    ALL_PRESETS_SCORES,
+    COLLAPSE,
+    RAW,
+    RECALL_PRESETS,
+    SpaceMeasures,
+    TransformedRows,
+    measure_space,
+)
 from .verdict import Measured, judge_gap
 
 SCHEMA = 1
@@ -89,11 +96,11 @@ class GapReport(Measured):
         if self.recommended is not None:
             rule, reason = self.recommended
             candidates = {}
-            for each in self.sigmas:
-                candidates[each.name] = {
-                    "sigma": each.sigma,
-                    "rests_on": each.rests_on,
-                    "missing": each.missing or None,
+            for candidate in self.sigmas:
+                candidates[candidate.name] = {
+                    "sigma": candidate.sigma,
+                    "rests_on": candidate.rests_on,
+                    "missing": candidate.missing or None,
                 }
             sigma = {
                 "candidates": candidates,
@@ -160,10 +167,10 @@ class GapReport(Measured):
     def save_figures(self, folder: Path) -> list[Path]:
         """Write every figure as PNG and SVG, and return the files."""
         files = []
-        for name, (figure, _) in all_figures(self).items():
+        for name, labelled in all_figures(self).items():
             for ending in ("png", "svg"):
                 file = folder / f"{name}.{ending}"
-                save_figure(figure, file)
+                save_figure(labelled.figure, file)
                 files.append(file)
         return files
 
@@ -215,6 +222,8 @@ def gap_report(
     presets = as_list(presets)
     store = Store.open(store, reporter=reporter)
     names = store.choose_modalities(modalities, "A report", least=1)
+
+    # Refuse presets and columns that the report cannot use, before rows are read
     for name in presets or ():
         if name not in RECALL_PRESETS and not is_recipe_file(name):
             raise StoreError(
@@ -241,6 +250,8 @@ def gap_report(
         "seed": seed,
         "c3tools": __version__,
     }
+
+    # One modality: its moments suffice
     if len(names) == 1:
         moments, items = collect_single(store, names[0], split=split)
         measures = {names[0]: measure_modality(moments, items)}
@@ -252,10 +263,14 @@ def gap_report(
         ]
         return GapReport(measures, {**provenance, "rows": {names[0]: moments.n}}, notes)
 
-    # Read before the rows of the report are in memory
-    spread = sigma_rules.SigmaRule("caption_spread", None, "texts alone", "the store has no texts")
+    # Captions are read, and left, before the rows of the report are in memory
+    spread = sigma_rules.SigmaRule(
+        "caption_spread", sigma=None, rests_on="texts alone", missing="the store has no texts"
+    )
     if "text" in store.modalities:
         spread = sigma_rules.spread_of_captions(store, most=SPREAD_ROWS)
+
+    # Two modalities, each by itself
     data = collect(store, *names, split=split, seed=seed, reporter=reporter)
     working = data.working
     measures = {
@@ -265,8 +280,9 @@ def gap_report(
     notes = [*data.notes, *_row_limits(measures), *_limits(data)]
     notes += notes_on_leaks(store, names, split)
 
-    spaces, transformed, space_notes = _measure_spaces(data, presets, seed, reporter)
-    notes += space_notes
+    # The spaces before and after Collapse
+    spaces = _measure_spaces(data, presets, seed, reporter)
+    notes += spaces.notes
     unread = [name for name in store.modalities if name not in names]
     if unread and modalities is None:
         notes.append(
@@ -274,6 +290,7 @@ def gap_report(
             f"{names[1]}. Choose two modalities with --modalities A,B."
         )
 
+    # The gap, the pairs and their noise
     noise = None
     if working.paired:
         differences = working.first[working.item_index] - working.second
@@ -281,11 +298,13 @@ def gap_report(
     gap = measure_gap(data, seed)
     pairs = measure_pairs(data, seed)
     has_gap = judge_gap(gap, pairs, measures).answer == "yes"
+
+    # What each rule gives for sigma
     residual = sigma_rules.SigmaRule(
         "residual_rms",
-        pairs.residual_rms.value if pairs else None,
-        "pairs, preferably not used to train the encoder: rms of (x - y) minus its mean",
-        "" if pairs else "there are no pairs",
+        sigma=pairs.residual_rms.value if pairs else None,
+        rests_on="pairs, preferably not used to train the encoder: rms of (x - y) minus its mean",
+        missing="" if pairs else "there are no pairs",
     )
     means = [data.fit_moments[name].mean for name in (data.first, data.second)]
     sigmas = [
@@ -313,7 +332,7 @@ def gap_report(
         notes=notes,
         gap=gap,
         pairs=pairs,
-        spaces=spaces,
+        spaces=spaces.measures,
         one_list=measure_one_list(data, seed=seed) if working.paired else {},
         mixed_clusters=measure_default_clusters(data, seed=seed) if working.paired else None,
         assumptions=answer_questions(data, noise, has_gap=has_gap, seed=seed),
@@ -325,14 +344,22 @@ def gap_report(
             data.first: orthogonality(working.first, first_items, data.gap, seed=seed),
             data.second: orthogonality(working.second, second_items, data.gap, seed=seed),
         },
-        transformed=transformed,
+        transformed=spaces.transformed,
         draw_map=partial(gap_map, store, data, split=split, by=by),
     )
 
 
+class _Spaces(NamedTuple):
+    """The measures by preset; the rows before and after Collapse; notes."""
+
+    measures: dict[str, SpaceMeasures]
+    transformed: dict[str, TransformedRows]
+    notes: list[str]
+
+
 def _measure_spaces(
     data: Collected, presets: Sequence[str] | None, seed: int, reporter: Reporter
-) -> tuple[dict[str, SpaceMeasures], dict[str, tuple[Floats, Floats]], list[str]]:
+) -> _Spaces:
     """Measure the spaces before and after Collapse, and those of other presets.
 
     Args:
@@ -340,41 +367,34 @@ def _measure_spaces(
         presets: to measure recall for; None for all if that is cheap.
         seed: of samples and resampling.
         reporter: shows the progress.
-
-    Returns:
-        The measures by preset; the rows of both modalities before and after Collapse; notes.
     """
     working = data.working
     scores = len(working.first) * len(working.second)
     is_cheap = working.complete and scores <= ALL_PRESETS_SCORES
+    are_left_out = presets is None and not is_cheap
     if presets is None:
         presets = RECALL_PRESETS if is_cheap else ()
-        left_out = not is_cheap
-    else:
-        left_out = False
     names = list(dict.fromkeys([RAW, COLLAPSE, *presets]))
 
     notes = []
     spaces: dict[str, SpaceMeasures] = {}
-    transformed: dict[str, tuple[Floats, Floats]] = {}
+    transformed: dict[str, TransformedRows] = {}
     with reporter.progress("Measuring spaces", len(names)) as progress:
         for name in names:
             progress.advance(note=name)
             try:
-                spaces[name], first_rows, second_rows = measure_space(
-                    name, data, before=spaces.get(RAW), seed=seed
-                )
+                spaces[name], rows = measure_space(name, data, before=spaces.get(RAW), seed=seed)
             except TransformError as error:
                 notes.append(f"{name} cannot be applied here: {error.message}")
                 continue
             if name in (RAW, COLLAPSE):
-                transformed[name] = (first_rows, second_rows)
-    if left_out:
+                transformed[name] = rows  # for the figure of both
+    if are_left_out:
         notes.append(
             "Recall is measured before and after Collapse only. Choose other presets with "
             "--presets."
         )
-    return spaces, transformed, notes
+    return _Spaces(spaces, transformed, notes)
 
 
 def _row_limits(modalities: Mapping[str, ModalityMeasures]) -> list[str]:
@@ -433,7 +453,11 @@ def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Sec
             ),
             _settings_section(report),
         ]
-    answers = [[each.question, each.answer, each.because] for each in report.assumptions.values()]
+
+    # The gap, the model of the paper, the modalities, and Collapse
+    answers = [
+        [answer.question, answer.answer, answer.because] for answer in report.assumptions.values()
+    ]
     tables_of_spaces = [_before_and_after_table(report)]
     if report.pairs and report.spaces:
         tables_of_spaces.insert(0, _recall_table(report))
@@ -463,11 +487,14 @@ def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Sec
             tables_of_spaces,
         ),
     ]
+
+    # What can be done with both modalities at once, if there are enough pairs to measure it
     if report.one_list:
         sections.append(Section("One list of both modalities", tables=[_one_list_table(report)]))
     if report.mixed_clusters is not None:
         title = f"{report.mixed_clusters.clusters} clusters of both modalities"
         sections.append(Section(title, tables=[_clusters_table(report.mixed_clusters)]))
+
     # How much noise to add: what each rule gives, and which one is recommended
     assert report.recommended is not None
     rule, why = report.recommended

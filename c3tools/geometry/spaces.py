@@ -6,7 +6,7 @@ They are taken on the working set, as it is and as each noise-free preset leaves
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -95,9 +95,16 @@ class SpaceMeasures:
         }
 
 
+class TransformedRows(NamedTuple):
+    """The rows of both modalities in a space: (m, d) and (k, d)."""
+
+    first: Floats
+    second: Floats
+
+
 def measure_space(
     name: str, collected: Collected, *, before: SpaceMeasures | None = None, seed: int = 0
-) -> tuple[SpaceMeasures, Floats, Floats]:
+) -> tuple[SpaceMeasures, TransformedRows]:
     """Measure a space. Only ``raw`` and Collapse get separability, bias and uniformity.
 
     Args:
@@ -108,7 +115,7 @@ def measure_space(
         seed: of samples and resampling.
 
     Returns:
-        The measures, and the rows (m, d) and (k, d) of the working set after the preset.
+        The measures, and the rows of the working set after the preset.
 
     Raises:
         TransformError: if the preset cannot be fitted on these data.
@@ -116,6 +123,8 @@ def measure_space(
     working = collected.working
     first = collected.first
     second = collected.second
+
+    # The rows in this space, and the distance of their means
     if name == RAW:
         first_rows = unit_rows(working.first)
         second_rows = unit_rows(working.second)
@@ -128,11 +137,13 @@ def measure_space(
     first_mean = first_rows.mean(axis=0, dtype=np.float64)
     second_mean = second_rows.mean(axis=0, dtype=np.float64)
     measures = SpaceMeasures(recall={}, gap=float(np.linalg.norm(first_mean - second_mean)))
+
+    # Recall in both directions; queries of the second modality may share an item
     if working.paired:
-        of_first, of_second = pair_hits(first_rows, second_rows, working.item_index)
+        first_hits, second_hits = pair_hits(first_rows, second_rows, working.item_index)
         for direction, hits, items in (
-            (f"{first}_to_{second}", of_first, None),
-            (f"{second}_to_{first}", of_second, working.item_index),
+            (f"{first}_to_{second}", first_hits, None),
+            (f"{second}_to_{first}", second_hits, working.item_index),
         ):
             measures.recall[direction] = {
                 k: Estimate(float(values.mean()), share_interval(values, items), len(values))
@@ -144,6 +155,8 @@ def measure_space(
                 measures.recall_change[direction] = Estimate(
                     float(change.mean()), mean_interval(change, items, seed=seed), len(change)
                 )
+
+    # How well the modalities are told apart, and how the rows spread
     if name in (RAW, COLLAPSE):
         first_items, second_items = working.items
         if min(len(first_rows), len(second_rows)) > 1:
@@ -159,7 +172,7 @@ def measure_space(
             first: uniformity(first_rows, first_items, seed=seed),
             second: uniformity(second_rows, second_items, seed=seed),
         }
-    return measures, first_rows, second_rows
+    return measures, TransformedRows(first_rows, second_rows)
 
 
 def uniformity(rows: Floats, items: Indices, *, seed: int = 0) -> Estimate:
@@ -229,6 +242,7 @@ def separability(
         rows[side] = embeddings[halves]
         owner[side] = items[side][halves]
 
+    # Fit the probe on each half, and score it on the other
     is_first = np.repeat([1.0, 0.0], half)
     is_right = []
     tested_items = []

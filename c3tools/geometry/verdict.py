@@ -15,7 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..arrays import Array, Floats
+from ..arrays import Array
 from ..reporter import counted
 from ..transforms.sigma import AUTO, PAIRS, SigmaRule
 from .assumptions import Answer, Word
@@ -23,7 +23,7 @@ from .collect import Collected
 from .measures import GapMeasures, ModalityMeasures, PairMeasures, Residuals
 from .mixed_clusters import LEAST_ITEMS, MixedClusters
 from .one_list import OneList
-from .spaces import COLLAPSE, RAW, SpaceMeasures
+from .spaces import COLLAPSE, RAW, SpaceMeasures, TransformedRows
 
 SMALL_GAP = 0.05
 """Share of the gap in the squared distance of a pair, below which it does not matter."""
@@ -112,7 +112,7 @@ class Measured:
     recommended: tuple[SigmaRule, str] | None = None
     collected: Collected | None = None
     orthogonal: dict[str, Array] = field(default_factory=dict)
-    transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    transformed: dict[str, TransformedRows] = field(default_factory=dict)
     draw_map: Callable[[], Markup] | None = None
 
     @cached_property
@@ -150,6 +150,8 @@ def judge_gap(
     question = "Is there a modality gap?"
     first, second = modalities
     length = gap.length_debiased.value
+
+    # The squared gap, and the ends of its interval, as shares of the squared distance of a pair
     if pairs:
         squared_distance = pairs.alignment.value
         distance = f"the squared distance between each {second} row and its own {first} row"
@@ -163,6 +165,8 @@ def judge_gap(
     )
     measures = {"share": share, "share_interval": [low, high]}
     shown = f"{100 * share:.0f}% ({100 * low:.0f} to {100 * high:.0f}%) of {distance}"
+
+    # No gap, one that cannot be told from none, or a small or large one
     if high < SMALL_GAP:
         because = f"The means are {length:.2f} apart, which is hardly a gap: {shown}."
         return Answer(question, "no", because, share, measures)
@@ -196,26 +200,30 @@ def _judge_collapse(report: Measured, gap: Answer) -> Answer:
         return answer("no", "There is no gap to close.")
     if gap.answer == "unknown":
         return answer("unknown", "It is not known whether there is a gap to close.")
+
+    # How much of the gap is left
     left = collapsed.gap / raw.gap if raw.gap > 0 else 1.0
     leaves = f"It leaves {100 * left:.0f}% of the gap"
     if left > NOT_CLOSED:
         return answer("no", f"{leaves}: the subtracted means belong to other rows.")
+
+    # What Collapse may cost or miss: recall, the gaps of parts, modalities that still differ
     probe = collapsed.separability
     recognised = ""
     if probe is not None:
         recognised = (
             f", and a linear probe recognises the modality of {100 * probe.value:.0f}% of the rows"
         )
-    losses = []  # of recall@1, by direction
+    recall_losses = []
     for direction, change in collapsed.recall_change.items():
         high = inf if change.interval is None else change.interval[1]
         if change.value < -LOST_RECALL and high < 0:
             before = raw.recall[direction]["recall@1"].value
             after = collapsed.recall[direction]["recall@1"].value
             words = direction.replace("_", " ")
-            losses.append(f"{100 * before:.1f} to {100 * after:.1f}% {words}")
-    if losses:
-        because = f"{leaves}{recognised}, but recall@1 falls: {', '.join(losses)}."
+            recall_losses.append(f"{100 * before:.1f} to {100 * after:.1f}% {words}")
+    if recall_losses:
+        because = f"{leaves}{recognised}, but recall@1 falls: {', '.join(recall_losses)}."
         return answer("partly", because)
     if left > CLOSED:
         return answer("partly", f"{leaves}{recognised}.")
@@ -250,8 +258,8 @@ def _judge_corrupt(report: Measured) -> Answer:
 
     # How far apart pairs are without the gap
     dim = next(iter(report.modalities.values())).dim
-    of_unrelated = max(sum(_variances(report.modalities).values()), 1e-12)
-    ratio = dim * pairs.residual_rms.value**2 / of_unrelated
+    unrelated_distance = max(sum(_variances(report.modalities).values()), 1e-12)  # squared
+    ratio = dim * pairs.residual_rms.value**2 / unrelated_distance
     if ratio <= ALIKE:
         distance = f"they have {100 * ratio:.0f}% of the squared distance of unrelated rows"
         return answer("no", f"Without the gap, pairs are almost identical: {distance}.")
@@ -266,15 +274,15 @@ def _judge_corrupt(report: Measured) -> Answer:
     differ = (
         f"Without the gap, pairs have {100 * ratio:.0f}% of the squared distance of unrelated rows"
     )
-    by_name = {each.name: each.sigma for each in report.sigmas}
-    of_pairs = by_name.get("pair_cosine")
-    if not of_pairs or option == PAIRS:
+    sigma_by_rule = {candidate.name: candidate.sigma for candidate in report.sigmas}
+    pairs_sigma = sigma_by_rule.get("pair_cosine")
+    if not pairs_sigma or option == PAIRS:
         return answer("yes", f"{differ}. {sigma_given}.")
-    of_pairs_given = f"the cosine of the pairs gives {of_pairs:.3f} (--sigma pairs)"
-    if 1 / SIGMA_FACTOR <= sigma / of_pairs <= SIGMA_FACTOR:
-        return answer("yes", f"{differ}. {sigma_given}; {of_pairs_given}.")
+    pairs_sigma_given = f"the cosine of the pairs gives {pairs_sigma:.3f} (--sigma pairs)"
+    if 1 / SIGMA_FACTOR <= sigma / pairs_sigma <= SIGMA_FACTOR:
+        return answer("yes", f"{differ}. {sigma_given}; {pairs_sigma_given}.")
     compare = "Compare both with `c3 ablate-captions --sigma auto --sigma pairs`."
-    return answer("partly", f"{differ}. {sigma_given}, but {of_pairs_given}. {compare}")
+    return answer("partly", f"{differ}. {sigma_given}, but {pairs_sigma_given}. {compare}")
 
 
 def _judge_one_list(report: Measured) -> Answer:
@@ -345,6 +353,8 @@ def judge_clusters(
             f"than four fifths of these items."
         )
         return answer("unknown", because)
+
+    # What was measured, in words
     kappa = mixed.kappa["cross"]
     low, high = kappa.interval or (0.0, 1.0)
     one_kind = mixed.one_kind["cross"]
@@ -363,6 +373,8 @@ def judge_clusters(
             f" More clusters divide more pairs: with the default of {fewer.clusters}, "
             f"{100 * fewer.kappa['cross'].value:.0f}% stay together."
         )
+
+    # Pairs must come together, and each cluster must have both modalities
     measures = mixed.to_dict()
     if low >= TOGETHER and one_kind <= APART:
         return answer("yes", because, kappa.value, measures)

@@ -13,7 +13,7 @@ import pytest
 from c3tools.clustering.cross_centroids import (
     centroids_of,
     cross_centroids,
-    nearest,
+    nearest_centroids,
     train_centroids,
 )
 from c3tools.geometry.collect import Sample
@@ -73,8 +73,9 @@ def collapsed(sample: Sample) -> Sample:
 def test_a_row_goes_to_the_nearest_centroid_and_equal_ones_to_the_first() -> None:
     rows, centroids = unit_rows(500, 8), unit_rows(7, 8, 1)
     exact = rows.astype(np.float64) @ centroids.T.astype(np.float64)
-    assert np.array_equal(nearest(rows, centroids), exact.argmax(axis=1))
-    assert np.array_equal(nearest(rows, np.repeat(centroids, 2, axis=0)) % 2, np.zeros(500))
+    assert np.array_equal(nearest_centroids(rows, centroids), exact.argmax(axis=1))
+    twice = np.repeat(centroids, 2, axis=0)
+    assert np.array_equal(nearest_centroids(rows, twice) % 2, np.zeros(500))
 
 
 def test_a_cluster_without_rows_keeps_its_centroid() -> None:
@@ -122,8 +123,8 @@ def test_without_rows_before_the_pipeline_nothing_is_compared_with_k_means() -> 
 
 
 def kappa_in_table(sample: Sample, centroids: Mapping[str, np.ndarray]) -> float:
-    first = nearest(sample.first, centroids["text"])
-    second = nearest(sample.second, centroids["image"])
+    first = nearest_centroids(sample.first, centroids["text"])
+    second = nearest_centroids(sample.second, centroids["image"])
     return float(kappa_of_pairs(first[sample.item_index], second).mean())
 
 
