@@ -155,6 +155,7 @@ class Calibration:
                 rows, the pipeline does not know a modality or maps rows to a memory, or the rows of
                 an export or the moments in its calibration would go through a pipeline twice.
         """
+        # What the source has of each modality: moments, or rows
         statistics: Mapping[str, Any]
         if isinstance(source, Mapping):
             statistics = source
@@ -180,22 +181,26 @@ class Calibration:
                 split = ALL
             if pipeline is None:
                 pipeline = preset("gr-clip").fit(store, split=split)
-            of_store = fitting_moments(store, split)
+            fitting = fitting_moments(store, split)
             statistics = {}
-            if of_store.centred:
+            if fitting.centred:
                 statistics = {
                     name: moments
-                    for name, moments in of_store.moments.items()
+                    for name, moments in fitting.moments.items()
                     if name in store.modalities
                 }
+
+        # Moments of the embeddings as they are; of none, if one modality has too few rows
         given_moments = {
             name: value for name, value in statistics.items() if isinstance(value, Moments)
         }
         given_rows: dict[str, Any] = {
             name: value for name, value in statistics.items() if name not in given_moments
         }
-        data = FitData(given_moments, given_rows, {}, unit=True)
+        data = FitData(given_moments, given_rows, items={}, unit=True)
         moments_before = {} if data.too_few else data.moments
+
+        # Moments of the rows that are searched, which have gone through the pipeline
         if pipeline is None:
             pipeline = preset("gr-clip").fit(moments_before or statistics)
         moments_after = {
@@ -203,6 +208,8 @@ class Calibration:
             for name, moments in moments_before.items()
             if pipeline.knows(name)
         }
+
+        # Rows that were centred before would be centred twice
         for name in given_rows.keys() & moments_after.keys():
             n, mean = moments_before[name].n, moments_before[name].mean
             if seem_centred(mean, n) and pipeline.centres(name):
@@ -251,6 +258,8 @@ class Calibration:
             )
         moments, header = load_moments(path)
         pipeline = Pipeline.load(folder)
+
+        # Refuse rows that cannot be calibrated, and files that do not belong together
         if "refused" in header:
             raise TransformError(
                 f"Scores of the rows in {folder} cannot be calibrated: {header['refused']}",
@@ -390,7 +399,7 @@ class Calibration:
         moments = self.moments.get(modality)
         if moments is None or shape != (*scores.shape[:-1], moments.dim):
             fitted = ", ".join(
-                f"{name} ({each.dim} dimensions)" for name, each in sorted(self.moments.items())
+                f"{name} ({known.dim} dimensions)" for name, known in sorted(self.moments.items())
             )
             raise TransformError(
                 f"Scores of shape {scores.shape} with {modality} rows, for queries of shape "
@@ -419,11 +428,15 @@ class Calibration:
         """
         queries = np.asarray(query, np.float64)
         no_mean = np.zeros((*queries.shape[:-1], 1))
+
+        # Plain cosines, or a curve that was fitted on pairs
         if not self.moments:
             return Scale(no_mean, np.ones_like(no_mean))
         if asked is not None and (asked, modality) in self.curves:
             curve = self.curves[asked, modality]
             return Scale(no_mean, np.ones_like(no_mean), curve=curve)
+
+        # z: mean and deviation of the cosines of the unit queries with rows of the modality
         moments = self.moments[modality]
         norms = np.linalg.norm(queries, axis=-1, keepdims=True)
         unit = np.divide(queries, norms, out=np.zeros_like(queries), where=norms > 0)
@@ -434,15 +447,15 @@ class Calibration:
         if not combined:
             return Scale(mean, deviation)
 
-        # r^2 = tr(S^2), less what a covariance of n rows has too much
-        squares: dict[str, float] = {}
-        for name, each in self.moments.items():
-            covariance = each.covariance
-            squares[name] = float(np.sum(covariance**2) - np.trace(covariance) ** 2 / each.n)
-        if max(squares.values()) >= _LARGEST_RATIO**2 * min(squares.values()):
+        # The combined z: r^2 = tr(S^2), less what a covariance of n rows has too much
+        squared_r: dict[str, float] = {}
+        for name, rows in self.moments.items():
+            covariance = rows.covariance
+            squared_r[name] = float(np.sum(covariance**2) - np.trace(covariance) ** 2 / rows.n)
+        if max(squared_r.values()) >= _LARGEST_RATIO**2 * min(squared_r.values()):
             return Scale(mean, deviation)
-        geometric_mean = np.exp(np.mean(np.log([*squares.values()])))
-        return Scale(mean, deviation, factor=float((squares[modality] / geometric_mean) ** 0.25))
+        geometric_mean = np.exp(np.mean(np.log([*squared_r.values()])))
+        return Scale(mean, deviation, factor=float((squared_r[modality] / geometric_mean) ** 0.25))
 
     def merge(
         self,
@@ -471,6 +484,8 @@ class Calibration:
         """
         if k < 1:
             raise TransformError(f"k must be at least 1, not {k}.")
+
+        # A batch: one query after the other
         queries = np.asarray(query)
         if queries.ndim == 2:
             for name, (ids, cosines) in found.items():
@@ -486,6 +501,8 @@ class Calibration:
                 of_query = {name: (ids[row], scores[row]) for name, (ids, scores) in found.items()}
                 merged.append(self.merge(one_query, of_query, k, asked, combined=combined))
             return merged
+
+        # One query: the rows of all searches, with their scores
         rows = []
         for name, (ids, cosines) in found.items():
             one_query_cosines = np.asarray(cosines, np.float64)
@@ -500,7 +517,7 @@ class Calibration:
                 if np.isfinite(score):
                     plain = identity.item() if isinstance(identity, np.generic) else identity
                     rows.append((plain, name, float(score)))
-        return sorted(rows, key=lambda row: -row[2])[:k]
+        return sorted(rows, key=lambda row: -row[2])[:k]  # of equal scores, the first found
 
 
 def _digest(moments: Mapping[str, Moments], curves: Sequence[Sequence[Any]]) -> str:

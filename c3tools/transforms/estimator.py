@@ -84,6 +84,7 @@ class EmbeddingTransformer(*_BASES):  # type: ignore[misc]
             TransformError: if the preset needs more than it gets, or the modality is the target.
             ValueError: if the rows are not finite numbers, or fewer than two.
         """
+        # The rows by modality, with those of the target if they are given
         rows = _validation().validate_data(self, X, ensure_min_samples=2)
         inputs = {name: of_modality for name, _, of_modality in self._by_modality(rows)}
         names = as_list(self.modality)
@@ -108,6 +109,8 @@ class EmbeddingTransformer(*_BASES):  # type: ignore[misc]
             pipeline = copy.deepcopy(open_pipeline(recipe, sigma=self.sigma))
         else:
             pipeline = preset(str(recipe), sigma=self.sigma, train_on=target, infer_on=source)
+
+        # A fitted one is taken as it is
         if pipeline.fitted and any(step.fits for step in pipeline.steps):
             for modality_rows in inputs.values():
                 pipeline.check_dim(modality_rows.shape[1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -204,6 +205,7 @@ class FitData:
         too_few: Mapping[str, int] | None = None,
         dim: int | None = None,
     ) -> None:
+        # Rows and moments, all of one dimension
         arrays = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
         self.rows = {name: values for name, values in arrays.items() if len(values)}
         self.moments = {name: value for name, value in moments.items() if value.n}
@@ -216,6 +218,8 @@ class FitData:
                 f"A pipeline needs embeddings of the same dimension, but these differ ({dims}).",
                 remedy="Fit on embeddings from the same model.",
             )
+
+        # Refuse moments of other rows than those of unit length, and items that do not fit the rows
         for name, value in self.moments.items():
             is_finite = bool(np.isfinite(value.mean.sum() + value.scatter.sum()))
             if not is_finite or (unit and not value.of_unit_rows):
@@ -234,6 +238,8 @@ class FitData:
                     f"{counted(row_count, f'{name} row')}.",
                     remedy="Pass one item per row.",
                 )
+
+        # Compute the moments that are missing, where there are rows enough
         for name, values in self.rows.items():
             if name in self.moments or name in self.too_few:
                 continue
@@ -245,6 +251,7 @@ class FitData:
         self.gap_from = dict(self.moments)
         self.dim = next(iter(dims.values()), dim)
 
+        # What the user should know about the means
         self.origin: dict[str, Any] = {}
         self.note = ""
         few = [
@@ -266,45 +273,52 @@ class FitData:
             )
 
     @classmethod
-    def of_store(cls, store: Store, split: str, *, rows: bool, pairs: bool, unit: bool) -> FitData:
-        """Read the moments of one split of a store, with ``rows`` or ``pairs`` also rows.
+    def of_store(
+        cls, store: Store, split: str, *, needs_rows: bool, needs_pairs: bool, unit: bool
+    ) -> FitData:
+        """Read the moments of one split of a store, and its rows or pairs if they are needed.
 
         Pairs are one for each of the first `MAX_FIT_ROWS` texts whose image is among as many first
         images.
 
         Raises:
             StoreError: if the store cannot be read.
-            TransformError: if pairs are requested, but there are none.
+            TransformError: if pairs are needed, but there are none.
         """
-        moments = fitting_moments(store, split)
-        read: dict[str, Rows] = {}
-        if pairs:
-            paired = first_pairs(store, split, MAX_FIT_ROWS)
-            if not len(paired):
+        fitting = fitting_moments(store, split)
+        rows_by_modality: dict[str, Rows] = {}
+        if needs_pairs:
+            pairs = first_pairs(store, split, MAX_FIT_ROWS)
+            if not len(pairs):
                 raise TransformError(
                     f"The store {store.path} has no pairs of images and texts in the split "
                     f"{split!r}.",
                     remedy="Use a pipeline that needs no pairs, or embed images together with "
                     "their captions.",
                 )
-            read = {"image": paired.captions_of_first(), "text": paired.second.select(paired.rows)}
-        elif rows:
-            read = {
+            rows_by_modality = {
+                "image": pairs.captions_of_first(),
+                "text": pairs.second.select(pairs.rows),
+            }
+        elif needs_rows:
+            rows_by_modality = {
                 modality: first_rows(store, modality, split, MAX_FIT_ROWS)
                 for modality in store.modalities
             }
         data = cls(
-            moments.moments,
-            {name: of_name.embeddings for name, of_name in read.items()},
-            {name: of_name.items for name, of_name in read.items()},
+            fitting.moments,
+            {modality: rows.embeddings for modality, rows in rows_by_modality.items()},
+            {modality: rows.items for modality, rows in rows_by_modality.items()},
             unit=unit,
-            too_few=moments.too_few,
+            too_few=fitting.too_few,
             dim=store.info.dim,
         )
-        data.note = moments.note
-        data.origin = {"model": store.info.model, "split": split, "moments": moments.sources}
-        if read:
-            data.origin["rows"] = {name: len(of_name) for name, of_name in read.items()}
+        data.note = fitting.note
+        data.origin = {"model": store.info.model, "split": split, "moments": fitting.sources}
+        if rows_by_modality:
+            data.origin["rows"] = {
+                modality: len(rows) for modality, rows in rows_by_modality.items()
+            }
         return data
 
     def check_counts(self) -> None:
@@ -361,18 +375,15 @@ class FitData:
             self.moments.pop(modality, None)
 
 
-Choose = Callable[["pa.RecordBatch"], Mask]
-
-
 def first_rows(
     store: Store,
     modality: str,
     split: str | None,
     most: int,
-    choose: Choose | None = None,
+    mark: Callable[[pa.RecordBatch], Mask] | None = None,
     columns: Sequence[str] | None = None,
 ) -> Rows:
-    """Return the first rows of one split, ``most`` at the most, of those that ``choose`` marks.
+    """Return the first rows of one split, ``most`` at the most, of those that ``mark`` marks.
 
     With ``columns``, only these are read; without ``embedding`` among them, embeddings are (n, 0).
     """
@@ -383,8 +394,8 @@ def first_rows(
     batches: list[pa.RecordBatch] = []
     missing = most
     for batch in store.batches(modality, columns, split=split or ALL):
-        chosen = batch if choose is None else batch.filter(pa.array(choose(batch), pa.bool_()))
-        batches.append(chosen.slice(0, missing))
+        marked = batch if mark is None else batch.filter(pa.array(mark(batch), pa.bool_()))
+        batches.append(marked.slice(0, missing))
         missing -= len(batches[-1])
         if missing == 0:
             break
@@ -405,20 +416,14 @@ def first_pairs(store: Store, split: str | None, most: int) -> Pairs:
     from ..store import Pairs, split_mask
     from ..store.rows import item_keys
 
-    def of_items(items: set[str]) -> Choose:
-        """Return a function that marks the rows of some items, but for None those of test."""
-
-        def choose(batch: pa.RecordBatch) -> Mask:
-            is_of_items = np.array([item in items for item in item_keys(batch).to_pylist()], bool)
-            if split is None:
-                return is_of_items & ~split_mask(batch, "test")
-            return is_of_items
-
-        return choose
+    def mark_rows_of(items: set[str], batch: pa.RecordBatch) -> Mask:
+        """Mark the rows of these items; if no split is given, none of the test split."""
+        marks = np.array([item in items for item in item_keys(batch).to_pylist()], bool)
+        return marks if split is not None else marks & ~split_mask(batch, "test")
 
     items_with_texts: set[Any] = set()
     for batch in store.batches("text", ["image_key"], split=split or ALL):
         items_with_texts.update(item_keys(batch).drop_null().to_pylist())
-    images = first_rows(store, "image", split, most, of_items(items_with_texts))
-    texts = first_rows(store, "text", split, most, of_items(set(images.keys)))
+    images = first_rows(store, "image", split, most, partial(mark_rows_of, items_with_texts))
+    texts = first_rows(store, "text", split, most, partial(mark_rows_of, set(images.keys)))
     return Pairs.match(images, texts)

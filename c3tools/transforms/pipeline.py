@@ -182,6 +182,8 @@ class Pipeline(HubRepository):
                 f"rows that are scored.",
                 remedy="Fit on the train split.",
             )
+
+        # Take moments and rows from the arguments, or read what the steps need of the store
         needs_data = any(step.fits for step in self.steps)
         store: Store | None = None
         moments: dict[str, Moments] = {}
@@ -204,8 +206,8 @@ class Pipeline(HubRepository):
             fit_data = FitData.of_store(
                 store,
                 split,
-                rows=self.needs_rows,
-                pairs=any(step.needs_pairs for step in self.steps),
+                needs_rows=self.needs_rows,
+                needs_pairs=any(step.needs_pairs for step in self.steps),
                 unit=needs_data,
             )
             has_rows = bool(fit_data.moments) or any(fit_data.too_few.values())
@@ -233,9 +235,10 @@ class Pipeline(HubRepository):
                 )
             step.sigma = sigma  # type: ignore[attr-defined]
 
+        # Fit each step on inference inputs as the steps before it leave them. Their numbers are
+        # kept first, since a step may make the moments unknown
         self.dim = fit_data.dim
         row_counts = {name: value.n for name, value in sorted(fit_data.moments.items())}
-        # Each step is fitted on inference inputs as the steps before it leave them
         fitted_places = [place for place, step in enumerate(self.steps) if step.fits]
         last_place = max(fitted_places, default=0)
         for place, step in enumerate(self.steps):
@@ -245,7 +248,7 @@ class Pipeline(HubRepository):
                 except KeyError as error:
                     raise _missing_error(step, error.args[0], fit_data, split) from error
             if step.noisy or place >= last_place:
-                continue
+                continue  # inference inputs get no noise, and no later step needs this one
             for modality in sorted(fit_data.moments.keys() | fit_data.rows.keys()):
                 if step.applies(modality, training=False) and step.knows(modality):
                     for operation in step.operations(modality):
@@ -337,7 +340,8 @@ class Pipeline(HubRepository):
         sentences = [f"Fitted {self.name} on the {split} split: {' and '.join(parts)}."]
         if not parts:
             sentences = [f"Fitted {self.name} on the {split} split."]
-        sentences += [provenance[key] for key in ("note",) if key in provenance]
+        if "note" in provenance:
+            sentences.append(provenance["note"])
         if "sigma" in provenance:
             sentences.append(f"{provenance['sigma']}.")
         return " ".join(sentences)
@@ -389,12 +393,13 @@ class Pipeline(HubRepository):
         modality = self.choose_modality(modality)
         rows = ops.as_rows(x)
         self.check_dim(rows.shape[1])
-        draws = 0
+        draws = 0  # noisy steps before this one
         for step in self.steps:
             if not step.applies(modality, training):
                 continue
             item_hashes = step.own_items(items, len(rows)) if training else None
             for operation in step.operations(modality):
+                # Warn if the first rows that a mean is subtracted from look centred already
                 centre = operation.centre if isinstance(operation, ops.Affine) else None
                 if step.centres and centre is not None:
                     if modality not in self._first_rows:
@@ -580,8 +585,9 @@ class Pipeline(HubRepository):
         """
         folder = local_folder(directory)
         folder = folder.parent if folder.name == JSON_NAME else folder
-        path = folder / JSON_NAME
+        path = folder / JSON_NAME  # the file that is being read, which errors name
         try:
+            # The recipe; its format is read first, as a later one may have other fields
             content = read_limited(path)
             file_format = msgspec.json.decode(content, type=_Format).format
             if file_format > FORMAT:
@@ -593,11 +599,15 @@ class Pipeline(HubRepository):
             record = msgspec.json.decode(content, type=_Saved)
             if record.checksum != _checksum(json.loads(content)):
                 raise ValueError("its checksum does not match its content")
+
+            # The tensors that it names
             path = folder / TENSORS_NAME
             payload = read_all(path)
             if hashlib.sha256(payload).hexdigest() != record.tensors:
                 raise ValueError("its checksum does not match the one in the recipe")
             _require_listed(folder, {JSON_NAME: content, TENSORS_NAME: payload})
+
+            # The steps, with the tensors as their state
             pipeline = cls(_make_steps(record.steps, str(folder / JSON_NAME)), name=record.name)
             for key, value in load_tensors(payload).items():
                 position, _, name = key.partition("/")
@@ -785,35 +795,39 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
     """
     findings = []
     for role in ("training", "inference"):
-        noise = ""  # the last step that added noise
-        centred = ""  # the last step that centred
+        noising_step = ""  # the last step that added noise
+        centring_step = ""  # the last step that centred
         is_unit = False
-        path = [step for step in order if step.role in ("both", role)]
-        for step in path:
+        steps_of_role = [step for step in order if step.role in ("both", role)]
+        for step in steps_of_role:
             if step.fits and not step.noisy and not is_unit:
                 findings.append(
                     f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize step "
                     f"right before it."
                 )
-            if step.centres and noise:
+            if step.centres and noising_step:
                 findings.append(
-                    f"{noise} comes before {step.kind}, but noise is added to centred vectors."
+                    f"{noising_step} comes before {step.kind}, but noise is added to centred "
+                    f"vectors."
                 )
-            if step.centres and centred:
+            if step.centres and centring_step:
                 findings.append(
-                    f"{step.kind} comes after {centred}, so the mean would be subtracted twice."
+                    f"{step.kind} comes after {centring_step}, so the mean would be subtracted "
+                    f"twice."
                 )
             if step.noisy and role == "inference":
                 findings.append(
                     f"{step.kind} adds noise, which is only for training inputs; its role must be "
                     f"training."
                 )
+
+            # What later steps find
             if step.noisy:
-                noise = step.kind
+                noising_step = step.kind
             if step.centres:
-                centred = step.kind
+                centring_step = step.kind
             is_unit = isinstance(step, Normalize | steps.FairScale)
-        if path and not is_unit:
+        if steps_of_role and not is_unit:
             findings.append(
                 f"{role} inputs do not end with normalize, but decoders and searches expect norm 1."
             )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Preset:
     """A preset.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Row:
     steps: list[Step]
 
 
-def _table(sigma: Sigma, x: str, y: str) -> dict[str, _Row]:
+def _table(sigma: Sigma, x: str, y: str) -> dict[str, _Preset]:
     """Return the presets by name.
 
     Args:
@@ -63,93 +63,95 @@ def _table(sigma: Sigma, x: str, y: str) -> dict[str, _Row]:
         y: modality of training inputs, text for captioning.
     """
     return {
-        "c1": _Row("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", []),
-        "c2-collapse": _Row("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", [Collapse()]),
-        "c2-corrupt": _Row(
+        "c1": _Preset("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", []),
+        "c2-collapse": _Preset("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", [Collapse()]),
+        "c2-corrupt": _Preset(
             "training: norm(e + sigma z)",
             "C3 ablation C2_2 (ICLR 2024)",
             [GaussianNoise(sigma)],
         ),
-        "c3": _Row(
+        "c3": _Preset(
             "norm(e - mu), training: norm(e - mu + sigma z)",
             "C3 (Zhang et al., ICLR 2024)",
             [Collapse(), GaussianNoise(sigma)],
         ),
-        "capdec": _Row(
+        "capdec": _Preset(
             "training: norm(norm(e) + sqrt(v) z), v = sigma^2 = 0.016",
             "CapDec (Nukrai et al., EMNLP Findings 2022)",
             [GaussianNoise(sigma)],
         ),
-        "lafite": _Row(
+        "lafite": _Preset(
             "training: norm((1 - l) e + l unit(z)), l = 0.75",
             "LAFITE_G (Zhou et al., CVPR 2022)",
             [AdaptiveNoise()],
         ),
-        "decap": _Row(
+        "decap": _Preset(
             "inference: norm(softmax(cos(e, M) / 0.01) M), M the training texts",
             "DeCap (Li et al., ICLR 2023)",
             [MemoryProjection(y, source=x, role="inference")],
         ),
-        "clipre": _Row(
+        "clipre": _Preset(
             "inference: the nearest training text",
             "CLIPRe (Su et al., 2022); the tau = 0 limit of DeCap",
             [MemoryProjection(y, tau=0.0, source=x, role="inference")],
         ),
-        "realign": _Row(
+        "realign": _Preset(
             "inference: norm(mu_y + sqrt(tr_y / tr_x) (e - mu_x)), re-centred on mu_y, norm",
             "ReAlign (2026)",
             [ReAlign(x, y, role="inference")],
         ),
-        "tomcap": _Row(
+        "tomcap": _Preset(
             "texts: norm((e - mu_y) s_x / s_y + mu_x), training: + sigma z before the norm",
             "TOMCap (2026), its moments without its retrieval",
             [MatchMoments(y, x), GaussianNoise(sigma)],
         ),
-        "gr-clip": _Row(
+        "gr-clip": _Preset(
             "norm(e - mu of its modality)",
             "GR-CLIP (2025), which has one mean for each of query text, document text, document "
             "image",
             [Collapse()],
         ),
-        "fair": _Row(
+        "fair": _Preset(
             "norm(e - mu) / sqrt(tr(S_q S)), S = C / tr C, C the covariance, q the queries' "
             "modality (of training)",
             "c3tools: one inner-product search that ranks images and texts fairly",
             [Collapse(), Normalize(), FairScale(y)],
         ),
-        "gap-shift": _Row(
+        "gap-shift": _Preset(
             "norm(x - delta/2 u), norm(y + delta/2 u), u the unit gap",
             "Mind the Gap (Liang et al., NeurIPS 2022)",
             [GapShift(x, y)],
         ),
-        "project-out-gap": _Row(
+        "project-out-gap": _Preset(
             "norm(e - (e . u) u), u the unit gap",
             "classical",
             [ProjectOutGap(x, y)],
         ),
-        "standardize": _Row("norm((e - mu) / s) per dimension", "classical", [Standardize()]),
-        "whiten": _Row("norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", [Whiten()]),
-        "ridge": _Row(
+        "standardize": _Preset("norm((e - mu) / s) per dimension", "classical", [Standardize()]),
+        "whiten": _Preset(
+            "norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", [Whiten()]
+        ),
+        "ridge": _Preset(
             "inference: norm((e - mu_x) W + mu_y), W from pairs",
             "classical (ridge regression)",
             [RidgeMap(x, y, role="inference")],
         ),
-        "procrustes": _Row(
+        "procrustes": _Preset(
             "inference: norm((e - mu_x) Q + mu_y), Q a rotation from pairs",
             "classical (Schönemann, 1966)",
             [Procrustes(x, y, role="inference")],
         ),
-        "c3-span": _Row(
+        "c3-span": _Preset(
             "norm(e - mu), training: noise without its part along the gap",
             "variant of C3",
             [Collapse(), SpanNoise(sigma, x, y)],
         ),
-        "c3-covariance": _Row(
+        "c3-covariance": _Preset(
             "norm(e - mu), training: noise with the covariance of measured pairs",
             "variant of C3",
             [Collapse(), CovarianceNoise(first=x, second=y)],
         ),
-        "c3-retrieval": _Row(
+        "c3-retrieval": _Preset(
             "norm(q + unit(m)): q as in c3, m the mean of the 10 nearest training texts, weighted "
             "by "
             "softmax(cos / 0.05)",
@@ -264,6 +266,7 @@ class TrainingPipeline:
                 rows of an export went through another pipeline, or each item stands once in the
                 store.
         """
+        # Refuse what contradicts itself
         if pipeline is not None and not isinstance(pipeline, Pipeline):
             raise TransformError(
                 f"The pipeline is of type {type(pipeline).__name__}: {pipeline!r}.",
@@ -280,6 +283,7 @@ class TrainingPipeline:
         from ..store.shards import FUSED  # needs pyarrow
         from .space import Space
 
+        # The rows of an export go through what is left of its pipeline
         space = Space.of(store)
         if space.pipeline is not None:
             given = (pipeline or space.pipeline).for_metric(metric="ip")
@@ -305,6 +309,8 @@ class TrainingPipeline:
                     given=given,
                     applied=space.applied,
                 )
+
+            # Noise after the last step, if it is asked for
             reporter.message(
                 f"Noise of sigma {sigma} is added to the finished rows of {given.name}. This "
                 f"differs from C3, which adds noise before the last normalisation. For C3, export "
@@ -317,6 +323,8 @@ class TrainingPipeline:
             noised.dim = given.dim
             noised.provenance = given.provenance
             return cls(preset=noised.name, sigma=sigma, given=noised, applied=space.applied)
+
+        # Embeddings go through a pipeline, a file of steps, or a preset with a sigma or without
         if pipeline is not None:
             given = pipeline.for_metric(metric="ip")
             return cls(preset=given.name, sigma=given.sigma or 0.0, given=given)
@@ -333,6 +341,8 @@ class TrainingPipeline:
         """Return the pipeline fitted on a split, unless it is already, and notes for the user."""
         infer_on: Side = "image" if train_on == "text" else "text"
         notes = []
+
+        # A preset is fitted here, and so are the steps of a file; an export's are fitted already
         pipeline = self.given
         if pipeline is None:
             sigma = self.sigma or 0.0
@@ -348,6 +358,7 @@ class TrainingPipeline:
         if "note" in pipeline.provenance:
             notes.append(pipeline.provenance["note"])
 
+        # Fitted on training inputs alone, it cannot transform what the result will be used on
         for_inference = {infer_on, *store.modalities} - {train_on}
         if not any(pipeline.knows(modality) for modality in for_inference):
             fitted_split = pipeline.provenance.get("split", "train")

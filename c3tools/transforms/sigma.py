@@ -118,6 +118,7 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array) -> SigmaRule
     """
     name = "caption_spread"
     rests_on = "texts alone: the mean cosine of two captions of one image, centred"
+
     # The texts of each image together, and equal ones once
     by_item = np.argsort(item_index, kind="stable")
     by_item = by_item[item_index[by_item] >= 0]
@@ -132,6 +133,7 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array) -> SigmaRule
             distinct_rows.append(row)
     distinct = np.array(distinct_rows, np.int64)
 
+    # The mean cosine of the captions of each image that has several
     starts = np.append(np.flatnonzero(np.diff(item_index[distinct], prepend=-1)), len(distinct))
     cosines, norms = _sibling_cosines(texts, distinct, starts, mean)
     if len(cosines) < MIN_IMAGES:
@@ -143,8 +145,9 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array) -> SigmaRule
             missing = "every item has one caption"
             if has_several:
                 missing = "no item has two different captions"
-        return SigmaRule(name, None, rests_on, missing, len(cosines))
+        return SigmaRule(name, sigma=None, rests_on=rests_on, missing=missing, images=len(cosines))
 
+    # The noise that gives this cosine
     cosine = float(cosines.mean())
     rule = _by_cosine(name, cosine, norms, len(mean), rests_on, MIN_SIBLING_COSINE)
     if cosine > MAX_SIBLING_COSINE:
@@ -189,9 +192,10 @@ def _sibling_cosines(
         # |sum of n unit vectors|^2 is n and the cosines of their n (n - 1) pairs
         sums = np.add.reduceat(units, edges[:-1] - edges[0])
         counts = np.diff(edges)
-        of_pairs = np.einsum("ij,ij->i", sums, sums) - counts
+        cosine_sums = np.einsum("ij,ij->i", sums, sums) - counts
+        pair_counts = counts * (counts - 1)
         has_several = counts > 1
-        cosines.append(of_pairs[has_several] / (counts * (counts - 1))[has_several])
+        cosines.append(cosine_sums[has_several] / pair_counts[has_several])
     return np.concatenate(cosines), np.concatenate(norms)
 
 
@@ -212,8 +216,8 @@ def scaled_spread(spread: SigmaRule) -> SigmaRule:
 
 
 def pair_cosine(
-    first: Floats,
-    second: Floats,
+    images: Floats,
+    texts: Floats,
     item_index: Indices,
     means: Sequence[Array],
     noised: Side = "text",
@@ -230,10 +234,10 @@ def pair_cosine(
     by three standard errors over items.
 
     Args:
-        first: (m, d) L2-normalised image embeddings.
-        second: (k, d) text embeddings.
+        images: (m, d) L2-normalised embeddings.
+        texts: (k, d), likewise.
         item_index: int64 (k,), the image of each text; empty without pairs.
-        means: of the two modalities, float64 (d,) each.
+        means: of images and texts, float64 (d,) each.
         noised: the side that gets the noise; with ``image`` an image gets the cosine of its text.
     """
     name = "pair_cosine"
@@ -241,12 +245,16 @@ def pair_cosine(
         "pairs, preferably not seen in training of the encoder: their mean cosine, both centred"
     )
     if not len(item_index):
-        return SigmaRule(name, None, rests_on, "there are no pairs")
-    images = first - means[0]
-    texts = second - means[1]
+        return SigmaRule(name, sigma=None, rests_on=rests_on, missing="there are no pairs")
+
+    # The mean cosine of pairs, both centred
+    image_mean, text_mean = means
+    images = images - image_mean
+    texts = texts - text_mean
     paired, has_paired = _row_cosines(images[item_index], texts)
     if not has_paired.any():
-        return SigmaRule(name, None, rests_on, "the centred vectors are zero")
+        missing = "the centred vectors are zero"
+        return SigmaRule(name, sigma=None, rests_on=rests_on, missing=missing)
     cosine = float(paired[has_paired].mean())
 
     # Give each item the image of another one, drawn at random: neighbours may be alike
@@ -263,12 +271,15 @@ def pair_cosine(
     excess = paired[has_both] - unrelated[has_both]
     texts_of_item = np.maximum(np.bincount(item_of_text, minlength=count), 1)
     nearer = np.bincount(item_of_text, excess, count) / texts_of_item
-    if count > 1 and nearer.mean() <= 3 * float(nearer.std(ddof=1) / np.sqrt(count)):
+    standard_error = float(nearer.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    if count > 1 and nearer.mean() <= 3 * standard_error:
         missing = (
             f"{count:,} items do not show that pairs are closer than unrelated rows: the cosine of "
             f"pairs is {cosine:.3f}, of unrelated rows {unrelated.mean():.3f}"
         )
-        return SigmaRule(name, None, f"{rests_on} ({cosine:.3f})", missing)
+        return SigmaRule(name, sigma=None, rests_on=f"{rests_on} ({cosine:.3f})", missing=missing)
+
+    # The noise that gives this cosine
     noised_rows = images[items] if noised == "image" else texts
     norms = np.linalg.norm(noised_rows, axis=1)
     return _by_cosine(name, cosine, norms, texts.shape[1], rests_on)
@@ -295,11 +306,12 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     by_name = {rule.name: rule for rule in rules}
     preferred = [by_name[name] for name in ("scaled_spread", "pair_cosine") if name in by_name]
     missing: list[str] = []
-    because = ""
+    because = ""  # why a rule before this one does not do
     for rule in preferred:
         if not rule.sigma:
-            missing += [rule.missing] if rule.missing else []
-            because = f", because {' and '.join(missing)}" if missing else ""
+            if rule.missing:
+                missing.append(rule.missing)
+                because = f", because {' and '.join(missing)}"
             continue
         why = rule.rests_on
         if rule.name == "pair_cosine" and not rule.images:
@@ -341,16 +353,17 @@ def sigma_by_rule(
     rows -= fitting.moments_of(store, "image", split).mean
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if len(rows) < NEIGHBOURS or not norms.all():
-        near = SigmaRule("photo_spread", None, "", f"there are fewer than {NEIGHBOURS} photos")
+        missing = f"there are fewer than {NEIGHBOURS} photos"
+        spread = SigmaRule("photo_spread", sigma=None, rests_on="", missing=missing)
     else:
         cosines = (rows / norms) @ (rows / norms).T
-        np.fill_diagonal(cosines, -1)
+        np.fill_diagonal(cosines, -1)  # no photo is its own neighbour
         nearest = float(cosines.max(axis=1).mean())
-        near = _by_cosine("photo_spread", nearest, norms, rows.shape[1], "images alone")
-    if near.sigma is None:
-        sentence = f"the published constant, because {near.missing}"
+        spread = _by_cosine("photo_spread", nearest, norms, rows.shape[1], "images alone")
+    if spread.sigma is None:
+        sentence = f"the published constant, because {spread.missing}"
         return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: {sentence}"
-    sigma = PHOTO_SPREADS * near.sigma
+    sigma = PHOTO_SPREADS * spread.sigma
     why = (
         f"{PHOTO_SPREADS:g} times the distance of photos to their nearest neighbours, from "
         f"images alone"
@@ -371,7 +384,7 @@ def spread_of_captions(
         )
     if not store.count("text", split):
         missing = f"the {split} split has no captions"
-        return SigmaRule("caption_spread", None, "texts alone", missing)
+        return SigmaRule("caption_spread", sigma=None, rests_on="texts alone", missing=missing)
     texts = fitting.first_rows(store, "text", split, most, columns=["key", "image_key"])
     # Where every image has one caption, the keys are enough to say so
     if texts.item_count < len(texts):
@@ -388,7 +401,7 @@ def _pairs_of_store(store: Store, split: str, noised: Side) -> SigmaRule:
     for modality in ("image", "text"):
         if modality not in store.modalities:
             missing = f"the store {store.path} has no {modality}s"
-            return SigmaRule("pair_cosine", None, "", missing)
+            return SigmaRule("pair_cosine", sigma=None, rests_on="", missing=missing)
     pairs = fitting.first_pairs(store, "val", MAX_PAIRS)
     source = "of the val split"
     if len(np.unique(pairs.item_index[pairs.rows])) < RECOMMENDED_IMAGES:
@@ -435,7 +448,8 @@ def sigma_of_arrays(
     texts = unit_rows(rows["text"])
     images = unit_rows(rows["image"]) if "image" in rows else texts[:0]
 
-    # The item of each text as a number, and the row of its image, -1 for none
+    # The item of each text as a number, and the row of its image, -1 for none: by equal rows of
+    # images, unless there are items
     item_of_text = np.arange(len(texts))
     image_of_text = np.full(len(texts), -1)
     if len(images) == len(texts):
@@ -515,7 +529,7 @@ def _pairs_of_arrays(
         missing = (
             f"it needs at least {MIN_IMAGES} images with captions, but there are {count} {source}"
         )
-        return SigmaRule("pair_cosine", None, "", missing)
+        return SigmaRule("pair_cosine", sigma=None, rests_on="", missing=missing)
     captions = counted(len(item_index), "caption")
     rests_on = f"the cosine of {count:,} images {source} with their {captions}"
     if count < RECOMMENDED_IMAGES:
@@ -544,7 +558,7 @@ def _by_cosine(
     rests_on = f"{rests_on} ({cosine:.3f})"
     if cosine < least:
         missing = f"the cosine is {cosine:.3f}; below {least:.2g} the noise hides everything"
-        return SigmaRule(name, None, rests_on, missing)
+        return SigmaRule(name, sigma=None, rests_on=rests_on, missing=missing)
     length = float(norms.mean())
     sigma = length * float(np.sqrt(max(1 / cosine**2 - 1, 0) / dim))
     return SigmaRule(name, sigma, rests_on)
