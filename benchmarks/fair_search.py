@@ -21,6 +21,7 @@ of kind m.
     score fusion                (s - m + 3 d) / (6 d), m and d mean and deviation of the first ten
                                 of its kind: the distribution-based score fusion of Qdrant and
                                 Haystack, s = c.c'
+    score fusion, raw           the same of untouched vectors, s = e.e'
     other kind first            all rows of the other kind than the query, then those of its own, by
                                 c.c'
     pseudo-positive             (s - a_m) / b_m, a and b mean and deviation of the best score of
@@ -217,12 +218,18 @@ def score_csls(train: Train, kind: str, queries: Array, rows: Mapping[str, Array
     return {own: calibration.z(q, s - standing(of_bank[own]), own) for own, s in found.items()}
 
 
+def raw_cosines(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+    """Return e.e'."""
+    return {own: queries @ x.T for own, x in rows.items()}
+
+
 METHODS: dict[str, Callable[..., Scores]] = {
-    "cosine": lambda train, kind, queries, rows: {own: queries @ x.T for own, x in rows.items()},
+    "cosine": raw_cosines,
     "Collapse": cosines,
     "rank fusion": cosines,
     "min-max fusion": cosines,
     "score fusion": cosines,
+    "score fusion, raw": raw_cosines,
     "other kind first": cosines,
     "pseudo-positive": score_pseudo,
     "calibrated": SHIPPED,
@@ -237,6 +244,13 @@ METHODS: dict[str, Callable[..., Scores]] = {
     "Platt": score_platt,
     "known kind": cosines,
 }
+FUSIONS = (
+    "rank fusion",
+    "min-max fusion",
+    "score fusion",
+    "score fusion, raw",
+    "other kind first",
+)
 NNN = (0.5, 10)  # alpha and k
 BANK_ROWS = 1_000
 
@@ -251,7 +265,7 @@ def merged(method: str, scores: Array, photo: Mask, asked: str) -> Array:
         photo: which rows are photos, bool (n,).
         asked: the kind of the queries.
     """
-    if method not in ("rank fusion", "min-max fusion", "score fusion", "other kind first"):
+    if method not in FUSIONS:
         return scores
     result = np.empty_like(scores)
     for mask, kind in ((photo, "image"), (~photo, "text")):
@@ -261,7 +275,7 @@ def merged(method: str, scores: Array, photo: Mask, asked: str) -> Array:
             result[:, mask] = 1 / (61 + np.argsort(np.argsort(-own, axis=1), axis=1))
         elif method == "min-max fusion":
             result[:, mask] = (own - best[:, -1:]) / (best[:, :1] - best[:, -1:])
-        elif method == "score fusion":
+        elif method in ("score fusion", "score fusion, raw"):
             mean = best.mean(axis=1, keepdims=True)
             deviation = best.std(axis=1, ddof=1, keepdims=True)
             result[:, mask] = (own - mean + 3 * deviation) / (6 * deviation)
@@ -359,6 +373,8 @@ class Found:
 
 DIFFERENCES = {
     "calibrated − Collapse": ("calibrated", "Collapse"),
+    "calibrated − score fusion": ("calibrated", "score fusion"),
+    "calibrated − score fusion, raw": ("calibrated", "score fusion, raw"),
     "calibrated, uncentred − calibrated": ("calibrated, uncentred", "calibrated"),
     "NNN − calibrated": ("NNN", "calibrated"),
     "CSLS − calibrated": ("CSLS", "calibrated"),
