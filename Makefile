@@ -14,7 +14,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE :=
 
 # what tests and lint need, beside the dependency group dev
-EXTRAS := cpu,eval,heif,hf,images,int8,interop,openvino,ray,s3,serve,st,url,vector-databases,video,yaml
+EXTRAS := cpu,eval,heif,hf,images,int8,interop,ray,s3,serve,st,url,vector-databases,video,yaml
 MINUTES ?= 10
 SEED ?= 0
 

@@ -16,7 +16,7 @@ PACKAGES_OF_MODELS = {
 }
 
 _REQUIREMENT = re.compile(
-    r"""^(?P<requirement>[^;]+?)\s*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']"""
+    r"""^(?P<requirement>[^;]+?)\s*;.*\bextra\s*==\s*["'](?P<extra>[^"']+)["']"""
 )
 _OTHER_EXTRA = re.compile(rf"^{DISTRIBUTION}\[(?P<extra>[\w-]+)\]$")
 

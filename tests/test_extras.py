@@ -31,7 +31,7 @@ def test_the_requirements_come_from_the_metadata(
     lines = [
         "numpy>=1.26",
         'fsspec>=2024.3; extra == "url"',
-        'ray>=2.40; extra == "ray"',
+        'ray>=2.40; platform_machine in "arm64 x86_64" and extra == "ray"',
         'connect-collapse-corrupt[url]; extra == "s3"',
         's3fs>=2024.3; extra == "s3"',
     ]

@@ -28,6 +28,7 @@ from ..corpus.reading import read_corpus
 from ..corpus.splits import describe_origins, describe_val_alone, is_val_alone, splits_by_hash
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
+from ..encoders.openvino_backend import OpenVINOBackend
 from ..encoders.plugins import find_plugin
 from ..errors import StoreError, note_on_interrupt
 from ..executors import Executor, open_executor
@@ -451,8 +452,7 @@ def embed_corpus(
 
     run_summary = _summary(opened, corpus, plans)
     if isinstance(encoder, Encoder):
-        run_summary.precision = encoder.compute.precision
-        run_summary.backend = encoder.backend.name
+        _add_encoder(run_summary, encoder)
     run_summary.all_failed = _all_failed(Store.open(folder, incomplete=True), plans)
     made_again = {*replaced_shards, *shards_in(folder)}
     run_summary.lost = [
@@ -562,6 +562,14 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
         failures_in_store=len(store.recorded_failures()),
         captions=corpus.captions,
     )
+
+
+def _add_encoder(summary: EmbedSummary, encoder: Encoder) -> None:
+    """Add the encoder that made embeddings to a summary."""
+    summary.precision = encoder.compute.precision
+    summary.backend = encoder.backend.name
+    runs_torch_on_cpu = (summary.backend, encoder.compute.device_type) == ("torch", "cpu")
+    summary.lacks_openvino = runs_torch_on_cpu and not OpenVINOBackend.is_installed()
 
 
 def _load_for_store(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from ..extras import install_command
 from ..reporter import counted
 from ..result_table import Table
 
@@ -156,6 +157,7 @@ class EmbedSummary:
         lost: shards that are missing from the store and that this run did not make again.
         all_failed: modalities of which no input could be embedded, with the first reason.
         captions: the captions file that was given.
+        lacks_openvino: whether OpenVINO, which is not installed, would have been used.
     """
 
     store: str
@@ -171,6 +173,7 @@ class EmbedSummary:
     dry_run: bool = False
     all_failed: dict[str, str] = field(default_factory=dict)
     captions: str | None = None
+    lacks_openvino: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -230,6 +233,11 @@ class EmbedSummary:
                 f"Embed the inputs of these shards too. If no inputs are missing, delete "
                 f"manifest.json and run `c3 verify --store {self.store} --repair`: it records the "
                 f"shards that exist."
+            )
+        if self.lacks_openvino:
+            notes.append(
+                "OpenVINO, which is not installed, embeds 1.4 times as fast on CPUs and starts a "
+                f"search seconds sooner: {install_command('openvino')}"
             )
         if sum(modality.embedded for modality in self.modalities.values()) >= _ENOUGH_TO_ADVISE:
             name, stage = max(stages, key=lambda key: stages[key])

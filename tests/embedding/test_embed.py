@@ -23,6 +23,7 @@ from c3tools.embedding.embed import embed, embed_corpus
 from c3tools.embedding.shard_work import EmbedOptions, EmbedWork
 from c3tools.embedding.summary import EmbedSummary, ModalitySummary
 from c3tools.encoders import Encoder, load_encoder
+from c3tools.encoders.openvino_backend import OpenVINOBackend
 from c3tools.errors import C3Error, StoreError, UnreachableError
 from c3tools.executors import Executor, Report, Work
 from c3tools.executors.local import Result, Task
@@ -310,6 +311,22 @@ def test_model_backend_and_precision_of_the_store_are_used_again(
         "bf16",
         1,
     )
+
+
+def test_a_run_by_torch_on_a_cpu_says_what_openvino_would_gain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, model = tmp_path / "t.txt", save_tiny_clip(tmp_path / "m")
+    texts.write_text("a dog\n")
+
+    def notes(store: str) -> str:
+        store = str(tmp_path / store)
+        return " ".join(embed(texts, store, model=model, backend="torch").summary.notes())
+
+    monkeypatch.setattr(OpenVINOBackend, "is_installed", lambda: False)
+    assert 'sooner: pip install "openvino>=' in notes("without")
+    monkeypatch.setattr(OpenVINOBackend, "is_installed", lambda: True)
+    assert "OpenVINO" not in notes("with")
 
 
 @pytest.mark.parametrize("form", ["x.tar", "x.parquet", "list.csv"])
