@@ -133,10 +133,10 @@ def evaluate_captions(
 
     Args:
         store: See `embed`.
-        captions: Score the captions in this file (the output of c3 caption --json, a CSV file, or a
-            COCO JSON file) instead of new ones.
-        references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of the
-            store's.
+        captions: Score the captions in this file (the output of c3 caption --json, any table, or
+            COCO's JSON) instead of new ones.
+        references: Compare with the captions in this file (any table, or COCO's or Karpathy's
+            JSON) instead of the store's.
         against: A second file of captions for the same images, to test whether the scores differ
             significantly.
         decoder: See `caption_images`.

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..corpus.ids import match_ids
 from ..corpus.items import as_key
-from ..corpus.tables import IMAGE_KEY, annotated_images, pick, read_records
+from ..corpus.tables import IMAGE_KEY, open_table, pick, pick_all, table_in_json, text_of
 from ..errors import MetricError
-from ..io.files import read_json
+from ..io.files import read_json, reading
 
 Value = TypeVar("Value")  # what is known of an image
 
-_TABLES = (".csv", ".tsv", ".jsonl")
 _LAYOUTS = (
     'Use rows of {"key", "caption"}, {"image_id", "caption"} (COCO results) or {"image", '
     '"captions": [...]}, '
@@ -30,7 +27,7 @@ def read_predictions(captions: Mapping[str, str] | str | Path) -> dict[str, str]
     in the file.
 
     Raises:
-        MetricError, CorpusError: as `read_references`, and if a file has two captions for one key.
+        MetricError: as `read_references`, and if a file has two captions for one key.
     """
     if isinstance(captions, Mapping):
         return dict(captions)
@@ -46,61 +43,81 @@ def read_predictions(captions: Mapping[str, str] | str | Path) -> dict[str, str]
 
 
 def read_references(path: str | Path) -> dict[str, list[str]]:
-    """Read captions by key from a .json, .jsonl, .csv or .tsv file, also of COCO, Karpathy and `c3
-    evaluate --json`.
+    """Read captions by key from a table, also of COCO, Karpathy and `c3 evaluate-captions --json`,
+    or from a JSON object of captions by key.
 
     Raises:
-        MetricError, CorpusError: if the file is missing or of another layout, or a row of it is
-            malformed.
+        MetricError: if the file is missing or of another layout, or a row of it is malformed.
     """
+    path = Path(path)
     references: dict[str, list[str]] = {}
-    try:
-        for key, captions in _keys_and_captions(Path(path)):
-            for caption in [captions] if isinstance(captions, str) else captions:
-                if not isinstance(caption, str):
-                    raise TypeError(f"a caption of {key} is {type(caption).__name__}")
-                references.setdefault(as_key(str(key)), []).append(caption)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise MetricError(f"{path} is not a captions file ({error}).", remedy=_LAYOUTS) from error
+    for row in _rows_of(path):
+        captions = [row.captions] if isinstance(row.captions, str) else row.captions
+        if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+            raise MetricError(
+                f"{row.place}: the captions of {row.key} are {captions!r}.", remedy=_LAYOUTS
+            )
+        if captions:
+            references.setdefault(as_key(row.key), []).extend(captions)
     if not references:
         raise MetricError(f"{path} contains no captions.", remedy=_LAYOUTS)
     return references
 
 
-def _keys_and_captions(path: Path) -> list[tuple[Any, Any]]:
-    """Return the key and the captions (one, or a list) of each row of a file.
+class _Row(NamedTuple):
+    place: str  # for messages
+    key: str
+    captions: Any  # a text or a list of texts, if the file is as it should be
+
+
+def _rows_of(path: Path) -> Iterator[_Row]:
+    """Yield the key and the captions of each row of a file.
 
     Raises:
-        MetricError: if the file cannot be read.
-        LookupError, TypeError, AttributeError: if it has another layout.
+        MetricError: if the file cannot be read, or has no such columns.
     """
-    is_json = path.suffix.lower() not in _TABLES
-    try:
-        content = read_json(path) if is_json else [row.values for row in read_records(path)]
-    except OSError as error:
-        raise MetricError(f"{path} cannot be read ({error}).", remedy="Check the path.") from error
-    except (ValueError, RecursionError, csv.Error) as error:
-        form = "JSON" if is_json or path.suffix.lower() == ".jsonl" else "CSV"
-        raise MetricError(
-            f"{path} is not {form} ({error}).", remedy="Use a .json, .jsonl, .csv or .tsv file."
-        ) from error
+    if path.suffix.lower() == ".json":
+        with reading(path, MetricError):
+            content = read_json(path)
+        match content:
+            case {"captions": list() | dict() as captions}:  # of c3 evaluate-captions --json
+                content = captions
+        if isinstance(content, dict) and not {"images", "annotations"} & content.keys():
+            for key, captions in content.items():
+                yield _Row(str(path), key, captions)
+            return
+        table = table_in_json(path, content, MetricError)
+    else:
+        table = open_table(path, MetricError)
 
-    match content:
-        case {"captions": list() | dict() as captions}:  # a result of c3 evaluate-captions --json
-            content = captions
-    match content:
-        case {"annotations": _} | {"images": list()}:
-            return [
-                (image.image_id if image.file_name is None else image.file_name, image.captions)
-                for image in annotated_images(content)
-            ]
-        case dict():
-            return list(content.items())
-    rows = []
-    for row in content:
-        key_column, caption_column = _columns(tuple(row))
-        rows.append((row[key_column], row[caption_column]))
-    return rows
+    columns = table.plain_columns
+    if not columns:
+        return
+    # Rows of JSON may name their image in different columns
+    key_columns = pick_all(columns, *IMAGE_KEY)
+    caption_column = pick(columns, "caption")
+    present = ", ".join(map(repr, columns))
+    if not key_columns:
+        raise MetricError(
+            f"{path}: no column identifies the image, such as key, file_name or image_id; its "
+            f"columns are {present}.",
+            remedy=_LAYOUTS,
+        )
+    if caption_column is None:
+        raise MetricError(
+            f"{path}: no column has captions, such as 'caption' or 'captions'; its columns are "
+            f"{present}.",
+            remedy=_LAYOUTS,
+        )
+    for record in table.records([*key_columns, caption_column]):
+        place = f"{path}, line {record.line}"
+        keys = [text_of(record.values.get(name)) for name in key_columns]
+        key = next(filter(None, keys), None)
+        if key is None:
+            raise MetricError(
+                f"{place}: no image in {', '.join(map(repr, key_columns))}.", remedy=_LAYOUTS
+            )
+        yield _Row(place, key, record.values.get(caption_column))
 
 
 def align_keys(wanted: Iterable[str], known: Mapping[str, Value]) -> dict[str, Value]:
@@ -141,28 +158,6 @@ def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
         {"image_id": image_ids.get(key, key), "caption": caption}
         for key, caption in captions.items()
     ]
-
-
-@lru_cache
-def _columns(names: tuple[str, ...]) -> tuple[str, str]:
-    """Return the columns of the image and of the captions, of a row with these columns.
-
-    Raises:
-        LookupError: if one of them is missing; names the columns that are there.
-    """
-    key_column = pick(names, *IMAGE_KEY)
-    caption_column = pick(names, "caption")
-    present = ", ".join(map(repr, names)) or "none"
-    if key_column is None:
-        raise LookupError(
-            f"no column identifies the image, such as key, file_name or image_id; the columns are "
-            f"{present}"
-        )
-    if caption_column is None:
-        raise LookupError(
-            f"no column has captions, such as 'caption' or 'captions'; the columns are {present}"
-        )
-    return key_column, caption_column
 
 
 def _stem(key: str) -> str:

@@ -302,8 +302,8 @@ def read_features(
             arrow), or a folder or pattern of such files, joined in order of their names.
         text: Text vectors, as for ``image``.
         other: Vectors of another modality, after its name, for example audio=audio.npy.
-        meta: A table of ids, captions and splits: jsonl, csv, tsv, parquet or arrow, one row per
-            image (or per text, if there are no images).
+        meta: A table of ids, captions and splits, one row per image (or per text, if there are no
+            images).
         text_meta: A table like ``meta`` with one row per text; the column image_key names its
             image.
         image_array: The array, tensor or column to read from the ``image`` file.

@@ -1,11 +1,8 @@
-"""Captions and texts from files: the tables of `read_records`, Parquet, COCO and Karpathy JSON,
-token files of Flickr8k, and plain text.
-"""
+"""Captions and texts from files: tables, token files of Flickr8k, and plain text."""
 
 from __future__ import annotations
 
 import ast
-import csv
 import io
 import json
 import re
@@ -17,28 +14,30 @@ from pathlib import Path
 from posixpath import splitext
 from typing import Any, NamedTuple
 
-from ..errors import CorpusError, reason_of
-from ..io.files import MALFORMED, read_json, require_lines
-from ..io.limits import limited_lines, refusing_excess
+from ..errors import CorpusError
+from ..io.files import reading
+from ..io.limits import limited_lines
 from ..io.locations import is_url, open_binary
-from ..io.parquet import UNREADABLE, open_parquet
 from ..reporter import counted
 from .items import IMAGE_SUFFIXES, ReadOptions, as_key
 from .kept_columns import KeptColumns
 from .tables import (
+    CSV_SUFFIXES,
     ROLES,
-    AnnotatedImage,
+    TABLE_SUFFIXES,
+    OpenTable,
     Record,
-    annotated_images,
     delimiter_of,
+    open_table,
     pick,
     pick_all,
     plain_name,
     read_records,
-    records_in_list,
+    table_of_records,
 )
 
 SPLIT_COLUMN = "split"
+LINES = (".txt", ".token")  # texts without annotations: test.txt may be just that
 _LOOKED_AT = 100  # rows
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*"""
@@ -85,9 +84,8 @@ def read_captions(
     format.
 
     Args:
-        path: .jsonl (``{"image", "captions": [...], "split"}``, or `file_name` and `text` as in
-            ImageFolder), .csv and .tsv with a header, .parquet, COCO captions, Karpathy splits
-            or a list of objects or texts in .json; .txt and .token with a text a line, with
+        path: a table (``{"image", "captions": [...], "split"}`` in JSON lines, or `file_name` and
+            `text` as in ImageFolder), see `open_table`; .txt and .token with a text a line, with
             ``image#number`` and a tab before each as in Flickr8k.token.txt, or with the header of a
             .csv.
         options: ``text_column`` and ``key_column`` are used if the usual names do not fit.
@@ -98,70 +96,66 @@ def read_captions(
         CorpusError: if the file is missing, of an unknown format, unreadable, or has no such
             column.
     """
-    read_rows = _READERS.get(path.suffix.lower())
-    if read_rows is None:
+    suffix = path.suffix.lower()
+    if suffix not in (*TABLE_SUFFIXES, *LINES):
         raise CorpusError(
             f"{path} is not a text file in a supported format.",
-            remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of "
-            f"images. Unpack a "
-            "zip and decompress a compressed tar first (unzip, gunzip, unxz, zstd -d), and save a "
-            "spreadsheet as CSV UTF-8.",
+            remedy=f"Supported: {', '.join((*TABLE_SUFFIXES, *LINES))}, .tar, and folders of these "
+            "or of images. Unpack a zip and decompress a compressed tar first (unzip, gunzip, "
+            "unxz, zstd -d), and save a spreadsheet as CSV UTF-8.",
         )
 
     def pick_columns(names: Iterable[str]) -> _Columns:
         return _pick_columns(path, options or ReadOptions(), images, names)
 
     file = str(path)  # once, not for each of millions of rows
-    try:
-        with refusing_excess(path):
-            require_lines(path, CorpusError)
-            for record, columns in read_rows(path, pick_columns):
-                values = record.values
-                place = f"{file}, line {record.line}"
-                captions = captions_of(values, columns.texts, place)
-                file_name = values.get(columns.image) if columns.image else None
-                if file_name is not None and not isinstance(file_name, str):
-                    raise CorpusError(
-                        f"{place}: the column {columns.image!r} contains {file_name!r} instead of "
-                        f"a file name."
-                    )
-                split = values.get(columns.split)
-                key = values.get(columns.key) if columns.key else None
-                url = None
-                if columns.urls:
-                    cells = [str(values.get(name)).strip() for name in columns.urls]
-                    url = next(filter(is_url, cells), None)
-                yield CaptionRow(
-                    file_name=(file_name or "").strip() or None,
-                    captions=captions,
-                    split=str(split) if split else None,
-                    line=record.line,
-                    key=None if key is None else as_key(str(key)),
-                    columns=columns.kept.values_of(values),
-                    url=url,
+    with reading(path, CorpusError):
+        if suffix in LINES:
+            rows = _read_lines(path, pick_columns)
+        else:
+            rows = _rows_of(open_table(path), pick_columns, is_csv=suffix in CSV_SUFFIXES)
+        for record, columns in rows:
+            values = record.values
+            place = f"{file}, line {record.line}"
+            captions = captions_of(values, columns.texts, place)
+            file_name = values.get(columns.image) if columns.image else None
+            if file_name is not None and not isinstance(file_name, str):
+                raise CorpusError(
+                    f"{place}: the column {columns.image!r} contains {file_name!r} instead of "
+                    f"a file name."
                 )
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path} is not in UTF-8 ({reason_of(error)}).",
-            remedy="In Excel, save it as CSV UTF-8. Or convert it: iconv -f windows-1252 -t utf-8 "
-            f"{path.name} > new{path.suffix}",
-        ) from error
-    except (*UNREADABLE, csv.Error) as error:
-        raise CorpusError(f"{path} cannot be read ({reason_of(error)}).") from error
+            split = values.get(columns.split)
+            key = values.get(columns.key) if columns.key else None
+            url = None
+            if columns.urls:
+                cells = [str(values.get(name)).strip() for name in columns.urls]
+                url = next(filter(is_url, cells), None)
+            yield CaptionRow(
+                file_name=(file_name or "").strip() or None,
+                captions=captions,
+                split=str(split) if split else None,
+                line=record.line,
+                key=None if key is None else as_key(str(key)),
+                columns=columns.kept.values_of(values),
+                url=url,
+            )
 
 
-def _read_table(path: Path, pick_columns: _Pick) -> _Rows:
-    """Yield the rows of JSON lines or CSV; the columns are those of the first one."""
-    is_csv = path.suffix.lower() != ".jsonl"
-    columns: _Columns | None = None
-    for record in read_records(path):
-        # Spreadsheets may write rows of empty cells at the end
-        if is_csv and not any(cell and cell.strip() for cell in record.values.values()):
-            continue
-        # The last column has no name if the lines end in a delimiter
-        columns = columns or pick_columns(filter(None, record.values))
-        for name in columns.texts if is_csv else ():
-            record.values[name] = _unlisted(record.values[name])
+def _rows_of(table: OpenTable, pick_columns: _Pick, *, is_csv: bool) -> _Rows:
+    """Yield the rows of a table, with the values of the columns to use."""
+    if not table.columns:
+        return
+    # The last column of a CSV file has no name if the lines end in a delimiter
+    columns = pick_columns(filter(None, table.columns))
+    names = {*columns.texts, columns.image, columns.key, columns.split}
+    names |= {*columns.urls, *columns.kept.names}
+    for record in table.records(names):
+        if is_csv:
+            # Spreadsheets may write rows of empty cells at the end
+            if not any(cell and cell.strip() for cell in record.values.values()):
+                continue
+            for name in columns.texts:
+                record.values[name] = _unlisted(record.values[name])
         yield record, columns
 
 
@@ -178,54 +172,6 @@ def _unlisted(cell: str | None) -> Any:
     return cell
 
 
-def _read_parquet(path: Path, pick_columns: _Pick) -> _Rows:
-    with open_parquet(path) as file:
-        columns = pick_columns(file.schema.names)
-        used = {*columns.texts, columns.image, columns.key, columns.split}
-        used |= {*columns.urls, *columns.kept.names}
-        names = [name for name in file.schema.names if name in used]
-        line = 0
-        for batch in file.batches(names):
-            for values in batch.to_pylist():
-                line += 1
-                yield Record(line, values), columns
-
-
-def _read_json(path: Path, pick_columns: _Pick) -> _Rows:
-    """Yield a record per element of a list, or per image of `captions_val2017.json` or
-    `dataset_coco.json`, which has the columns of an `AnnotatedImage`.
-
-    Captions of images that the file does not list are left out: it is often a part of a larger one.
-    """
-    records: list[Record] = []
-    images: list[AnnotatedImage] = []
-    try:
-        content = read_json(path)
-        if isinstance(content, list):
-            records = records_in_list(path, content)
-        elif "images" not in content:
-            raise KeyError("images")
-        else:
-            images = annotated_images(content)
-    except MALFORMED as error:
-        raise CorpusError(
-            f"{path} is neither a JSON list nor a COCO captions file: it is not JSON, or a field "
-            f"is missing ({error!r}).",
-            remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
-            '"caption"}]}. A file with one object per line needs the suffix .jsonl.',
-        ) from error
-    if records:
-        names = dict.fromkeys(name for record in records for name in record.values)
-        columns = pick_columns(names)
-        for record in records:
-            yield record, columns
-    if images:
-        columns = pick_columns(images[0].values)
-    for number, image in enumerate(images, start=1):
-        if image.file_name is not None:
-            yield Record(number, image.values), columns
-
-
 def _read_lines(path: Path, pick_columns: _Pick) -> _Rows:
     """Yield one record per line that is not blank; bytes that are not UTF-8 become surrogates,
     which callers refuse.
@@ -236,25 +182,14 @@ def _read_lines(path: Path, pick_columns: _Pick) -> _Rows:
             if line == 1:
                 names = [name.strip() for name in text.split(delimiter_of(text))]
                 if pick(names, "image", "url") and pick(names, "caption"):
-                    yield from _read_table(
-                        path, pick_columns
-                    )  # captions.txt, of Flickr8k on Kaggle
+                    # captions.txt, of Flickr8k on Kaggle
+                    table = table_of_records(read_records(path))
+                    yield from _rows_of(table, pick_columns, is_csv=True)
                     return
             match = _TOKENS.fullmatch(text.strip())
             image, caption = match.groups() if match else (None, text)
             if caption.strip():
                 yield Record(line, {"image": image, "text": caption.strip()}), columns
-
-
-_READERS: dict[str, Callable[[Path, _Pick], _Rows]] = {
-    ".json": _read_json,
-    ".jsonl": _read_table,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-    ".parquet": _read_parquet,
-    ".txt": _read_lines,
-    ".token": _read_lines,
-}
 
 
 def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterable[str]) -> _Columns:
@@ -330,17 +265,13 @@ def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tup
 
 def columns_of_images(path: Path) -> list[str]:
     """Return the columns of a table whose first values are file names of images."""
-    suffix = path.suffix.lower()
-    records: list[dict[str, Any]] = []
-    if suffix in (".csv", ".tsv", ".jsonl"):
-        records = [record.values for record in islice(read_records(path), _LOOKED_AT)]
-    elif suffix == ".parquet":
-        with open_parquet(path) as file:
-            names = [field.name for field in file.schema if str(field.type).endswith("string")]
-            for batch in islice(file.batches(names), 1):
-                records = batch.slice(0, _LOOKED_AT).to_pylist()
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        return []
+    table = open_table(path)
+    names = table.plain_columns
+    records = [record.values for record in islice(table.records(names), _LOOKED_AT)]
     found = []
-    for name in dict.fromkeys(name for record in records for name in record):
+    for name in names:
         cells = [record.get(name) for record in records]
         values = [cell for cell in cells if cell]
         if values and all(

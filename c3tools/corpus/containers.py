@@ -30,9 +30,9 @@ from .items import (
     key_of_name,
 )
 from .splits import split_in_name
+from .tables import TABLE_SUFFIXES
 from .tars import read_tar
 
-_LISTS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".parquet"})
 _LOOKED_AT = 100  # rows of a list, which may have URLs
 _INSIDE = re.compile(r"(?P<file>.+?\.(?:tar|parquet|arrow))#.+", re.IGNORECASE | re.DOTALL)
 
@@ -43,8 +43,8 @@ def reader_of(path: Path, options: ReadOptions, *, in_image_folder: bool = False
     """Return the function that reads the images of a file; None for a file of texts, or of an
     unknown format.
 
-    A Parquet file ``in_image_folder`` is one of images; others are looked into. With ``download``,
-    a table with the URLs of images is a list of these.
+    A Parquet or Arrow table ``in_image_folder`` is one of images; others are looked into. With
+    ``download``, a table with the URLs of images is a list of these.
 
     Raises:
         CorpusError: if a table that may have URLs cannot be read.
@@ -52,11 +52,10 @@ def reader_of(path: Path, options: ReadOptions, *, in_image_folder: bool = False
     suffix = path.suffix.lower()
     if suffix == ".tar":
         return read_tar
-    if suffix == ".arrow":
+    is_typed = suffix in (".parquet", ".arrow")
+    if is_typed and (in_image_folder or has_images(path, options)):
         return read_image_table
-    if suffix == ".parquet" and (in_image_folder or has_images(path, options)):
-        return read_image_table
-    if suffix in _LISTS:
+    if suffix in TABLE_SUFFIXES:
         is_list = options.image_column is not None
         if options.download and not is_list:
             rows = read_captions(path, options, images=True)

@@ -57,11 +57,15 @@ def ids_in(columns: TextColumns, name: str | None) -> Ids:
     """Return the ids in a column, as keys are written, None for a row without one; file names lose
     the suffix of an image. There are none without such a column.
     """
-    values = columns.get(name, []) if name else []
-    values = [as_key(value) if value else value for value in values]
-    if name and name.lower() in _FILE_NAMES:
-        return [without_image_suffix(value) if value else value for value in values]
-    return values
+    return [id_of(value, name) for value in columns.get(name, [])] if name else []
+
+
+def id_of(value: str | None, column: str) -> str | None:
+    """Return the id in a cell of a column, see `ids_in`."""
+    if not value:
+        return value
+    row_id = as_key(value)
+    return without_image_suffix(row_id) if column.lower() in _FILE_NAMES else row_id
 
 
 def without_image_suffix(name: str) -> str:

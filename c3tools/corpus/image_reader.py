@@ -139,7 +139,7 @@ def cells_of_group(cell: ImageSource) -> Iterator[Any]:
         OSError, ValueError, pyarrow.ArrowException: at a row that cannot be read.
     """
     column = str(cell.column)
-    with open_table(location(cell.file)) as (_, read):
+    with open_image_table(location(cell.file)) as (_, read):
         _, batches = next(islice(read([column]), cell.start, None), (0, []))
         for batch in batches:
             for scalar in batch.column(column):
@@ -150,7 +150,7 @@ def cells_of_group(cell: ImageSource) -> Iterator[Any]:
 
 
 @contextmanager
-def open_table(path: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], _Groups]]]:
+def open_image_table(path: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], _Groups]]]:
     """Yield the schema of a Parquet or Arrow table, and what reads columns: by group, its rows and
     its batches.
     """

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import CorpusError, UnreachableError, reason_of
-from ..io.locations import name_or_file
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
 from .caption_tables import (
@@ -22,7 +20,7 @@ from .caption_tables import (
     pick_text_columns,
     require_column,
 )
-from .image_reader import cells_of_group, open_table
+from .image_reader import cells_of_group, open_image_table
 from .items import Corpus, ImageItem, ImageRow, ImageSource, ReadOptions, as_key, key_of_name
 from .kept_columns import KeptColumns
 from .tables import IMAGE_KEY, ROLES, pick
@@ -73,13 +71,12 @@ class _Columns:
 
 
 def has_images(path: Path, options: ReadOptions) -> bool:
-    """Return whether a Parquet file has a column with images, or cannot be read: its reader says
-    why.
+    """Return whether a Parquet or Arrow table has a column with images, or cannot be read: its
+    reader says why.
     """
     try:
-        with name_or_file(path) as source:
-            schema = pq.read_schema(source)
-        return _image_column(schema, options.image_column, path) is not None
+        with open_image_table(path) as (schema, _):
+            return _image_column(schema, options.image_column, path) is not None
     except (*UNREADABLE, CorpusError):
         return True
 
@@ -164,7 +161,7 @@ def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ro
     is_open = False
     first = 0  # the number of the first row of the group
     try:
-        with open_table(path) as (schema, read_groups):
+        with open_image_table(path) as (schema, read_groups):
             columns = _columns(path, schema, options)
             is_open = True
             used = {columns.key, SPLIT_COLUMN, *columns.texts, *columns.kept.names}

@@ -29,6 +29,7 @@ from ..errors import CorpusError, MissingExtraError, UnusedOptionError, reason_o
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import SILENT, Progress, Reporter, counted
 from .caption_tables import (
+    LINES,
     CaptionRow,
     columns_of_images,
     key_of_text,
@@ -109,7 +110,6 @@ _WHY_UNUSED = {
         "choose it with --image-column"
     ),
 }
-_PLAIN = (".txt", ".token")  # texts without annotations: test.txt may be just that
 
 
 def read_corpus(
@@ -131,7 +131,7 @@ def read_corpus(
     A folder is searched recursively for images and videos; their captions come from ``captions``
     alone, else from what is in the folder. A folder without images is searched for tars and tables.
     A file is an image, a video, a WebDataset tar, a Parquet or Arrow table of images, a list of
-    images (with ``image_column``), or a text file (.txt, .jsonl, .csv, .tsv, .parquet, COCO .json).
+    images (with ``image_column``), a table of texts, or a text file (.txt).
 
     Args:
         paths: folders, files and URLs, one or several; ``{000..012}``, ``{a,b}`` and ``*`` are
@@ -674,7 +674,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         )
     stem = file.stem
     file_split = split_in_name(stem)
-    if file.suffix.lower() in _PLAIN:
+    if file.suffix.lower() in LINES:
         file_split = None
         # A list of which most lines are paths of files, or URLs: these are meant, not their paths
         first_rows = [row for row in islice(read_captions(file), _LOOKED_AT) if not row.file_name]
@@ -726,7 +726,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     columns = columns_of_images(file)
     option = f"--image-column {columns[0]}" if columns else "--image-column"
     # Lists have the suffix of a table
-    rename = f" Rename it to {stem}.csv first." if file.suffix.lower() in _PLAIN else ""
+    rename = f" Rename it to {stem}.csv first." if file.suffix.lower() in LINES else ""
     if urls:
         corpus.notes.append(
             f"{file} has {counted(urls, 'URL')}, but only its texts are used. If they point to "

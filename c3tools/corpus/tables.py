@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -24,11 +25,11 @@ from ..errors import C3Error, CorpusError
 from ..io.files import MALFORMED, read_json, reading
 from ..io.limits import LARGEST_TEXT, limited_lines
 from ..io.locations import open_binary
-from ..io.parquet import read_arrow, read_parquet
+from ..io.parquet import arrow_batches, open_parquet, read_arrow, read_parquet
 
 _JSON_LINES = (".jsonl", ".ndjson")
-_CSV = (".csv", ".tsv")
-TABLE_SUFFIXES = (*_JSON_LINES, *_CSV, ".json", ".parquet", ".arrow")
+CSV_SUFFIXES = (".csv", ".tsv")
+TABLE_SUFFIXES = (*_JSON_LINES, *CSV_SUFFIXES, ".json", ".parquet", ".arrow")
 
 # names of columns that hold one number of a vector each: e0, e1, … or 0, 1, …
 NUMBERED_COLUMN = re.compile(
@@ -39,6 +40,7 @@ _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?\s*")
 _EMPTY_NUMBERS = ("", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None")
 _CELLS_TOO_MANY = "\0"  # no column of a file has this name
 _BLOCK_ROWS = 4096
+_FIRST_ROWS = 100  # of JSON lines, which name the columns
 
 Role = Literal[
     "key",
@@ -95,10 +97,37 @@ TextColumns = dict[str, list[str | None]]
 
 
 class Record(NamedTuple):
-    """A row of a table: the line in its file where it ends (1 = first), and values by column."""
+    """A row of a table: the line in its file where it ends (1 = first), and values by column. In
+    JSON lists, Parquet and Arrow, the line is the number of the row.
+    """
 
     line: int
     values: dict[str, Any]
+
+
+class OpenTable(NamedTuple):
+    """A table that is read row by row.
+
+    Attributes:
+        columns: their names; of JSON lines those of the first 100 rows. CSV and JSON without rows
+            have none.
+        records: yields the rows, once. Of Parquet and Arrow, only the columns that are passed are
+            read; rows of other formats may lack some of them, and have others.
+        schema: of Parquet and Arrow.
+    """
+
+    columns: list[str]
+    records: Callable[[Collection[str | None]], Iterator[Record]]
+    schema: pa.Schema | None = None
+
+    @property
+    def plain_columns(self) -> list[str]:
+        """The columns of texts, numbers and booleans, and of lists of texts and whole numbers:
+        others, such as those of images and vectors, name no row.
+        """
+        if self.schema is None:
+            return self.columns
+        return [column.name for column in self.schema if _is_plain(column.type)]
 
 
 @dataclass(frozen=True)
@@ -158,6 +187,106 @@ def pick_all(columns: Iterable[str], *roles: Role) -> list[str]:
 def plain_name(column: str) -> str:
     """Return the name of a column in lower case with underscores, as usual names are written."""
     return column.lower().replace(" ", "_")
+
+
+def open_table(path: Path, error: type[C3Error] = CorpusError) -> OpenTable:
+    """Open a table to read it row by row; the suffix names the format.
+
+    In CSV all values are texts. Files of COCO and Karpathy have a row for each image, with the
+    columns of an `AnnotatedImage`; for JSON lists see `records_in_list`.
+
+    Args:
+        path: one of the `TABLE_SUFFIXES`.
+        error: the class of the error.
+
+    Raises:
+        C3Error: of the class ``error``, if the file is missing, of another kind, or damaged; also
+            while its rows are read, with the line.
+    """
+    suffix = path.suffix.lower()
+    with reading(path, error):
+        if suffix == ".parquet":
+            with open_parquet(path) as file:
+                schema = file.schema
+
+            def read_batches(names: list[str]) -> Iterator[pa.RecordBatch]:
+                with open_parquet(path) as file:
+                    yield from file.batches(names)
+
+            table = _table_of_batches(schema, read_batches)
+        elif suffix == ".arrow":
+            batches = arrow_batches(path)
+            first_batch = next(batches, None)
+            schema = pa.schema([]) if first_batch is None else first_batch.schema
+
+            def select_columns(names: list[str]) -> Iterator[pa.RecordBatch]:
+                for batch in chain([first_batch] if first_batch else [], batches):
+                    yield batch.select(names)
+
+            table = _table_of_batches(schema, select_columns)
+        elif suffix == ".json":
+            table = table_in_json(path, read_json(path), error)
+        elif suffix in (*_JSON_LINES, *CSV_SUFFIXES):
+            table = table_of_records(read_records(path, error))
+        else:
+            raise _unknown_format(path, error)
+
+    def records(names: Collection[str | None]) -> Iterator[Record]:
+        with reading(path, error):
+            yield from table.records(names)
+
+    return table._replace(records=records)
+
+
+def _table_of_batches(
+    schema: pa.Schema, read_batches: Callable[[list[str]], Iterator[pa.RecordBatch]]
+) -> OpenTable:
+    def records(names: Collection[str | None]) -> Iterator[Record]:
+        row = 0
+        for batch in read_batches([name for name in schema.names if name in names]):
+            for values in batch.to_pylist():
+                row += 1
+                yield Record(row, values)
+
+    return OpenTable(schema.names, records, schema)
+
+
+def table_of_records(records: Iterator[Record], first_rows: int | None = _FIRST_ROWS) -> OpenTable:
+    """Return a table of rows, with the columns of the first of them; of all with None."""
+    first = list(islice(records, first_rows))
+    columns = dict.fromkeys(name for record in first for name in record.values)
+    return OpenTable(list(columns), lambda names: chain(first, records))
+
+
+def table_in_json(path: Path, content: Any, error: type[C3Error] = CorpusError) -> OpenTable:
+    """Return the table in the content of a JSON file: a list, see `records_in_list`, or a file of
+    COCO or Karpathy.
+
+    Captions of images that such a file does not list are left out, unless it lists none: it is
+    often a part of a larger one.
+
+    Raises:
+        C3Error: of the class ``error``, if it has another layout.
+    """
+    if isinstance(content, list):
+        records = records_in_list(path, content, error)
+    else:
+        try:
+            images = annotated_images(content)
+            is_list = bool(content.get("images"))
+        except MALFORMED as problem:
+            raise error(
+                f"{path} is neither a JSON list nor a COCO captions file: a field is missing "
+                f"({problem!r}).",
+                remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
+                '"caption"}]}. A file with one object per line needs the suffix .jsonl.',
+            ) from problem
+        records = [
+            Record(number, image.values)
+            for number, image in enumerate(images, start=1)
+            if image.file_name is not None or not is_list
+        ]
+    return table_of_records(iter(records), first_rows=None)
 
 
 def read_records(path: Path, error: type[C3Error] = CorpusError) -> Iterator[Record]:
@@ -302,7 +431,7 @@ def read_table(
             return pa.table(columns)
         if suffix in _JSON_LINES:
             return _table_of_json_lines(read_records(path, error), keep)
-        if suffix in _CSV:
+        if suffix in CSV_SUFFIXES:
             blocks = []
             for block in _blocks_of(read_records(path, error)):
                 for record in block:
@@ -326,37 +455,51 @@ def read_table(
                     continue
                 table = table.set_column(position, name, numbers.cast(pa.float64()))
             return table
-    raise error(f"{path} is not a table in a supported format ({', '.join(TABLE_SUFFIXES)}).")
+    raise _unknown_format(path, error)
+
+
+def _unknown_format(path: Path, error: type[C3Error]) -> C3Error:
+    return error(f"{path} is not a table in a supported format ({', '.join(TABLE_SUFFIXES)}).")
 
 
 def text_columns(table: pa.Table, keep: Collection[str] = ()) -> TextColumns:
-    """Return the columns of texts and numbers as texts.
+    """Return the columns of texts, numbers and booleans as texts, see `text_of`.
 
-    The first element of a list is used. Empty values become None. Other columns, such as those of
-    vectors and images, are left out. The values of columns to ``keep`` stay as they are.
+    Other columns, such as those of vectors and images, are left out. The values of columns to
+    ``keep`` stay as they are.
     """
     columns: TextColumns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
-        values: Any = column
         if name in keep:
-            columns[name] = values.to_pylist()
-            continue
-        element_type = getattr(values.type, "value_type", values.type)
-        if pa.types.is_floating(values.type):
-            # Integers with a gap were read as 7.0, and the gap as NaN
-            values = pc.if_else(pc.is_finite(values), values, None).cast(pa.string())
-        elif not (
-            pa.types.is_string(element_type)
-            or pa.types.is_large_string(element_type)
-            or pa.types.is_integer(element_type)
-        ):
-            continue
-        texts: list[str | None] = []
-        for value in values.to_pylist():
-            element = value[0] if isinstance(value, list) and value else value
-            texts.append(None if element in (None, "", []) else str(element))
-        columns[name] = texts
+            columns[name] = column.to_pylist()
+        elif _is_plain(column.type):
+            columns[name] = [text_of(value) for value in column.to_pylist()]
     return columns
+
+
+def text_of(value: Any) -> str | None:
+    """Return a value of a table as text: of a list its first element, and None for an empty one.
+
+    Integers with a gap were read as 7.0, and the gap as NaN: these become 7 and None.
+    """
+    if isinstance(value, list):
+        value = value[0] if value else None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    return None if value in (None, "") else str(value)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    element = getattr(kind, "value_type", kind)
+    return (
+        pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_string(element)
+        or pa.types.is_large_string(element)
+        or pa.types.is_integer(element)
+    )
 
 
 def delimiter_of(header: str, suffix: str = "") -> str:

@@ -96,7 +96,7 @@ def embed(
         paths: Images, videos, folders, WebDataset tars, Parquet or Arrow tables, or text files.
             URLs work too (s3://, gs://, hf://, http(s)://); {000..012} and * are expanded.
         store: The store of embeddings: a folder or a URL (s3://, gs://).
-        captions: A file of captions: .jsonl, .csv, .tsv, .parquet or COCO .json.
+        captions: A file of captions: any table, or COCO's or Karpathy's JSON.
         text_column: Column with the texts.
         image_column: Column with the images, or with their paths or URLs; in ``captions``, too.
         key_column: Column with the keys.

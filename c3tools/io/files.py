@@ -182,9 +182,10 @@ def require_lines(path: Path, error: type[C3Error]) -> None:
             f"{path} is in UTF-16, but text files are read as UTF-8.",
             remedy=f"Convert it: iconv -f utf-16 -t utf-8 {path.name} > new{suffix}",
         )
-    if path.suffix.lower() == ".jsonl" and start.lstrip().startswith(b"["):
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson") and start.lstrip().startswith(b"["):
         raise error(
-            f"{path} is one JSON list, but a .jsonl file has one object per line.",
+            f"{path} is one JSON list, but a {suffix} file has one object per line.",
             remedy=f"Rename it to {path.stem}.json.",
         )
 
@@ -208,6 +209,12 @@ def reading(path: Path, error: type[C3Error]) -> Iterator[None]:
             f"The file {path} does not exist.",
             remedy="Check the path. A relative path starts from the current folder.",
         ) from None
+    except UnicodeDecodeError as cause:
+        raise error(
+            f"{path} is not in UTF-8 ({reason_of(cause)}).",
+            remedy="In Excel, save it as CSV UTF-8. Or convert it: iconv -f windows-1252 -t utf-8 "
+            f"{path.name} > new{path.suffix}",
+        ) from cause
     except Exception as cause:  # of a damaged file, nearly any
         first_line = next(iter(str(cause).splitlines()), type(cause).__name__)
         reason = first_line[:300].rstrip(".")

@@ -137,19 +137,27 @@ def read_arrow(path: Path) -> pa.Table:
     """Return the content of an Arrow stream or file.
 
     Raises:
+        CorpusError, OSError, ValueError: as `arrow_batches`.
+    """
+    return pa.Table.from_batches(list(arrow_batches(path)))
+
+
+def arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of an Arrow stream or file, with the values of dictionaries in their
+    places.
+
+    Raises:
         CorpusError: if the file is behind a URL.
         OSError, ValueError: if it cannot be read; TooLargeError if its dictionaries unpack to far
             more than its size.
     """
     size = path.stat().st_size
-    batches = []
     for batch in record_batches(path):
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             if isinstance(column, pa.DictionaryArray):
                 unpacked = _largest_repeated(column) * len(column)
                 check_unpacked(f"its column {name!r}", unpacked, size)
-        batches.append(_without_dictionaries(batch))
-    return pa.Table.from_batches(batches)
+        yield _without_dictionaries(batch)
 
 
 class _Reader:

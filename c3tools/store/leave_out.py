@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpus.ids import ids_in
-from ..corpus.tables import IMAGE_KEY, pick, read_table, text_columns
+from ..corpus.ids import id_of
+from ..corpus.tables import IMAGE_KEY, open_table, pick, text_of
 from ..errors import StoreError
 from ..io.locations import location
 from ..io.lock import locked
@@ -204,8 +204,9 @@ def _marks_in(path: Path, store: Store) -> list[_Mark]:
         StoreError: if it cannot be read, has no column of keys, or was made by `c3 pairs` or
             `c3 duplicates` from other embeddings.
     """
-    table = read_table(path, StoreError)
-    digests = (table.schema.metadata or {}).get(_SHARDS_KEY)
+    table = open_table(path, StoreError)
+    metadata = table.schema.metadata if table.schema else None
+    digests = (metadata or {}).get(_SHARDS_KEY)
     if digests is not None:
         present = {record.sha256 for record in store.shards.values()}
         if present.isdisjoint(json.loads(digests)):
@@ -214,24 +215,23 @@ def _marks_in(path: Path, store: Store) -> list[_Mark]:
                 f"changed since.",
                 remedy="Make the table again from this store, with `c3 pairs` or `c3 duplicates`.",
             )
-    columns = text_columns(table)
+    columns = table.plain_columns
     key_column = pick(columns, *IMAGE_KEY)
     if key_column is None:
         raise StoreError(
             f"{path} has no key column; its columns are {', '.join(columns) or '(none)'}.",
             remedy="Name the column with the keys `key`.",
         )
-    table_keys = ids_in(columns, key_column)
-    nothing: list[str | None] = [None] * len(table_keys)
-    modalities = columns.get("modality", nothing)
-    reasons = columns.get(pick(columns, "reason") or "", nothing)
-    is_marked: list[Any] = [True] * len(table_keys)
-    if LEAVE_OUT_COLUMN in table.column_names:
-        is_marked = table.column(LEAVE_OUT_COLUMN).to_pylist()
+    reason_column = pick(columns, "reason") or "reason"
+    names = {key_column, "modality", reason_column, LEAVE_OUT_COLUMN}
     marks = []
-    for key, name, reason, marked in zip(table_keys, modalities, reasons, is_marked, strict=True):
-        if key and marked:
-            marks.append(_Mark(key, name, reason or path.name))
+    for record in table.records(names):
+        texts = {name: text_of(record.values.get(name)) for name in names}
+        key = id_of(texts[key_column], key_column)
+        # a text in CSV
+        is_marked = LEAVE_OUT_COLUMN not in columns or texts[LEAVE_OUT_COLUMN] in ("True", "true")
+        if key and is_marked:
+            marks.append(_Mark(key, texts["modality"], texts[reason_column] or path.name))
     return marks
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..choices import checked
-from ..corpus.ids import ids_in
+from ..corpus.ids import id_of
 from ..corpus.splits import (
     HASH_FRACTIONS,
     SALT,
@@ -28,7 +28,7 @@ from ..corpus.splits import (
     split_order,
     splits_by_hash,
 )
-from ..corpus.tables import IMAGE_KEY, pick, pick_all, read_table, text_columns
+from ..corpus.tables import IMAGE_KEY, open_table, pick, pick_all, text_of
 from ..errors import StoreError, UnusedOptionError
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
@@ -297,7 +297,7 @@ def split_store(
         fractions: Fractions of rows for train, val and test. By default 0.8,0.1,0.1.
         seed: Seed of the hash. With 0, the splits are those that commands use for a store without
             splits.
-        file: A table of keys and splits: jsonl, csv, tsv, parquet, arrow, or Karpathy's JSON.
+        file: A table of keys and splits, or Karpathy's JSON.
         key_column: Column with the keys in ``file``.
         split_column: Column with the splits in ``file``.
         reporter: Shows the progress.
@@ -374,13 +374,13 @@ def _read_splits(
         StoreError: if the table cannot be read, or has no column of splits or none with keys of
             the store.
     """
-    table = read_table(path, StoreError)
-    if LEAVE_OUT_COLUMN in table.column_names:
+    table = open_table(path, StoreError)
+    if LEAVE_OUT_COLUMN in table.columns:
         raise StoreError(
             f"{path} marks rows to leave out; it does not say how to split them.",
             remedy=f"Leave the marked rows out: c3 leave-out {path}",
         )
-    columns = text_columns(table)
+    columns = table.plain_columns
     present = ", ".join(map(repr, columns)) or "none"
     split_column = split_column or pick(columns, "split")
     key_columns = [key_column] if key_column else pick_all(columns, *IMAGE_KEY, "path", "url")
@@ -391,10 +391,12 @@ def _read_splits(
             remedy="Give the names of the columns with --key-column and --split-column.",
         )
     row_items = store.row_items()
-    splits = columns[split_column]
+    rows = [record.values for record in table.records([*key_columns, split_column])]
     for column in key_columns:
         named_splits: dict[str, str] = {}
-        for key, split in zip(ids_in(columns, column), splits, strict=True):
+        for row in rows:
+            key = id_of(text_of(row.get(column)), column)
+            split = text_of(row.get(split_column))
             if key and split:
                 item = key if key in item_splits else row_items.get(key, key)
                 named_splits.setdefault(item, split)

@@ -13,7 +13,9 @@ from c3tools.captioning.references import (
     read_predictions,
     read_references,
 )
+from c3tools.corpus.tables import TABLE_SUFFIXES
 from c3tools.errors import C3Error, MetricError
+from tests.corpus.packing import write_list
 
 CAPTIONS = {"7": "a dog, red", "8": "a cat"}
 TEXTS = {"7.jpg": ["a", "b"], "8.jpg": ["c"]}
@@ -46,6 +48,7 @@ KARPATHY = {
     "images": [
         {"filename": "7.jpg", "sentences": [{"raw": "a"}, {"raw": "b"}]},
         {"filename": "8.jpg", "sentences": [{"raw": "c"}]},
+        {"filename": "9.jpg", "sentences": []},
     ]
 }
 PAIRS = [
@@ -92,15 +95,16 @@ def test_layouts_of_references(tmp_path: Path, form: str, content: Any) -> None:
     ("form", "content", "problem"),
     [
         ("json", [{"key": "a", "note": "x"}], "'caption'.* columns are 'key', 'note'"),
-        ("json", [{"key": "a", "caption": 3}], "'int'"),
-        ("json", [{"key": "a", "captions": [3]}], "a is int"),
+        ("json", [{"key": "a", "caption": 3}], "line 1: .* of a are 3"),
+        ("json", [{"key": "a", "captions": [3]}], r"of a are \[3\]"),
+        ("jsonl", [rows("key")[0], {"caption": "x"}], "line 2: no image"),
         ("json", [{"caption": "x"}], "image_id"),
         ("json", [{"key": "a", "caption": "x"}, {"key": "a", "caption": "y"}], "2 .* a"),
         ("json", [], "no captions"),
         ("json", 3, "captions"),
         ("json", {"annotations": []}, "no captions"),
-        ("json", b"[{", "JSON"),
-        ("csv", b"\xff\xfe", "CSV"),
+        ("json", b"[{", "cannot be read .*property name"),
+        ("csv", b"\xff\xfe", "UTF-16"),
         ("csv", b"a,b\n1,2\n", "image_id"),
         ("csv", b"", "no captions"),
         ("csv", b"image,caption\n7.jpg,a dog, running\n", "line 2"),
@@ -111,6 +115,16 @@ def test_a_file_in_another_layout_is_refused(
 ) -> None:
     with pytest.raises(C3Error, match=rf"file\.{form}.*{problem}"):
         read_predictions(write(tmp_path, content, form))
+
+
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
+def test_references_of_every_kind_of_table(tmp_path: Path, suffix: str) -> None:
+    assert read_references(write_list(tmp_path / f"t{suffix}", PAIRS)) == TEXTS
+
+
+def test_whole_numbers_that_a_gap_made_fractions_are_keys(tmp_path: Path) -> None:
+    rows = [{"image_id": 7.0, "caption": "a dog, red"}, {"image_id": 8.0, "caption": "a cat"}]
+    assert read_predictions(write_list(tmp_path / "t.parquet", rows)) == CAPTIONS
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

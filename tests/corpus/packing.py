@@ -95,9 +95,16 @@ def write_hf_parquet(
 
 
 def write_list(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A table in the format that the suffix names."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_file(str(path), table.schema) as arrow:
+            arrow.write_table(table)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix in (".jsonl", ".ndjson"):
         write_jsonl(path, *rows)
     else:
         with path.open("w", newline="") as file:

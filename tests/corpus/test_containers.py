@@ -20,6 +20,7 @@ from c3tools.corpus.containers import split_of_container
 from c3tools.corpus.image_reader import ImageReader
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import read_corpus
+from c3tools.corpus.tables import TABLE_SUFFIXES
 from c3tools.corpus.tars import _members
 from c3tools.photos.finder import PhotoFinder
 from tests.corpus.packing import (
@@ -73,7 +74,8 @@ def pack(folder: Path, name: str, photos: list[Photo]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", "x.tar x1.parquet x3.parquet x.arrow list.csv list.tsv list.jsonl list.parquet".split()
+    "name",
+    ["x.tar", "x1.parquet", "x3.parquet", "x.arrow", *(f"list{each}" for each in TABLE_SUFFIXES)],
 )
 def test_every_form_is_what_its_folder_is(
     photos: Path, monkeypatch: pytest.MonkeyPatch, name: str

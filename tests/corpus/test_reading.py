@@ -24,6 +24,7 @@ from c3tools.corpus.image_reader import read_sound
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import assign_keys, read_corpus
 from c3tools.corpus.splits import is_val_alone, split_order, splits_by_hash, splits_of
+from c3tools.corpus.tables import TABLE_SUFFIXES
 from c3tools.errors import UnusedOptionError
 from tests.conftest import Counted, write_jsonl
 from tests.corpus.packing import assert_refused, write_list, write_tar
@@ -171,6 +172,14 @@ def test_texts_alone(tmp_path: Path) -> None:
             write_list(path, [{"text": text} for text in texts])
         found = [(text.key, text.caption, text.image_key) for text in read_corpus(path).texts]
         assert found == [(f"t:{line}", text, None) for line, text in enumerate(texts, first)]
+
+
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
+def test_texts_and_captions_of_every_kind_of_table(tmp_path: Path, suffix: str) -> None:
+    photos = image(tmp_path / "photos" / "x.png").parent
+    table = write_list(tmp_path / f"t{suffix}", [{"image": "x.png", "text": "a dog"}])
+    for corpus in (read_corpus(table), read_corpus(photos, captions=table)):
+        assert pairs(corpus) == [("a dog", "x")]
 
 
 FLICKR = {
@@ -889,5 +898,6 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, header: str) -> Non
 
 def test_a_repeated_key_of_texts_is_refused_when_it_is_read(tmp_path: Path) -> None:
     table = tmp_path / "t.jsonl"
-    table.write_text('{"text": "a", "id": 1}\n{"text": "b", "id": 1}\nnot read any more\n')
+    rows = [f'{{"text": "a", "id": {max(1, number)}}}\n' for number in range(100)]
+    table.write_text("".join(rows) + "not read any more\n")
     assert_refused("Two texts have the key '1'", table, key_column="id")

@@ -19,6 +19,7 @@ from c3tools.corpus.tables import (
     TEXT_KEY,
     Role,
     annotated_images,
+    open_table,
     pick,
     pick_all,
     read_records,
@@ -108,6 +109,30 @@ def write_arrow_stream(path: Path, table: pa.Table) -> None:
 def test_a_table_is_the_same_in_every_format(tmp_path: Path, name: str, write: Write) -> None:
     write(tmp_path / name, pa.table(KEYS))
     assert text_columns(read_table(tmp_path / name)) == KEYS
+    columns, records, _ = open_table(tmp_path / name)
+    rows = [record.values for record in records(columns)]
+    assert [row[column] for column in columns for row in rows] == ["007", "8", "val", "test"]
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_arrow_file, write_arrow_stream])
+def test_columns_that_are_not_asked_for_are_not_read(tmp_path: Path, write: Write) -> None:
+    name = "t.parquet" if write is write_parquet else "t.arrow"
+    write(tmp_path / name, pa.table(KEYS))
+    table = open_table(tmp_path / name)
+    assert list(table.records(["key", "gone"])) == [(1, {"key": "007"}), (2, {"key": "8"})]
+
+
+def test_columns_of_images_and_vectors_name_no_row(tmp_path: Path) -> None:
+    columns = {"image": [{"bytes": b"", "path": "a"}], "vector": [[0.5]], "id": [7], "n": [7.0]}
+    write_parquet(tmp_path / "t.parquet", pa.table({**columns, "names": [["a", "b"]]}))
+    assert open_table(tmp_path / "t.parquet").plain_columns == ["id", "n", "names"]
+
+
+def test_damage_in_later_rows_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"key": "a"}\n' * 100 + "{oops\n")
+    table = open_table(tmp_path / "t.jsonl", StoreError)
+    with pytest.raises(StoreError, match=r"t\.jsonl, line 101 is not JSON"):
+        list(table.records(table.columns))
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])

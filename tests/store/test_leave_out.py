@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 import c3tools
 from c3tools.choices import ExportFormat
+from c3tools.corpus.tables import TABLE_SUFFIXES
 from c3tools.errors import IncompleteStoreError, OutputError, StoreError
 from c3tools.store import Rows, Store, StoreWriter, verify
 from c3tools.store.leave_out import shards_metadata
@@ -26,6 +27,7 @@ from c3tools.store.manifest import record_files
 from c3tools.store.means import save_means
 from c3tools.store.shards import open_shard
 from tests.conftest import build_store, contents, slice_of, unit_rows, write_jsonl
+from tests.corpus.packing import write_list
 from tests.crashes import kill_at, operations
 from tests.stores import colour_corpus, embed_colours, whole_store
 
@@ -178,6 +180,13 @@ def save_table(path: Path, store: Store, marks: dict[str, bool]) -> Path:
 def test_of_a_table_with_marks_the_marked_rows_count(store: Store, tmp_path: Path) -> None:
     table = save_table(tmp_path / "pairs.parquet", store, {"img0#0": True, "img1#0": False})
     c3tools.leave_out(store, [table])
+    assert keys_left_out(store.path) == ["img0#0"]
+
+
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
+def test_marks_of_every_kind_of_table(store: Store, tmp_path: Path, suffix: str) -> None:
+    rows = [{"key": "img0#0", "leave_out": True}, {"key": "img1#0", "leave_out": False}]
+    c3tools.leave_out(store, [write_list(tmp_path / f"t{suffix}", rows)])
     assert keys_left_out(store.path) == ["img0#0"]
 
 

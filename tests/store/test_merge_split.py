@@ -21,6 +21,7 @@ from c3tools import (
     verify_store,
 )
 from c3tools.corpus.splits import splits_by_hash
+from c3tools.corpus.tables import TABLE_SUFFIXES
 from c3tools.errors import OutputError, StoreError, UnusedOptionError
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, save_moments
@@ -29,6 +30,7 @@ from c3tools.store.means import compute_means, load_means, save_means, unload_me
 from c3tools.store.shards import moments_of as sum_rows
 from c3tools.transforms.fitting import moments_of
 from tests.conftest import Messages, add_shard, build_store, contents, unit_rows, write_jsonl
+from tests.corpus.packing import write_list
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
 
 from .test_store import Put
@@ -336,6 +338,14 @@ def test_a_split_table_is_joined_by_the_first_column_that_has_a_key(
     file = tmp_path / "splits.csv"
     file.write_text(table)
     split_store(store, output=tmp_path / "new", file=file)
+    assert splits_of(tmp_path / "new") == {"a": "val", "b": "test"}
+
+
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
+def test_splits_of_every_kind_of_table(tmp_path: Path, suffix: str) -> None:
+    store = build_store(tmp_path / "one", images("ab")).path
+    rows = [{"key": "a", "split": "val"}, {"key": "b", "split": "test"}]
+    split_store(store, output=tmp_path / "new", file=write_list(tmp_path / f"t{suffix}", rows))
     assert splits_of(tmp_path / "new") == {"a": "val", "b": "test"}
 
 
