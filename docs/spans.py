@@ -29,11 +29,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # of other programs and of examples; what a block of the page names needs no place here
 FOREIGN = """
-    --shm-size .distance_type .venv/bin/python .where HF_HOME HF_TOKEN SentenceTransformer
+    --shm-size .venv/bin/python HF_HOME HF_TOKEN SentenceTransformer
     SentenceTransformer.encode TMPDIR caption_0 caption_1 captions_val2017.json
     cc12m-train-0001.tar coco_url dataset_coco.json dataset_flickr8k.json datasets.load_dataset
     default-jre-headless e0 e1 faiss.read_index flock fullgraph fused/P000 load_from_disk
-    logs/DATE.log python3 restval table.take_offsets test2015 train-00000-of-00002.parquet
+    logs/DATE.log python3 query_batch_points restval test2015 train-00000-of-00002.parquet
     train2017 ubinary valid webdataset
 """.split()
 _BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$|((?:^    [^\n]*\n)+)", re.DOTALL | re.MULTILINE)
