@@ -332,6 +332,7 @@ def _make_fit(
         StoreError: if there are no rows, or FAISS cannot make the index.
         TransformError: if the pipeline does not fit the store.
     """
+    # Fit the pipeline on the store
     split = request.options["split"]
     if not pipeline.fitted:
         pipeline.fit(store)
@@ -343,18 +344,20 @@ def _make_fit(
             f"The store {store.path} has no rows in the split {split!r} to index. Its splits are "
             f"{store.list_splits()}."
         )
+
+    # Train the FAISS index on rows that have gone through the steps that are left
     factory = request.options["factory"]
     if factory == "auto":
         factory = choose_factory(rows, store.info.dim)
-    rows_of_store = Space.of(store)
-    path = Space.after(pipeline, f"an index of {store.path}").path_from(rows_of_store)
-    source = TransformedRows(store, path, modalities, split)
+    space = Space.of(store)
+    steps_left = Space.after(pipeline, f"an index of {store.path}").path_from(space)
+    source = TransformedRows(store, steps_left, modalities, split)
     coder = train_coder(source, rows, factory, request.options["seed"], reporter)
 
     # Moments are those of the export, or follow from those of the store. Only the rows tell those
     # after a memory, and those of an export that is not normalised or was not calibrated
     moments = None
-    if path.steps or store.info.normalised:
+    if steps_left.steps or store.info.normalised:
         with suppress(TransformError):
             if FUSED in store.modalities and store.require_listed(CALIBRATION_FILE):
                 moments = Calibration.load(store.path).moments
@@ -371,13 +374,13 @@ def _make_fit(
         role="inference",
         train_on="text",
         seed=0,
-        applied=len(path.steps),
+        applied=len(steps_left.steps),
         split=split,
         code_size=int(coder.trained.sa_code_size()),
     )
     built: dict[str, object] = {"factory": factory, "built_from": rows}
-    if rows_of_store.noised:
-        built["noised"] = sorted(rows_of_store.noised)
+    if space.noised:
+        built["noised"] = sorted(space.noised)
     record = ExportRecord(request, fitted_shards(store), settings, built)
     recipe = Recipe(store, pipeline, coder, settings)
     writer = describe(output, existing, recipe, record, files=_FILES)

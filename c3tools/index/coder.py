@@ -45,6 +45,8 @@ def train_coder(
                 remedy="Use --factory auto, or Flat, SQ, PQ or RaBitQ, with or without IVF and "
                 "OPQ.",
             )
+
+        # Train it on a sample of the rows
         if not index.is_trained:
             most = _most_rows(dim)
             wanted = max(cell_count(index) * _ROWS_PER_CELL, _LEAST_ROWS)

@@ -80,33 +80,35 @@ class Columns:
                 f"{condition!r} is no condition.",
                 remedy='Conditions look like "colour=red" or "price<20", with =, <, <=, > or >=.',
             )
-        name, sign, wanted = parts.groups()
+        name, sign, value = parts.groups()
         if name not in self.values:
             names = ", ".join(self.values) or "none"
             raise StoreError(
                 f"The index keeps no column {name!r}. Its columns are: {names}.",
                 remedy="`c3 embed --keep-columns` keeps columns in a new store.",
             )
+
+        # Numbers are compared with a number; of texts it is only said whether they are equal
         values: Any = self.values[name]
         wrong = f"The condition {condition!r} cannot be checked"
         if _has_numbers(values):
-            number = _number(wanted)
+            number = _number(value)
             if number is None:
-                raise StoreError(f"{wrong}: {wanted!r} is no number. {self._described(name)}")
+                raise StoreError(f"{wrong}: {value!r} is no number. {self._described(name)}")
             # By NumPy, since Arrow refuses to compare large whole numbers with fractions
             is_there = true_mask(values.is_valid())
             without_nulls: Any = pc.coalesce(values, text_scalar("0").cast(values.type))
-            found = is_there & _COMPARISONS[sign](np.from_dlpack(without_nulls), number)
+            fulfils = is_there & _COMPARISONS[sign](np.from_dlpack(without_nulls), number)
         elif sign == "=":
-            found = true_mask(pc.equal(values, text_scalar(wanted)))
+            fulfils = true_mask(pc.equal(values, text_scalar(value)))
         else:
             raise StoreError(
                 f"{wrong}: the values of {name} are not all numbers. {self._described(name)}",
                 remedy=f"Use {name}=VALUE.",
             )
-        if not found.any():
+        if not fulfils.any():
             raise StoreError(f"No row of the index has {condition}. {self._described(name)}")
-        return np.asarray(found, bool)
+        return np.asarray(fulfils, bool)
 
     def _described(self, name: str) -> str:
         """Return the values of a column in a sentence: the most frequent ones, or their range."""
@@ -117,8 +119,8 @@ class Columns:
             ends: Any = pc.min_max(values).as_py()
             return f"The values of {name} go from {ends['min']:g} to {ends['max']:g}."
         value_counts: Any = pc.value_counts(values)
-        counts = sorted(value_counts.to_pylist(), key=lambda one: -one["counts"])
-        named = ", ".join(str(one["values"]) for one in counts[:_NAMED])
+        counts = sorted(value_counts.to_pylist(), key=lambda entry: -entry["counts"])
+        named = ", ".join(str(entry["values"]) for entry in counts[:_NAMED])
         others = len(counts) - _NAMED
         more = f" and {counted(others, 'other')}" if others > 0 else ""
         return f"The values of {name} are: {named}{more}."

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -66,7 +66,7 @@ from .codes import (
 from .conditions import Columns
 from .items import Items
 from .queries import Query, combined
-from .ranking import FoundRow, ItemRows, ScoredRows, among_first
+from .ranking import Candidates, FoundRow, ItemRows, ScoredRows, among_first
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -79,8 +79,11 @@ _OWN = Path("c3-index")  # where c3 index writes to
 _ONE_SEARCH = Lock()
 _ROW_COLUMNS = ("modality", "key", "caption", "path", "image_key", "split", "sha256")
 _ROW_SCHEMA = pa.schema([(name, pa.string()) for name in _ROW_COLUMNS])
-_HIT_FIELDS = ("key", "modality", "caption", "path", "image_key", "split")  # in the order of `Hit`
+_HIT_FIELDS = ("key", "modality", "caption", "path", "image_key", "split")  # those of `Hit`
 _PROVENANCE = ("model", "store")
+
+HitRows = list[FoundRow]
+"""The rows of a hit, the best first."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,10 @@ class Hit:
     def to_dict(self) -> dict[str, Any]:
         """Return the hit as JSON values, without what it lacks."""
         values: dict[str, Any] = {}
-        for name in (each.name for each in fields(self)):
-            if getattr(self, name) not in (None, {}, []):
-                values[name] = getattr(self, name)
+        for attribute in fields(self):
+            value = getattr(self, attribute.name)
+            if value not in (None, {}, []):
+                values[attribute.name] = value
         if self.rows:
             values |= {"item": self.item, "copies": self.copies}
             values["rows"] = [row.to_dict() for row in self.rows]
@@ -321,13 +325,13 @@ class Index:
         paths = pc.coalesce(one_array(rows.column("path")), paths_of_images)
         rows = rows.set_column(_ROW_SCHEMA.get_field_index("path"), "path", paths)
 
-        index = {**record.index}
+        measured = {name: value for name, value in record.index.items() if name != "factory"}
         content = {
             "model": source.info.model,
-            "factory": index.pop("factory"),
+            "factory": record.index["factory"],
             "dim": source.info.dim,
             "metric": "cosine",
-            **index,
+            **measured,
             "rows": rows.num_rows,
             "shards": [part_name(*shard) for shard, part in source.shards.items() if part.rows],
         }
@@ -481,7 +485,7 @@ class Index:
         """
         _check_queries(text=text, image=image, audio=audio, vector=vector, key=key)
         self._warn_if_stale(reporter)
-        self._searched(reporter)
+        self._searched(reporter)  # so that the reporter hears of GPUs that cannot be used
 
         def load() -> Encoder:
             """Return the model of the index, which is loaded the first time."""
@@ -500,13 +504,14 @@ class Index:
                 )
             return self._encoders[options]
 
+        # The queries of each kind, in the order of their weights
         queries: list[Query] = []
         if text is not None:
             texts = as_list(text)
             queries.append(Query(texts, load().encode_queries(texts), "text"))
         if image is not None:
             images = as_list(image)
-            labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
+            labels = [str(photo) if isinstance(photo, str | Path) else "image" for photo in images]
             queries.append(Query(labels, load().encode_images(images), "image"))
         if audio is not None:
             sounds = as_list(audio)
@@ -516,6 +521,8 @@ class Index:
             queries.append(self._vector_query(vector, modality))
         if key is not None:
             queries.append(self._stored_query(key, store))
+
+        # Several kinds, or weights, make one query of all
         query = queries[0]
         if len(queries) > 1 or weights is not None:
             query = combined(self.pipeline, queries, weights)
@@ -605,15 +612,16 @@ class Index:
                 f"{queries.shape[1]}.",
                 remedy="Embed the queries with the model of the index.",
             )
-        groups = sorted(self.indexes, key=lambda name: (name == "text", name != "image", name))
-        if only not in (None, *groups):
+        names = sorted(self.indexes, key=lambda name: (name == "text", name != "image", name))
+        if only not in (None, *names):
             raise StoreError(
-                f"The index {self.path} has no {only} rows. Its modalities are "
-                f"{', '.join(groups)}.",
+                f"The index {self.path} has no {only} rows. Its modalities are {', '.join(names)}.",
                 remedy="Choose one of them with --only, or leave it out for all.",
             )
+
+        # Search each modality, and prepare the scores of its rows
+        searched = [only] if only else names
         is_allowed = self._allowed(split, where)
-        searched = [only] if only else groups
         nearest = {
             name: self._nearest(name, queries, k, is_allowed, nprobe, by) for name in searched
         }
@@ -623,42 +631,41 @@ class Index:
             for name in searched
         }
 
-        def scored(
-            name: str, query_numbers: Indices, rows: Indices, products: Matrix
-        ) -> ScoredRows:
-            """Score rows of one modality: their queries, numbers and products, (n,) each."""
-            cosines = products / norms[query_numbers]
-            scores = scales[name].of_queries(query_numbers).scores(cosines)
-            return ScoredRows(query_numbers, rows, scores, cosines)
+        def scored(name: str, candidates: Candidates) -> ScoredRows:
+            """Score rows of one modality."""
+            cosines = candidates.products / norms[candidates.queries]
+            scores = scales[name].of_queries(candidates.queries).scores(cosines)
+            return ScoredRows(candidates.queries, candidates.rows, scores, cosines)
 
-        # Choose the rows of each hit, the best first
+        # Choose the rows of each hit, in one list of all modalities or in a list of each
         count = self.rows.num_rows
-        found: list[list[list[FoundRow]]] = [[] for _ in queries]
-        for names in [[name] for name in searched] if separate else [searched]:
-            parts = [scored(name, *nearest[name]) for name in names]
-            best = ScoredRows.joined(parts).by_score()
+        hits_of_queries: list[list[HitRows]] = [[] for _ in queries]
+        for listed in [[name] for name in searched] if separate else [searched]:
+            best = ScoredRows.joined([scored(name, nearest[name]) for name in listed]).by_score()
             if by == "row":
                 best = best.take(among_first(best.queries, k))
                 for number, row in zip(best.queries.tolist(), best.rounded(), strict=True):
-                    found[number].append([row])
+                    hits_of_queries[number].append([row])
                 continue
 
             # Score the rows of the best items that are not among the nearest
-            of_items = ItemRows.of_best(best, self.items, k)
-            query_numbers, rows = of_items.without(best, count)
+            best_items = ItemRows.of_best(best, self.items, k)
+            query_numbers, rows = best_items.without(best, count)
             parts = [best]
-            for name in names:
+            for name in listed:
                 place = self.places[name]
                 is_wanted = (rows >= place.start) & (rows < place.stop) & is_allowed[rows]
-                numbers, wanted = query_numbers[is_wanted], rows[is_wanted]
-                products = self._products(name, queries, numbers, wanted)
-                parts.append(scored(name, numbers, wanted, products))
-            hits: list[list[list[FoundRow]]] = [[] for _ in queries]
-            for number, item_rows in of_items.scored(ScoredRows.joined(parts), count):
-                hits[number].append(item_rows)
-            for of_query, more in zip(found, hits, strict=True):
-                of_query.extend(sorted(more, key=lambda item_rows: -item_rows[0].score))
-        return self._hits(found, by)
+                numbers = query_numbers[is_wanted]
+                products = self._products(name, queries, numbers, rows[is_wanted])
+                parts.append(scored(name, Candidates(numbers, rows[is_wanted], products)))
+
+            # Rank the items of each query by their best row
+            hits_of_list: list[list[HitRows]] = [[] for _ in queries]
+            for number, item_rows in best_items.scored(ScoredRows.joined(parts), count):
+                hits_of_list[number].append(item_rows)
+            for hits, more in zip(hits_of_queries, hits_of_list, strict=True):
+                hits.extend(sorted(more, key=lambda item_rows: -item_rows[0].score))
+        return self._hits(hits_of_queries, by)
 
     def _allowed(self, split: str | None, where: Sequence[str] | None) -> Mask:
         """Return which rows a search may return, (n,)."""
@@ -677,25 +684,26 @@ class Index:
             is_allowed = is_allowed & self.columns.matching(conditions)
         return is_allowed
 
-    def _hits(self, found: list[list[list[FoundRow]]], by: HitKind) -> list[list[Hit]]:
-        """Return the hits of each query, given the rows of each hit, the best first."""
-        # Read the columns of all rows at once
-        numbers = sorted({row.row for hits in found for rows in hits for row in rows})
+    def _hits(self, hits_of_queries: list[list[HitRows]], by: HitKind) -> list[list[Hit]]:
+        """Return the hits of each query, given the rows of each hit."""
+        # Read what is shown of all rows at once
+        numbers = sorted({row.row for hits in hits_of_queries for rows in hits for row in rows})
         table = self.rows.take(integer_array(np.array(numbers)))
         columns = table.select([*self.source.info.columns]).to_pylist()
-        shown = [table.column(name).to_pylist() for name in _HIT_FIELDS]
-        about = dict(zip(numbers, zip(*shown, columns, strict=True), strict=True))
+        fields_of_row: dict[int, dict[str, Any]] = {}
+        for number, shown, values in zip(
+            numbers, table.select(_HIT_FIELDS).to_pylist(), columns, strict=True
+        ):
+            fields_of_row[number] = {**shown, "columns": values}
 
+        # A hit is its best row, with all rows of its item
         lists = []
-        for hits in found:
-            of_query = []
+        for hits in hits_of_queries:
+            made = []
             for rows in hits:
-                values: list[list[Any]] = [[*row, *about[row.row]] for row in rows]
-                of_rows = [Hit(*of_row) for of_row in values]
-                if by == "item":
-                    values[0].append(of_rows)
-                of_query.append(Hit(*values[0]))
-            lists.append(of_query)
+                of_rows = [Hit(**row._asdict(), **fields_of_row[row.row]) for row in rows]
+                made.append(replace(of_rows[0], rows=of_rows if by == "item" else []))
+            lists.append(made)
         return lists
 
     def _products(
@@ -728,33 +736,34 @@ class Index:
         is_allowed: Mask,
         nprobe: int | None,
         by: HitKind,
-    ) -> tuple[Indices, Indices, Matrix]:
+    ) -> Candidates:
         """Return the rows of one modality that are nearest to the transformed queries (q, d), of
-        those that ``is_allowed`` (n,) marks: at least the rows of ``k`` hits a query, or all.
-
-        Returns:
-            the number of each row's query, the number of the row, and their inner product, those of
-            a query in the order of FAISS: (rows,) each.
+        those that ``is_allowed`` (n,) marks: at least the rows of ``k`` hits a query, or all. Those
+        of a query are in the order of FAISS.
         """
         place = self.places[modality]
         allowed = is_allowed[place.start : place.stop]
         allowed_count = int(allowed.sum())
-        nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        nothing = Candidates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
         if not allowed_count:
             return nothing
+
+        # How many cells are visited at first
         share = allowed_count / len(allowed)
         cells = cell_count(self.indexes[modality]) if nprobe is None else 0
         visited_cells = nprobe or self.record.get("nprobe") or 0
         if nprobe is None and share < 1:
             # The nearest allowed rows lie in more cells; few are searched exactly
-            wanted = max(4 * visited_cells / share, cells * _EXACT_ROWS / allowed_count)
-            visited_cells = min(math.ceil(wanted), cells)
+            wanted_cells = max(4 * visited_cells / share, cells * _EXACT_ROWS / allowed_count)
+            visited_cells = min(math.ceil(wanted_cells), cells)
+
+        # Search until each query has enough rows
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        asked = k if by == "row" else math.ceil(k * self.items.mean_rows)
+        wanted_rows = k if by == "row" else math.ceil(k * self.items.mean_rows)
         answers = [nothing]
         unanswered = np.arange(len(queries))
         while len(unanswered):
-            fits_on_gpu = max(asked, visited_cells) <= _MOST_ON_GPU
+            fits_on_gpu = max(wanted_rows, visited_cells) <= _MOST_ON_GPU
             parameters = None
             if share < 1:
                 parameters = search_parameters(self.indexes[modality], visited_cells, allowed)
@@ -763,33 +772,35 @@ class Index:
                 on_gpu = fits_on_gpu and parameters is None
                 index = (self._searched() if on_gpu else self.indexes)[modality]
                 set_nprobe(index, visited_cells)
-                all_products, all_found = index.search(
-                    queries[unanswered], min(asked, index.ntotal), params=parameters
+                all_products, all_rows = index.search(
+                    queries[unanswered], min(wanted_rows, index.ntotal), params=parameters
                 )
-            most = len(allowed) if parameters is None else allowed_count
-            is_last = asked >= most and visited_cells >= cells
-            is_row = all_found >= 0
-            is_row[is_row] = allowed[all_found[is_row]]
-            places, _ = np.nonzero(is_row)  # of the queries
-            rows = all_found[is_row] + place.start
-            hits = places
+
+            # FAISS fills up with -1, and without parameters it returns rows that are not allowed
+            is_row = all_rows >= 0
+            is_row[is_row] = allowed[all_rows[is_row]]
+            query_places, _ = np.nonzero(is_row)  # among the unanswered
+            rows = all_rows[is_row] + place.start
+
+            # A query is answered by the rows of k hits, or if there are no more
+            query_of_hit = query_places
             if by == "item":
-                items = self.items.numbers[rows]
-                hits = np.unique(places * self.rows.num_rows + items) // self.rows.num_rows
-            most = len(allowed) if parameters is None else allowed_count
-            is_last = asked >= most and visited_cells >= cells
-            is_answered = (np.bincount(hits, minlength=len(unanswered)) >= k) | is_last
-            is_used = is_answered[places]
-            numbers = unanswered[places[is_used]]
-            answers.append((numbers, rows[is_used], all_products[is_row][is_used]))
+                row_count = self.rows.num_rows
+                query_and_item = query_places * row_count + self.items.numbers[rows]
+                query_of_hit = np.unique(query_and_item) // row_count
+            most_rows = len(allowed) if parameters is None else allowed_count
+            is_last = wanted_rows >= most_rows and visited_cells >= cells
+            is_answered = (np.bincount(query_of_hit, minlength=len(unanswered)) >= k) | is_last
+            is_used = is_answered[query_places]
+            numbers = unanswered[query_places[is_used]]
+            answers.append(Candidates(numbers, rows[is_used], all_products[is_row][is_used]))
 
             # Look further for the other queries
             unanswered = unanswered[~is_answered]
-            asked *= 4
+            wanted_rows *= 4
             if nprobe is None:
                 visited_cells *= 4
-        query_numbers, found_rows, products = zip(*answers, strict=True)
-        return np.concatenate(query_numbers), np.concatenate(found_rows), np.concatenate(products)
+        return Candidates.joined(answers)
 
     def _searched(self, reporter: Reporter = SILENT) -> dict[str, Any]:
         """Return the FAISS index of each modality, on GPUs if there are any; see `on_gpus`."""

@@ -59,6 +59,7 @@ def combined(
             other, or the pipeline does not centre one of their modalities.
         TransformError: if the pipeline is not fitted for a modality.
     """
+    # One weight for each part
     labels = [label for query in queries for label in query.labels]
     if len(labels) == 1:
         raise UnusedOptionError("--weights", "with a query of one part")
@@ -66,7 +67,8 @@ def combined(
     if len(weights) != len(labels) or not np.isfinite(weights).all():
         raise StoreError(
             f"One weight is needed for each of the {len(labels)} parts of the query "
-            f"({', '.join(labels)}), but --weights has {', '.join(f'{one:g}' for one in weights)}.",
+            f"({', '.join(labels)}), but --weights has "
+            f"{', '.join(f'{weight:g}' for weight in weights)}.",
             remedy=f"For example: --weights {','.join(['1'] * (len(labels) - 1))},0.5",
         )
     if not any(weights):
@@ -74,6 +76,7 @@ def combined(
             "All weights of the query are 0.",
             remedy="Give at least one part a weight other than 0.",
         )
+
     # Without its mean subtracted, every vector of a modality has the modality gap in it
     for query in queries:
         # A fused row is made of an image and a text that went through the pipeline
@@ -86,6 +89,7 @@ def combined(
                 f"the store has too few {modality} rows for a mean.",
             )
 
+    # The unit sum of the parts
     vectors = np.concatenate([unit_rows(query.transformed(pipeline)) for query in queries])
     vector = np.asarray(weights) @ vectors.astype(np.float64)
     norm = np.linalg.norm(vector)
@@ -95,6 +99,7 @@ def combined(
             remedy="Use other weights.",
         )
 
+    # What results call it, and its modality, if all parts are of one
     parts = labels
     if set(weights) != {1.0}:
         parts = [f"{weight:g} × {label}" for label, weight in zip(labels, weights, strict=True)]

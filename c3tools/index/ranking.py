@@ -24,6 +24,25 @@ class FoundRow(NamedTuple):
     row: int
 
 
+class Candidates(NamedTuple):
+    """n rows of one modality that a search found, before they have scores.
+
+    Attributes:
+        queries: the number of each row's query: int64 (n,).
+        rows: the number of each row in the index: int64 (n,).
+        products: the inner product of each row with its query: float32 (n,).
+    """
+
+    queries: Indices
+    rows: Indices
+    products: Matrix
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """Return the rows of several searches, one after the other."""
+        return cls(*[np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
+
+
 @dataclass(frozen=True)
 class ScoredRows:
     """n rows that queries found, with their scores.
@@ -90,16 +109,17 @@ class ItemRows:
         """
         # The first row of each item, in the order of the scores
         item_of_row = items.numbers[best.rows]
-        of_query = best.queries * len(items.numbers) + item_of_row
-        first = np.sort(np.unique(of_query, return_index=True)[1])
-        first = first[among_first(best.queries[first], k)]
+        query_and_item = best.queries * len(items.numbers) + item_of_row  # as one number
+        _, first_rows = np.unique(query_and_item, return_index=True)
+        first_rows.sort()
+        first_rows = first_rows[among_first(best.queries[first_rows], k)]
 
         # All rows of these items, one item after the other
-        starts, counts = items.places_of(item_of_row[first])
-        item_of_each = np.repeat(np.arange(len(first)), counts)
+        starts, counts = items.places_of(item_of_row[first_rows])
+        item_of_each = np.repeat(np.arange(len(first_rows)), counts)
         place_in_item = np.arange(len(item_of_each)) - np.repeat(counts.cumsum() - counts, counts)
         rows = items.rows[starts[item_of_each] + place_in_item]
-        return cls(best.queries[first], item_of_each, rows)
+        return cls(best.queries[first_rows], item_of_each, rows)
 
     def without(self, known: ScoredRows, count: int) -> tuple[Indices, Indices]:
         """Return the query and the number of each row that is not known of its query, ascending.
@@ -121,6 +141,7 @@ class ItemRows:
             known: the rows that have a score, of each item at least one.
             count: of rows in the index.
         """
+        # Find the rows of the items among the known ones; query and row are one number
         wanted = self.queries[self.items] * count + self.rows
         numbers = known.queries * count + known.rows
         order = np.argsort(numbers)
@@ -128,6 +149,8 @@ class ItemRows:
         places = order[np.minimum(places, len(order) - 1)]
         has_score = numbers[places] == wanted
         found = known.take(places[has_score]).rounded()
+
+        # Sort the rows of each item
         rows_of_items: list[list[FoundRow]] = [[] for _ in self.queries]
         for item, row in zip(self.items[has_score].tolist(), found, strict=True):
             rows_of_items[item].append(row)

@@ -82,8 +82,8 @@ def measure_bias(
     samples = {name: first_rows(store, name, None, _BIAS_ROWS).embeddings for name in modalities}
     bias: dict[str, dict[str, float]] = {}
     for label, applied in (("before", preset("c1")), ("after", pipeline)):
-        x, y = (applied.transform(rows, modality=name) for name, rows in samples.items())
-        shares = modality_bias(x, y, seed=seed)
+        first, second = [applied.transform(rows, modality=name) for name, rows in samples.items()]
+        shares = modality_bias(first, second, seed=seed)
         bias[label] = {}
         for name, share in zip(modalities, shares, strict=True):
             bias[label][name] = round(share.value, 4)
