@@ -44,7 +44,7 @@ from c3tools.arrays import Matrix
 from c3tools.assets.paths import PHOTOS
 from c3tools.corpus.items import ImageItem
 from c3tools.corpus.reading import read_corpus
-from c3tools.curation.near_copies import _NearestRows
+from c3tools.curation.near_copies import _NeighbourSearch
 from c3tools.embedding.embed import embed_corpus
 from c3tools.embedding.shard_work import EmbedOptions
 from c3tools.encoders import Encoder, load_encoder
@@ -352,7 +352,7 @@ def faiss(setting: Setting) -> tuple[tuple[str, ...], Cells]:
             cells.append((f"{name} of 1,000, {factory}", f"{time.perf_counter() - start:,.2f}"))
     numbers = np.arange(count)
     start = time.perf_counter()
-    _NearestRows(vectors, numbers, SILENT).pairs(numbers)
+    _NeighbourSearch(vectors, numbers, SILENT).pairs(numbers)
     cells.append(
         (f"nearest rows of {count:,}, as c3 duplicates", f"{time.perf_counter() - start:,.1f}")
     )

@@ -75,13 +75,15 @@ class _Field:
         grey: the thumbnail itself.
         spectrum: of its high-pass filtered grey levels, padded to a square.
         mirrored: the same of its mirror image.
-        sums: their integral image, and that of their squares: float64 (height + 1, width + 1) each.
+        sums: the integral image of these levels: float64 (height + 1, width + 1).
+        square_sums: the integral image of their squares: float64 (height + 1, width + 1).
     """
 
     grey: Image.Image
     spectrum: Any
     mirrored: Any
-    sums: tuple[Floats, Floats]
+    sums: Floats
+    square_sums: Floats
 
 
 class Photo:
@@ -105,9 +107,10 @@ class Photo:
             levels = _high_pass(grey)
             self._fields[side] = _Field(
                 grey,
-                np.fft.rfft2(levels, (side, side)),
-                np.fft.rfft2(levels[:, ::-1], (side, side)),
-                (_integral(levels), _integral(levels * levels)),
+                spectrum=np.fft.rfft2(levels, (side, side)),
+                mirrored=np.fft.rfft2(levels[:, ::-1], (side, side)),
+                sums=_integral(levels),
+                square_sums=_integral(levels * levels),
             )
         return self._fields[side]
 
@@ -189,7 +192,7 @@ def compare(first: Photo, second: Photo) -> Comparison:
     is_first_moved = closer.moved is first
     scale = float(1 / closer.scale if is_first_moved else closer.scale)
     bordered = int(is_first_moved) if _has_border(closer) else None
-    return Comparison(closer.correlation, True, scale, bordered)
+    return Comparison(closer.correlation, is_copy=True, scale=scale, bordered=bordered)
 
 
 def _has_border(best: _Alignment) -> bool:
@@ -226,10 +229,10 @@ def _colour_difference(best: _Alignment) -> float:
     place = np.asarray(best.place.colours, np.float32)
     if best.is_mirrored:
         place = place[:, ::-1]
-    place = np.pad(place, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    place = np.pad(place, ((1, 1), (1, 1), (0, 0)), mode="edge")  # so that it can be moved
     height, width, _ = colours.shape
     patch = (min(_PATCH, height), min(_PATCH, width))
-    differences = []
+    differences = []  # of the means of all patches, for each of nine moves
     for row, column in product(range(3), repeat=2):
         top, left = best.corner[0] + row, best.corner[1] + column
         difference = colours - place[top : top + height, left : left + width]
@@ -250,37 +253,39 @@ def _best_alignment(first: Photo, second: Photo, side: int, scale: float) -> _Al
 def _align(place: Photo, moved: Photo, side: int, scale: float) -> _Alignment:
     """Move a photo, scaled, over another one, and return where it agrees best, mirrored or not."""
     field = place.field(side)
-    grey = moved.field(side).grey
-    height, width = field.sums[0].shape[0] - 1, field.sums[0].shape[1] - 1
     best = _Alignment(-1.0, place, moved, scale)
-    # Without its edges, whose surroundings are others in a photo with a border
-    levels = _high_pass(_scaled(grey, round(scale * side)))[_EDGE:-_EDGE, _EDGE:-_EDGE]
-    if levels.shape[0] > height or levels.shape[1] > width or not levels.size:
-        return best
+
+    # The photo that is moved, without its edges: beyond them, the other may have a border
+    scaled = _scaled(moved.field(side).grey, round(scale * side))
+    levels = _high_pass(scaled)[_EDGE:-_EDGE, _EDGE:-_EDGE]
+    height, width = levels.shape
+    if height > field.grey.height or width > field.grey.width or not levels.size:
+        return best  # it does not fit into the other
     levels = levels - levels.mean()
     norm = float(np.linalg.norm(levels))
-    window = levels.shape
-    pixels = window[0] * window[1]
-    if norm < _LEAST_DEVIATION * np.sqrt(pixels):
-        return best
-    # The windows that lie within the other photo, and how much each varies
-    rows, columns = height - window[0] + 1, width - window[1] + 1
-    means = _window_sums(field.sums[0], window) / pixels
-    squares = _window_sums(field.sums[1], window)
-    deviations = np.sqrt(np.maximum(squares - pixels * means**2, 0))
-    # Positions within are not touched by the circular wrap of the products of spectra
+    least_norm = _LEAST_DEVIATION * np.sqrt(levels.size)
+    if norm < least_norm:
+        return best  # a flat photo agrees with anything
+
+    # The windows of its size in the other photo, and the norm of each less its mean
+    rows, columns = field.grey.height - height + 1, field.grey.width - width + 1
+    means = _window_sums(field.sums, (height, width)) / levels.size
+    squares = _window_sums(field.square_sums, (height, width))
+    window_norms = np.sqrt(np.maximum(squares - levels.size * means**2, 0))
+
+    # The product of spectra wraps around, which these windows are not touched by
     spectrum = np.conj(np.fft.rfft2(levels, (side, side)))
     for is_mirrored in (False, True):
-        other = field.mirrored if is_mirrored else field.spectrum
-        other_deviations = deviations[:, ::-1] if is_mirrored else deviations
-        products = np.fft.irfft2(other * spectrum, (side, side))[:rows, :columns]
+        place_spectrum = field.mirrored if is_mirrored else field.spectrum
+        place_norms = window_norms[:, ::-1] if is_mirrored else window_norms
+        products = np.fft.irfft2(place_spectrum * spectrum, (side, side))[:rows, :columns]
         correlations = np.full(products.shape, -1.0)
-        varied = other_deviations >= _LEAST_DEVIATION * np.sqrt(pixels)
-        np.divide(products, norm * other_deviations, out=correlations, where=varied)
+        varied = place_norms >= least_norm
+        np.divide(products, norm * place_norms, out=correlations, where=varied)
         row, column = divmod(int(correlations.argmax()), columns)
         if correlations[row, column] > best.correlation:
             correlation = float(correlations[row, column])
-            best = _Alignment(correlation, place, moved, scale, is_mirrored, (row, column))
+            best = _Alignment(correlation, place, moved, scale, is_mirrored, corner=(row, column))
     return best
 
 

@@ -247,7 +247,7 @@ def find_duplicates(
         >>> duplicates.captions["000000555009#0"]
         'A laptop computer sitting on top of a desk.'
     """
-    modality = as_list(modality)
+    modalities = as_list(modality)
     if cosine == 0:
         raise StoreError(
             "A cosine of 0 does not distinguish similar rows from others.",
@@ -255,6 +255,8 @@ def find_duplicates(
         )
     store = Store.open(store, reporter=reporter)
     store.info.require_raw(store.path)
+
+    # Search each modality for copies, and keep what is shown of the rows in groups
     groups: list[DuplicateGroup] = []
     notes: list[str] = []
     captions: dict[str, str] = {}
@@ -262,7 +264,7 @@ def find_duplicates(
     kept_columns: dict[tuple[str, str], dict[str, Any]] = {}
     column_types = {name: CARRIED_TYPES[kind] for name, kind in store.info.columns.items()}
     compared = 0
-    for name in modality or store.modalities:
+    for name in modalities or store.modalities:
         store.require(name)
         # In the precision of the store, which takes half the memory of float32
         rows = store.load(name, dtype=store.info.dtype)
@@ -278,18 +280,18 @@ def find_duplicates(
         groups += search.groups
         compared += search.compared
         notes += search.notes
-        in_groups = {key for group in search.groups for key in group.keys}
-        for column, values in (("caption", captions), ("path", paths)):
+        grouped_keys = {key for group in search.groups for key in group.keys}
+        for column, value_of in (("caption", captions), ("path", paths)):
             if column in rows.table.column_names:
-                by_key = zip(rows.keys, rows.column(column), strict=True)
-                values.update((key, value) for key, value in by_key if value and key in in_groups)
+                for key, value in zip(rows.keys, rows.column(column), strict=True):
+                    if value and key in grouped_keys:
+                        value_of[key] = value
         if column_types:
             columns = rows.table.select(["key", *column_types])
-            of_groups = columns.filter(
-                pc.is_in(columns.column("key"), pa.array([*in_groups], pa.string()))
-            )
-            for row in of_groups.to_pylist():
-                kept_columns[name, row.pop("key")] = row
+            is_grouped = pc.is_in(columns.column("key"), pa.array([*grouped_keys], pa.string()))
+            for row in columns.filter(is_grouped).to_pylist():
+                key = row.pop("key")
+                kept_columns[name, key] = row
         del rows  # before those of the next modality are loaded
 
     # Leaks come first, texts after images, and large groups before small ones
@@ -301,6 +303,8 @@ def find_duplicates(
             -len(group.copies),
         )
     )
+
+    # Say what would be lost with the marked rows, and which copies are not marked
     copies = [copy for group in groups for copy in group.copies]
     lost = sum(len(copy.lost_captions) for copy in copies)
     if lost:
@@ -319,7 +323,14 @@ def find_duplicates(
             f"{counted(not_marked, 'copy is', 'copies are')} not in train and not marked. "
             f"--mark-splits all marks copies of every split."
         )
-    shards = shards_metadata(store)
     return Duplicates(
-        store.path, groups, compared, notes, captions, paths, kept_columns, column_types, shards
+        store.path,
+        groups,
+        compared,
+        notes,
+        captions=captions,
+        paths=paths,
+        kept_columns=kept_columns,
+        column_types=column_types,
+        shards=shards_metadata(store),
     )

@@ -167,25 +167,31 @@ def search_copies(
     """
     captions = {} if rows.modality == "text" else _captions_of_media(store)
     precedence = _Precedence.of(rows, captions)
+
+    # Group equal rows. Below, only the kept row of each such group is compared with others
     equal_to = _equal_rows(store, rows, precedence.rank)
-    different = np.flatnonzero(equal_to == np.arange(len(rows)))
+    is_kept = equal_to == np.arange(len(rows))
+    kept_rows = np.flatnonzero(is_kept)
     equal_rows = defaultdict[int, dict[int, float | None]](dict)
-    for row in np.flatnonzero(equal_to != np.arange(len(rows))).tolist():
-        equal_rows[int(equal_to[row])][row] = None
+    for row in np.flatnonzero(~is_kept).tolist():
+        equal_rows[int(equal_to[row])][row] = None  # their photos are not compared
     groups = [_Group(kept, "exact", agreements) for kept, agreements in equal_rows.items()]
+
+    # Group photos that show the same: copies first, then, of rows in no group, those of one scene
     notes: list[str] = []
     compared = 0
     if rows.modality == "image":
-        # Copies first; of the rows that are in no group then, those of one scene
-        photos = _PhotoComparison(store, rows, different, image_timeout, workers, reporter)
-        nearest = _NearestRows(rows.embeddings, photos.numbers, reporter)
-        links = _link_until_none_joins(nearest, precedence, "copy", photos.compare)
+        photos = _PhotoComparison(store, rows, kept_rows, image_timeout, workers, reporter)
+        search = _NeighbourSearch(rows.embeddings, photos.numbers, reporter)
+        links = _link_until_none_joins(search, precedence, "copy", photos.compare)
         groups = _merged(groups, _group_around_kept(links, precedence, "copy"))
-        in_groups = _rows_of(groups)
-        free = [link for link in links if in_groups.isdisjoint((link.first, link.second))]
-        groups += _group_around_kept(free, precedence, "same scene")
+        grouped = _rows_of(groups)
+        free_links = [link for link in links if grouped.isdisjoint((link.first, link.second))]
+        groups += _group_around_kept(free_links, precedence, "same scene")
         notes = photos.notes
         compared = photos.compared
+
+    # Group rows with similar embeddings, if that is asked for
     if cosine is not None:
 
         def link_alike(pairs: _NearPairs) -> list[_Link]:
@@ -193,25 +199,25 @@ def search_copies(
             columns = zip(alike.first.tolist(), alike.second.tolist(), strict=True)
             return [_Link(first, second, "alike") for first, second in columns]
 
-        ungrouped = np.setdiff1d(different, list(_rows_of(groups)))
-        nearest = _NearestRows(rows.embeddings, ungrouped, reporter)
-        links = _link_until_none_joins(nearest, precedence, "alike", link_alike)
+        ungrouped = np.setdiff1d(kept_rows, list(_rows_of(groups)))
+        search = _NeighbourSearch(rows.embeddings, ungrouped, reporter)
+        links = _link_until_none_joins(search, precedence, "alike", link_alike)
         groups += _group_around_kept(links, precedence, "alike")
 
     # Name the rows by their keys, and mark those that are to be left out
-    results = []
+    named_groups = []
     splits = rows.splits
     for group in groups:
-        is_marked = group.tier in MARKED_TIERS and rows.modality != "text"
+        may_be_marked = group.tier in MARKED_TIERS and rows.modality != "text"
         kept_captions = {_words(caption) for caption in captions.get(rows.keys[group.kept], ())}
         numbers = [group.kept, *group.agreements]
         unit = _unit(rows.embeddings, numbers)
-        cosines = unit @ unit[0]
+        cosines = unit @ unit[0]  # with the kept row
         copies = []
         for cosine_with_kept, (row, agreement) in zip(
             cosines[1:].tolist(), group.agreements.items(), strict=True
         ):
-            leave_out = is_marked and (splits[row] == "train" or mark_splits == ALL)
+            leave_out = may_be_marked and (splits[row] == "train" or mark_splits == ALL)
             key = rows.keys[row]
             lost = []
             if leave_out:
@@ -219,17 +225,17 @@ def search_copies(
             cosine_shown = round(cosine_with_kept, 4)
             copies.append(Copy(key, cosine_shown, agreement, splits[row], leave_out, lost))
         copies.sort(key=lambda copy: (-copy.cosine, copy.key))
-        results.append(
+        named_groups.append(
             DuplicateGroup(
                 rows.modality,
                 group.tier,
-                rows.keys[group.kept],
-                splits[group.kept],
-                sorted({splits[row] for row in numbers}, key=split_order),
-                copies,
+                kept=rows.keys[group.kept],
+                kept_split=splits[group.kept],
+                splits=sorted({splits[row] for row in numbers}, key=split_order),
+                copies=copies,
             )
         )
-    return CopySearch(results, compared, notes)
+    return CopySearch(named_groups, compared, notes)
 
 
 def _unit(embeddings: Floats, numbers: Sequence[int] | Indices) -> Matrix:
@@ -272,6 +278,8 @@ def _equal_rows(store: Store, rows: Rows, rank: Indices) -> Indices:
     """Return for each row the one that is kept of those with an equal file, an equal embedding or,
     for texts, equal words: int64 (n,).
     """
+    # What makes rows equal, a value for each row: its words, or the digests of its file and its
+    # embedding
     columns: list[list[str]] = []
     if rows.modality == "text":
         columns.append([_words(caption) for caption in rows.captions])
@@ -284,6 +292,8 @@ def _equal_rows(store: Store, rows: Rows, rank: Indices) -> Indices:
                 for embedding in rows.embeddings
             ]
         )
+
+    # Join the rows of each value (a union-find): a row points to one that is kept before it
     equal_to = list(range(len(rows)))
 
     def kept_row(row: int) -> int:
@@ -297,35 +307,37 @@ def _equal_rows(store: Store, rows: Rows, rank: Indices) -> Indices:
             value = values[row]
             if not value:  # no digest is known
                 continue
-            pair = kept_row(row), kept_row(first_row.setdefault(value, row))
-            kept = min(pair, key=lambda number: rank[number])
-            equal_to[pair[0]] = equal_to[pair[1]] = kept
+            kept_for_row = kept_row(row)
+            kept_for_value = kept_row(first_row.setdefault(value, row))
+            kept = min(kept_for_row, kept_for_value, key=lambda number: rank[number])
+            equal_to[kept_for_row] = equal_to[kept_for_value] = kept
     return np.array([kept_row(row) for row in range(len(rows))], dtype=np.int64)
 
 
 def _link_until_none_joins(
-    nearest: _NearestRows,
+    search: _NeighbourSearch,
     precedence: _Precedence,
     tier: Tier,
     link_pairs: Callable[[_NearPairs], list[_Link]],
 ) -> list[_Link]:
     """Return the links among the pairs of nearest rows.
 
-    A row may have more copies than it has nearest rows. So what joined a group is taken out, and
-    the rows that were near it are compared with those that are nearest now, until none joins.
+    A row may have more copies than the search finds neighbours. So rows that joined a group are
+    taken out, and the rows near them are compared with their next neighbours, until none joins.
 
     Args:
-        nearest: the rows.
+        search: among the rows to link; afterwards, among those that joined no group.
         precedence: of all rows of the modality.
         tier: of the links by which rows join.
         link_pairs: returns the links among pairs.
     """
     links: list[_Link] = []
-    compared = np.empty(0, np.int64)
+    compared = np.empty(0, np.int64)  # the numbers of pairs
     count = len(precedence.rank)
-    queries = nearest.numbers
+    queries = search.numbers
     while len(queries):
-        pairs = nearest.pairs(queries)
+        # Compare the pairs that are new. One number stands for both rows of a pair
+        pairs = search.pairs(queries)
         pair_numbers = pairs.first * count + pairs.second
         is_new = ~np.isin(pair_numbers, compared)
         compared = np.concatenate([compared, pair_numbers[is_new]])
@@ -335,7 +347,7 @@ def _link_until_none_joins(
         has_joined = np.zeros(count, dtype=bool)
         for group in _group_around_kept(links, precedence, tier):
             has_joined[list(group.agreements)] = True
-        nearest.keep(~has_joined)
+        search.keep(~has_joined)
         if not is_new.any():
             break
         first, second = np.divmod(compared, count)
@@ -357,8 +369,9 @@ def _group_around_kept(links: Iterable[_Link], precedence: _Precedence, tier: Ti
     group_of: dict[int, _Group] = {}
     splits = precedence.splits
     for row in sorted(neighbours, key=lambda number: precedence.rank[number]):
+        # Look again if a group was made around a better copy, and this row is no neighbour of it
         while row not in group_of:
-            # Rows of test and val come before those of train, so theirs are in groups by now
+            # Rows of test and val come before those of train, so they are in groups by now
             leaks = [link for link in neighbours[row] if splits[link.other(row)] in HELD_OUT]
             if splits[row] == "train" and leaks:
                 group = group_of[leaks[0].other(row)]
@@ -366,21 +379,22 @@ def _group_around_kept(links: Iterable[_Link], precedence: _Precedence, tier: Ti
                 group_of[row] = group
                 break
 
-            # Keep a better copy of the same class, if there is one
+            # Keep a better copy of the same class, if there is one, or a better copy of that
             kept = row
             passed = {row}
             while True:
                 better = {link.better for link in neighbours[kept]}.difference(passed, group_of)
-                of_class = [
+                better_of_class = [
                     number
                     for number in better
                     if number is not None and precedence.classes[number] == precedence.classes[row]
                 ]
-                if not of_class:
+                if not better_of_class:
                     break
-                kept = min(of_class, key=lambda number: precedence.rank[number])
+                kept = min(better_of_class, key=lambda number: precedence.rank[number])
                 passed.add(kept)
 
+            # Its neighbours that are in no group yet make a group with it
             agreements = {link.other(kept): link.agreement for link in neighbours[kept]}
             members = {other: value for other, value in agreements.items() if other not in group_of}
             if not members:
@@ -491,8 +505,8 @@ class _PhotoComparison:
         return links
 
 
-class _NearestRows:
-    """The search for the nearest rows of rows.
+class _NeighbourSearch:
+    """The search for the nearest neighbours of rows, among rows that become fewer.
 
     Args:
         embeddings: all rows of the modality, as the store has them: (n, d).
@@ -509,6 +523,7 @@ class _NearestRows:
         count = len(numbers)
         dim = embeddings.shape[1]
         exact = faiss.IndexFlatIP(dim)
+        # Without GPUs, `on_gpus` returns the index that it was given
         self._is_on_gpus = count > _EXACT_SEARCH and on_gpus(exact) is not exact
         if count <= _EXACT_SEARCH or self._is_on_gpus:
             self._index = faiss.IndexIDMap2(exact)
@@ -516,15 +531,17 @@ class _NearestRows:
             factory = choose_factory(count, dim)
             self._index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
             set_nprobe(self._index, _PROBES)
-            inverted = faiss.extract_index_ivf(self._index)
-            inverted.cp.niter = _ITERATIONS
+
+            # Train the cells on a sample of the rows
+            inverted_lists = faiss.extract_index_ivf(self._index)
+            inverted_lists.cp.niter = _ITERATIONS
             step = max(1, count // (_TRAINED_PER_CELL * cell_count(self._index)))
             sample = _unit(embeddings, numbers[::step])
             if isinstance(self._index, faiss.IndexIVFScalarQuantizer):
                 # The cells alone: nothing is learned for float16, and FAISS would copy the sample
-                # twice for it
+                # twice for it. `train` only notes then that the index is trained
                 pointer = faiss.swig_ptr(sample)
-                inverted.train_q1(len(sample), pointer, False, faiss.METRIC_INNER_PRODUCT)
+                inverted_lists.train_q1(len(sample), pointer, False, faiss.METRIC_INNER_PRODUCT)
                 sample = sample[:1]
             self._index.train(sample)
             del sample  # before the rows are added
@@ -535,7 +552,7 @@ class _NearestRows:
         is_wanted = np.zeros(len(is_left), dtype=bool)
         is_wanted[self.numbers] = is_left[self.numbers]
         if self._is_on_gpus:
-            # Rows cannot be removed there, so the index is made again
+            # Rows cannot be removed there, so the index is made again, which numbers rows anew
             self._index_rows = np.flatnonzero(is_wanted)
             exact = load_faiss().IndexFlatIP(self._embeddings.shape[1])
             for start in range(0, len(self._index_rows), _SEARCHED_AT_A_TIME):
@@ -544,6 +561,8 @@ class _NearestRows:
             self._index = on_gpus(exact)
             self._is_indexed = is_wanted
             return
+
+        # Elsewhere, change only what differs
         removed = np.flatnonzero(self._is_indexed & ~is_wanted)
         if len(removed):
             self._index.remove_ids(removed)
@@ -555,19 +574,19 @@ class _NearestRows:
 
     def pairs(self, queries: Indices) -> _NearPairs:
         """Return the pairs of some rows and their nearest rows."""
-        # Note each pair as a number, so that it can be found again from its other row
+        # Note each pair as one number, which is the same from either of its rows
         count = len(self._embeddings)
-        nearest_of_each = min(_NEAREST + 1, int(self._is_indexed.sum()))
+        hits = min(_NEAREST + 1, int(self._is_indexed.sum()))  # of each query, itself among them
         pair_numbers = [np.empty(0, np.int64)]
         pair_cosines = [np.empty(0, np.float32)]
         with self._reporter.progress("Looking for the nearest rows", len(queries)) as progress:
             for start in range(0, len(queries), _SEARCHED_AT_A_TIME):
                 block = queries[start : start + _SEARCHED_AT_A_TIME, None]
                 unit = _unit(self._embeddings, block[:, 0])
-                cosines, nearest = self._index.search(unit, nearest_of_each)
+                cosines, nearest = self._index.search(unit, hits)
                 if self._is_on_gpus:
                     nearest = np.where(nearest < 0, -1, self._index_rows[nearest])
-                is_pair = (nearest != block) & (nearest >= 0)
+                is_pair = (nearest != block) & (nearest >= 0)  # -1: FAISS found fewer
                 numbers = np.minimum(nearest, block) * count + np.maximum(nearest, block)
                 pair_numbers.append(numbers[is_pair])
                 pair_cosines.append(cosines[is_pair])

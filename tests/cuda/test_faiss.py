@@ -135,10 +135,10 @@ def test_nearest_rows_are_exact_on_gpus(
     is_left = np.arange(300) % 3 > 0
 
     def pairs(numbers: Any) -> tuple[Any, Any]:
-        nearest = near_copies._NearestRows(unit, numbers, SILENT)
-        nearest.keep(is_left)
+        search = near_copies._NeighbourSearch(unit, numbers, SILENT)
+        search.keep(is_left)
         queries = np.flatnonzero(is_left[:100])
-        found = nearest.pairs(queries)
+        found = search.pairs(queries)
         return found.first.tolist(), found.second.tolist()
 
     cosines = unit @ unit.T

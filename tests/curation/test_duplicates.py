@@ -18,7 +18,7 @@ from c3tools import moments
 from c3tools.assets.paths import PHOTOS
 from c3tools.curation.duplicates import Duplicates, find_duplicates
 from c3tools.curation.groups import DuplicateGroup
-from c3tools.curation.near_copies import _ITERATIONS, _NearestRows
+from c3tools.curation.near_copies import _ITERATIONS, _NeighbourSearch
 from c3tools.encoders import Encoder
 from c3tools.errors import C3Error
 from c3tools.reporter import SILENT
@@ -338,8 +338,8 @@ def test_nearest_rows_are_found_without_a_copy_of_all_rows(
     monkeypatch.setattr("c3tools.curation.near_copies._EXACT_SEARCH", limit)
     monkeypatch.setattr("c3tools.curation.near_copies.choose_factory", lambda n, dim: "IVF8,Flat")
     tracemalloc.start()
-    nearest = _NearestRows(rows, np.arange(30_000), SILENT)
-    found = nearest.pairs(np.arange(1000))
+    search = _NeighbourSearch(rows, np.arange(30_000), SILENT)
+    found = search.pairs(np.arange(1000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < rows.nbytes
@@ -355,7 +355,7 @@ def test_cells_are_those_that_faiss_trains(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         "c3tools.curation.near_copies.choose_factory", lambda n, dim: "IVF16,SQfp16"
     )
-    found = _NearestRows(rows, np.arange(2000), SILENT)._index
+    found = _NeighbourSearch(rows, np.arange(2000), SILENT)._index
     expected = faiss.index_factory(DIM, "IVF16,SQfp16", faiss.METRIC_INNER_PRODUCT)
     expected.cp.niter = _ITERATIONS
     expected.nprobe = found.nprobe
