@@ -5,7 +5,7 @@ compare another result, such as a decoder, with its record.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -360,9 +360,8 @@ def _check_shard(
                 return Finding("defect", "checksum", name, _OTHER, redo)
             header = read_header(file)
             if header.info is not None:
-                header.info.require_same(info, own="The shard", theirs="the store")
-                if header.info.exported.get("transform") != info.exported.get("transform"):
-                    problem = f"its rows went through a pipeline other than the one in {INFO_FILE}"
+                problem = _difference(header.info, info)
+                if problem:
                     return Finding("defect", "schema", name, problem, redo)
             for batch in read_batches(file, modality, info):
                 columns = batch.schema.names
@@ -399,6 +398,17 @@ def _check_shard(
         failed,
         columns,
     )
+
+
+def _difference(shard: StoreInfo, store: StoreInfo) -> str:
+    """Return why rows described in their shard are not of the store; "" if they may be."""
+    try:
+        shard.require_same(store, own="The shard", theirs="the store")
+    except StoreError as error:
+        return error.message
+    if shard.exported.get("transform") != store.exported.get("transform"):
+        return f"its rows went through a pipeline other than the one in {INFO_FILE}"
+    return ""
 
 
 def _check_keys(
@@ -496,12 +506,43 @@ def _check_description(result: Verification) -> tuple[StoreInfo, Manifest | None
     except StoreError as error:
         remedy = "Write it for the shards that exist: c3 verify --repair"
         result.add_defect("manifest", MANIFEST_FILE, error.message, remedy)
-        return info, None
+        return _described_by_shards(result, info, None), None
+    info = _described_by_shards(result, info, manifest)
     if manifest is None:
         problem = "it is missing: the run did not finish, or the copy is incomplete"
         remedy = f"{again}. If nothing else is missing, `c3 verify --repair` writes it."
         result.add_defect("unfinished", MANIFEST_FILE, problem, remedy)
     return info, manifest
+
+
+def _described_by_shards(
+    result: Verification, info: StoreInfo, manifest: Manifest | None
+) -> StoreInfo:
+    """Return ``info``, or the copy in a shard if store.json describes another store.
+
+    A store.json that was copied over another one must not make every shard look damaged, since
+    `--repair` removes damaged shards.
+    """
+    listed = manifest.files.get(INFO_FILE) if manifest else None
+    path = result.store / INFO_FILE
+    if kind_of(path) and sha256_of(path) == listed:
+        return info
+    copies = _copies(result.store)
+    if not copies or any(not _difference(copy, info) for copy in copies):
+        return info
+    problem = f"it describes another store than the shards do: {_difference(copies[0], info)}"
+    remedy = "Write it again from the copy in a shard: c3 verify --repair"
+    result.add_defect("description", INFO_FILE, problem, remedy)
+    return _listed_copy(copies, manifest)
+
+
+def _listed_copy(copies: Sequence[StoreInfo], manifest: Manifest | None) -> StoreInfo:
+    """Return the copy of store.json that the manifest lists, else the first."""
+    listed = manifest.files.get(INFO_FILE) if manifest else None
+    for copy in copies:
+        if sha256(json_text(copy.to_dict()).encode()).hexdigest() == listed:
+            return copy
+    return copies[0]
 
 
 def _copies(path: Path) -> list[StoreInfo]:
@@ -587,6 +628,22 @@ def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:
     return f"{copy_again} `{info.command} {fit_anew}` recreates everything."
 
 
+def _require_own_manifest(result: Verification, mismatches: Sequence[str]) -> None:
+    """Refuse to remove shards if the manifest lists none of those that are there: it may be of
+    another store, and then every shard is whole.
+
+    A single shard is taken for damaged.
+    """
+    present = sum(result.shards.values())
+    if present == len(mismatches) > 1:
+        raise StoreError(
+            f"{result.store / MANIFEST_FILE} has another sha256 for each of the {present:,} "
+            f"shards, so it may be of another store. Nothing was removed.",
+            remedy=f"Put the store's own {MANIFEST_FILE} back, or remove this one: then "
+            f"`c3 verify --repair` records the shards that exist.",
+        )
+
+
 def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
     """Repair what the findings name, under the lock of the store, and say so in ``result``.
 
@@ -605,21 +662,17 @@ def _repair(result: Verification, *, repair: bool, forget: bool) -> None:
             if check in _OF_ROWS and part_named(name) is not None:
                 removed.append(name)
         rewritten = [name for name in _REWRITABLE if name in first_check]
+        _require_own_manifest(result, [n for n in removed if first_check[n] == "checksum"])
         for name in (*removed, *rewritten):
             if name != INFO_FILE:  # until a copy of it is found
                 remove(path / name)
         result.repaired += [f"{name} was removed and must be recreated" for name in removed]
 
-        # Write store.json from its copy in a shard: the one that the manifest lists, else the first
-        copies = []
-        if INFO_FILE in first_check:
-            copies = [json_text(copy.to_dict()) for copy in _copies(path)]
+        # Write store.json from its copy in a shard
+        copies = _copies(path) if INFO_FILE in first_check else []
         if copies:
-            manifest = Manifest.load(path)
-            listed = manifest.files.get(INFO_FILE) if manifest else None
-            digests = [sha256(copy.encode()).hexdigest() for copy in copies]
-            restored = copies[digests.index(listed)] if listed in digests else copies[0]
-            write_text_atomically(path / INFO_FILE, restored)
+            restored = _listed_copy(copies, Manifest.load(path))
+            write_text_atomically(path / INFO_FILE, json_text(restored.to_dict()))
             record_files(path, [INFO_FILE])
 
     # Write the manifest and the files that follow from the shards

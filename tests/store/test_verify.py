@@ -18,6 +18,7 @@ import pytest
 
 from c3tools import ModelIdentity, verify_store
 from c3tools.errors import C3Error, OutputError, StoreError
+from c3tools.io.files import json_text
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store, sums
@@ -219,6 +220,48 @@ def test_repaired_and_embedded_again_the_bytes_are_the_same(
         assert result.whole
         assert result.repaired == [f"{name} was written again"]
     embed_colours(folder, path)
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize("manifest", ["its own", "none"])
+@pytest.mark.parametrize("other", ["dimension", "pipeline"])
+def test_a_description_of_another_store_costs_no_shard(
+    tmp_path: Path, manifest: str, other: str
+) -> None:
+    path = whole_store(tmp_path / "s").path
+    before = contents(path)
+    if manifest == "none":
+        (path / "manifest.json").unlink()
+    info = Store.open(path, incomplete=True).info
+    foreign = {
+        "dimension": replace(info, dim=DIM + 1),
+        "pipeline": replace(info, extra={"exported": {"transform": {"name": "c3"}}}),
+    }[other]
+    (path / "store.json").write_text(json_text(foreign.to_dict()))
+    findings = verify_store(path).findings
+    assert {finding.file for finding in findings} <= {"store.json", "manifest.json"}
+    assert any("describes another store" in finding.problem for finding in findings)
+    result = verify_store(path, repair=True)
+    assert result.whole
+    assert "store.json was written again" in result.repaired
+    after = contents(path)
+    if manifest == "none":
+        lost = {"manifest.json", EXTERNAL_FILE}
+        before, after = (
+            {n: c for n, c in files.items() if n not in lost} for files in (before, after)
+        )
+    assert after == before
+
+
+def test_a_manifest_of_another_store_costs_no_shard(tmp_path: Path) -> None:
+    path = whole_store(tmp_path / "s").path
+    other = whole_store(tmp_path / "o", part_rows=8).path
+    before = contents(path)
+    own = (path / "manifest.json").read_bytes()
+    shutil.copyfile(other / "manifest.json", path / "manifest.json")
+    with pytest.raises(StoreError, match="may be of another store"):
+        verify_store(path, repair=True)
+    (path / "manifest.json").write_bytes(own)
     assert contents(path) == before
 
 
