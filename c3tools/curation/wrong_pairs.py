@@ -29,7 +29,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import Any
@@ -347,20 +347,24 @@ def check_pairs(
             "--by", "without --mark-worst, whose fraction it marks of each value"
         )
 
-    # Rows that this command has marked were chosen by z, so the shares are estimated with them
-    left_out = store.left_out.reasons
-    chosen_by_z = {
+    # Read the pairs. Those that this command has left out were chosen by z, so the shares are
+    # estimated with them
+    reasons = store.left_out.reasons
+    left_out_by_z = {
         name
-        for name, reason in left_out.items()
+        for name, reason in reasons.items()
         if name.modality == second and _REASON.fullmatch(reason)
     }
-    others = {name: reason for name, reason in left_out.items() if name not in chosen_by_z}
+    otherwise = {name: reason for name, reason in reasons.items() if name not in left_out_by_z}
     pairs = Pairs.match(
-        *(_rows_on_disk(store, name, split, by, LeftOut(others)) for name in (first, second))
+        *(_rows_on_disk(store, name, split, by, LeftOut(otherwise)) for name in (first, second))
     )
+    items = pairs.item_index[pairs.rows]
     keys = pairs.second.table.column("key").take(pairs.rows)
-    marked_keys = pa.array([name.key for name in chosen_by_z], pa.string())
-    is_used: Mask = ~np.asarray(pc.is_in(keys, value_set=marked_keys), dtype=np.bool_)
+    unused_keys = pa.array([name.key for name in left_out_by_z], pa.string())
+    is_used: Mask = ~np.asarray(pc.is_in(keys, value_set=unused_keys), dtype=np.bool_)
+
+    # Refuse pairs that cannot be told from unrelated ones
     if is_used.sum() < _LEAST_PAIRS:
         raise StoreError(
             f"{store.path} has {counted(int(is_used.sum()), 'pair')} of {first} and {second} "
@@ -369,7 +373,6 @@ def check_pairs(
             remedy="Embed images together with their captions, or name two modalities whose rows "
             "have the same keys with --modalities.",
         )
-    items = pairs.item_index[pairs.rows]
     for rows, numbers in ((pairs.first, items), (pairs.second, pairs.rows)):
         if _are_equal(rows, numbers):
             raise StoreError(
@@ -416,10 +419,10 @@ def check_pairs(
             f"none of them is marked. --mark-splits all marks pairs of every split."
         )
 
-    # Rows left out by hand may have been chosen by z too; nobody has said
+    # Rows left out by hand may have been chosen by z too; nobody has said. Then there is no share
     by_hand = [
         name
-        for name, reason in others.items()
+        for name, reason in otherwise.items()
         if name.modality in (first, second) and not _COPY.match(reason)
     ]
     missing = ""
@@ -430,10 +433,11 @@ def check_pairs(
             "with `c3 leave-out --undo`"
         )
 
+    # The table of the pairs that are used, the likeliest wrong ones first
     order = np.argsort(scored.z, kind="stable")
     order = order[is_used[order]]
     better = scored.better[order]
-    better_rows: Any = pa.array(better, mask=better < 0)
+    better_rows: Any = pa.array(better, mask=better < 0)  # null where no row fits better
     columns = {
         "key": pairs.second.table.column("key").take(pairs.rows[order]),
         "image_key": pairs.first.table.column("key").take(items[order]),
@@ -502,11 +506,14 @@ def score_pairs(
     """
     count = len(pairs)
     items = pairs.item_index[pairs.rows]
+
+    # The rows of the second modality that each pair is ranked among
     candidates = np.arange(count) if is_used is None else np.flatnonzero(is_used)
-    size = min(_OTHERS, len(candidates))
+    sample_size = min(_OTHERS, len(candidates))
     rng = generator(seed, "other rows of pairs")
-    sample = np.sort(rng.choice(candidates, size, replace=False))
-    sampled_texts = _centred(calibration, pairs.second, pairs.rows[sample])
+    sample = np.sort(rng.choice(candidates, sample_size, replace=False))  # of pairs
+    sampled_rows = _centred(calibration, pairs.second, pairs.rows[sample])
+
     cosine = np.empty(count)
     z = np.empty(count)
     rank = np.empty(count, np.int64)
@@ -517,32 +524,34 @@ def score_pairs(
     blocks = np.array_split(rng.permutation(count), math.ceil(count / _ROWS_AT_A_TIME))
     with reporter.progress("Comparing pairs", count) as progress:
         for block in blocks:
-            x = _centred(calibration, pairs.first, items[block])  # (b, d)
+            block_items = items[block]
+            x = _centred(calibration, pairs.first, block_items)  # (b, d)
             y = _centred(calibration, pairs.second, pairs.rows[block])  # (b, d)
 
             # The cosine is that of the embeddings as they are
-            first_rows = _unit(pairs.first, items[block]).astype(np.float64)
+            first_rows = _unit(pairs.first, block_items).astype(np.float64)
             second_rows = _unit(pairs.second, pairs.rows[block]).astype(np.float64)
             cosine[block] = np.einsum("nd,nd->n", first_rows, second_rows)
 
-            # Column 0 of (b, 1 + exchanges) has the pairs themselves
+            # z of the pairs, in column 0 of (b, 1 + exchanges), and of exchanged pairs. A shift
+            # may lead to a row of the same item, which is not exchanged
             shifts = np.append(0, 1 + rng.permutation(len(block) - 1)[:_EXCHANGES])
             partner = (np.arange(len(block))[:, None] + shifts) % len(block)
             scores = _z(calibration, pairs, x, y, partner)
             z[block] = scores[:, 0]
-            is_other = items[block][:, None] != items[block][partner]
-            exchanged.append(scores[is_other])
+            is_exchanged = block_items[:, None] != block_items[partner]
+            exchanged.append(scores[is_exchanged])
 
-            # Rows of the image itself are no others
-            cosines = x @ sampled_texts.T
-            cosines[items[block][:, None] == items[sample][None, :]] = -np.inf
+            # The rank among the sampled rows, less those of the image itself
+            cosines = x @ sampled_rows.T  # (b, sample)
+            cosines[block_items[:, None] == items[sample][None, :]] = -np.inf
             cosine_of_pair = np.einsum("nd,nd->n", x, y)
             rank[block] = 1 + (cosines > cosine_of_pair[:, None]).sum(axis=1)
             best = cosines.argmax(axis=1)
             fits_better = cosines[np.arange(len(block)), best] > cosine_of_pair
             better[block] = np.where(fits_better, pairs.rows[sample[best]], -1)
             progress.advance(len(block))
-    return ScoredPairs(cosine, z, rank, better, np.concatenate(exchanged), size)
+    return ScoredPairs(cosine, z, rank, better, np.concatenate(exchanged), others=sample_size)
 
 
 def _rows_on_disk(
@@ -562,7 +571,7 @@ def _rows_on_disk(
         OSError: if the disk is full.
     """
     schema = shard_schema(modality, store.info)
-    wanted = dict.fromkeys((*_READ_COLUMNS, by, *store.info.columns))
+    wanted = dict.fromkeys((*_READ_COLUMNS, by, *store.info.columns))  # each column once
     names = [name for name in wanted if name in schema.names]
     tables = [schema.empty_table().select(names)]
     folder = Path(gettempdir())
@@ -651,72 +660,81 @@ def unrelated_shares(
     if is_used is None:
         is_used = np.ones(len(splits), dtype=bool)
     quartile, median, high_quantile = np.quantile(scored.exchanged, (0.25, 0.5, 0.9))
-    below_quartile = (scored.z < quartile).astype(np.float64)
-    below_median = (scored.z < median).astype(np.float64)
     names = sorted(set(splits[is_used].tolist()), key=split_order)
     masks = {"all": np.ones(len(splits), dtype=bool)}
     if len(names) > 1:
         masks |= {name: splits == name for name in names}
     shares = []
     for name, mask in masks.items():
-        used = int(is_used[mask].sum())
-        if missing or used < _LEAST_PAIRS_OF_SHARE:
+        used_count = int(is_used[mask].sum())
+        if missing or used_count < _LEAST_PAIRS_OF_SHARE:
             why = missing or f"it needs at least {_LEAST_PAIRS_OF_SHARE} pairs"
-            shares.append(UnrelatedShare(name, used, None, None, missing=why))
+            shares.append(UnrelatedShare(name, used_count, None, None, missing=why))
             continue
+        z = scored.z[mask]
+        split_items = items[mask]
 
-        # Which fraction of unrelated pairs is left out, as far as z tells
-        order = np.argsort(scored.z[mask])
-        nearest = np.searchsorted(scored.z[mask][order], scored.exchanged)
+        # Which fraction of unrelated pairs is left out, as far as z tells: that of exchanged pairs
+        # whose neighbour in the order of z is left out
+        order = np.argsort(z)
+        neighbour = np.minimum(np.searchsorted(z[order], scored.exchanged), len(order) - 1)
         is_left_out = ~is_used[mask][order]
-        fraction = float(is_left_out[np.minimum(nearest, len(order) - 1)].mean())
-        left_out = int(is_left_out.sum())
+        left_out_fraction = float(is_left_out[neighbour].mean())
+        left_out_count = int(is_left_out.sum())
+        share_of_used = partial(_share_of_used, used=used_count, left_out=left_out_count)
 
-        share = min(2 * float(below_median[mask].mean()), 1.0)
-        of_quartile = share_interval(below_quartile[mask], items[mask])
-        of_median = share_interval(below_median[mask], items[mask])
-        if of_quartile is None or of_median is None:
-            shares.append(
-                UnrelatedShare(name, used, _of_rest(share, used, left_out, fraction), None)
-            )
+        # The share is twice that of the pairs below the median, see the module
+        below_quartile = (z < quartile).astype(np.float64)
+        below_median = (z < median).astype(np.float64)
+        share = min(2 * float(below_median.mean()), 1.0)
+        quartile_interval = share_interval(below_quartile, split_items)
+        median_interval = share_interval(below_median, split_items)
+        if quartile_interval is None or median_interval is None:
+            share = share_of_used(share, left_out_fraction)
+            shares.append(UnrelatedShare(name, used_count, share, None))
             continue
-        high = min(2 * of_median[1], 1.0)
+
+        # No share, or a bound alone, where the encoder tells these pairs badly
+        high = min(2 * median_interval[1], 1.0)
         if high >= _MOST_UNRELATED:
             why = (
                 "these pairs look like exchanged ones: most are wrong, or this encoder cannot "
                 "tell them"
             )
-            shares.append(UnrelatedShare(name, used, None, None, missing=why))
+            shares.append(UnrelatedShare(name, used_count, None, None, missing=why))
             continue
-        above = (float((scored.z[mask] > high_quantile).mean()) - 0.1) / 0.9
+        above = (float((z > high_quantile).mean()) - 0.1) / 0.9  # of related pairs, see the module
         if above / (1 - share) < _LEAST_RATIO:
-            most = _of_rest(high, used, left_out, fraction)
-            shares.append(UnrelatedShare(name, used, most, (0.0, most), at_most=True))
+            most = share_of_used(high, left_out_fraction)
+            shares.append(UnrelatedShare(name, used_count, most, (0.0, most), at_most=True))
             continue
 
-        low = min(4 * of_quartile[0], share)
-        if below_median[mask].sum() > 2 * below_quartile[mask].sum():
+        # The lower end, which is corrected where related pairs are between quartile and median
+        low = min(4 * quartile_interval[0], share)
+        if below_median.sum() > 2 * below_quartile.sum():
             # Related pairs make the excess; about half as many of them are below the quartile
-            corrected = 8 * below_quartile[mask] - 2 * below_median[mask]  # 4 (b - (a - b) / 2)
-            ends = mean_interval(corrected, items[mask])
+            corrected = 8 * below_quartile - 2 * below_median  # 4 (b - (a - b) / 2)
+            ends = mean_interval(corrected, split_items)
             low = 0.0 if ends is None else max(min(low, ends[0]), 0.0)
-        low = _of_rest(low, used, left_out, 1.0)  # at worst, all left out are unrelated
-        share, high = (_of_rest(value, used, left_out, fraction) for value in (share, high))
-        shares.append(UnrelatedShare(name, used, share, (low, high)))
+
+        low = share_of_used(low, 1.0)  # at worst, all left out are unrelated
+        high = share_of_used(high, left_out_fraction)
+        share = share_of_used(share, left_out_fraction)
+        shares.append(UnrelatedShare(name, used_count, share, (low, high)))
     return shares
 
 
-def _of_rest(share: float, used: int, left_out: int, fraction: float) -> float:
+def _share_of_used(share: float, left_out_fraction: float, *, used: int, left_out: int) -> float:
     """Return the unrelated share of the pairs that are used, from that of all pairs.
 
     Args:
         share: of all pairs.
+        left_out_fraction: of the unrelated pairs, those that are expected to be left out.
         used: the number of pairs that are used.
         left_out: the number of the others.
-        fraction: of the unrelated pairs, those that are expected to be left out.
     """
     unrelated = share * (used + left_out)
-    return min((unrelated - min(fraction * unrelated, left_out)) / used, 1.0)
+    return min((unrelated - min(left_out_fraction * unrelated, left_out)) / used, 1.0)
 
 
 def _worst(z: Array, fraction: float, may_be_marked: Mask, groups: Indices) -> Mask:
