@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -219,6 +219,8 @@ def cluster(
         (620,)
     """
     store = Store.open(store, codes=True, reporter=reporter)
+
+    # The settings, or those of the clusters that rows are assigned to
     former = None
     settings: dict[str, Any] = {"k": k, "split": split or ALL, "seed": seed}
     if assign:
@@ -233,37 +235,40 @@ def cluster(
 
     # The same settings, rows and centroids give the same clusters
     shards = [[store.shard_digest(name, part) for part in store.parts(name)] for name in names]
-    data = digest_of(shards, source.pipeline.digest)
-    trained_on = former.record["trained_on"] if former else data
-    digest = digest_of(settings, data, trained_on)
+    data_digest = digest_of(shards, source.pipeline.digest)
+    trained_on = former.record["trained_on"] if former else data_digest
+    digest = digest_of(settings, data_digest, trained_on)
     with reserve_output(
         Path(output), CLUSTERS, settings, overwrite=overwrite or assign, reporter=reporter
     ) as target:
         finished = target.finished(digest, Clusters.load)
         if finished is not None:
             return finished
+
+        # Train centroids and judge them, or take those that are there
         tables = {name: source.table(name, (*_COLUMNS, *store.info.columns)) for name in names}
         pairs = match_pairs(tables)
         if former:
             # Which rows these centroids were made from is not known: their verdict stays
-            centroids = former.centroids
-            verdict = former.record["verdict"]
             numbers = _draw_training_rows(tables, len(former), settings["seed"])
-            training = _read_rows(source, numbers, reporter)
+            drawn_rows = _read_rows(source, numbers, reporter)
+            judged = _JudgedCentroids(former.centroids, former.record["verdict"], drawn_rows)
         else:
-            centroids, verdict, training = _make_clusters(source, tables, pairs, k, seed, reporter)
-        count = len(centroids[names[0]])
-        deciding = {name: deciding_centroids(centroids, name) for name in names}
+            judged = _make_clusters(source, tables, pairs, k, seed, reporter)
+
+        # Assign every row, and count what is in each cluster
+        count = len(judged.centroids[names[0]])
+        deciding = {name: deciding_centroids(judged.centroids, name) for name in names}
         clustered = assign_rows(source, tables, deciding, reporter)
         summary = summarise(clustered, pairs, count)
-        sizes = [list(each["rows"].values()) for each in summary]
-        rows_of_one_kind = [max(size) for size in sizes if min(size) == 0 < max(size)]
+        cluster_sizes = [list(entry["rows"].values()) for entry in summary]
+        rows_of_one_kind = [max(sizes) for sizes in cluster_sizes if min(sizes) == 0 < max(sizes)]
         record = {
             "made_from": target.made_from(digest),
             "trained_on": trained_on,
             "store": str(store.path),
             "rows": {name: len(table) for name, table in tables.items()},
-            "verdict": verdict,
+            "verdict": judged.verdict,
             "kappa_of_table": kappa_of_table(clustered, pairs) if pairs else None,
             "one_kind": {"clusters": len(rows_of_one_kind), "rows": sum(rows_of_one_kind)},
             "clusters": summary,
@@ -272,11 +277,16 @@ def cluster(
         def save(folder: Path) -> None:
             with writing(folder, CLUSTERS, {"record": record}) as new:
                 source.pipeline.save(new)
-                save_file(centroids, new / _CENTROIDS_FILE)
+                save_file(judged.centroids, new / _CENTROIDS_FILE)
                 pq.write_table(table_of(clustered), new / TABLE_FILE)
-                explanation = Clusters(folder, record, centroids, source.pipeline).explanation()
+                clusters = Clusters(folder, record, judged.centroids, source.pipeline)
                 page = clusters_page(
-                    explanation, summary, clustered, training, deciding, beside=store.path
+                    clusters.explanation(),
+                    summary,
+                    clustered,
+                    judged.rows,
+                    deciding,
+                    beside=store.path,
                 )
                 write_text_atomically(new / PAGE_FILE, page)
 
@@ -342,6 +352,20 @@ def assign_rows(
     return clustered
 
 
+class _JudgedCentroids(NamedTuple):
+    """Centroids with their verdict.
+
+    Attributes:
+        centroids: by modality, float32 (k, d).
+        verdict: on clusters of two modalities; None for those of one.
+        rows: by modality, rows for the map: those that the centroids were made from, or as many.
+    """
+
+    centroids: dict[str, Matrix]
+    verdict: dict[str, Any] | None
+    rows: dict[str, Matrix]
+
+
 def _make_clusters(
     source: Source,
     tables: Mapping[str, pa.Table],
@@ -349,46 +373,48 @@ def _make_clusters(
     k: int | None,
     seed: int,
     reporter: Reporter,
-) -> tuple[dict[str, Matrix], dict[str, Any] | None, dict[str, Matrix]]:
+) -> _JudgedCentroids:
     """Train centroids, and judge them if they are of two modalities.
-
-    Returns:
-        The centroids, the verdict, and the rows that the centroids were made from.
 
     Raises:
         StoreError: if there are fewer rows than clusters.
     """
+    # Choose the number of clusters
     fewest = min(len(table) for table in tables.values())
     default = default_count(fewest)
-    sample = None
+    paired_sample = None
     if pairs:
-        sample = _sample_pairs(source, pairs, seed, reporter)
-        default = default_count(_count_distinct_items(tables, sample))
+        paired_sample = _sample_pairs(source, pairs, seed, reporter)
+        default = default_count(_count_distinct_items(tables, paired_sample))
     count = k or default
     if count > fewest:
         raise StoreError(
             f"{counted(fewest, 'row')} cannot be divided into {counted(count, 'cluster')}.",
             remedy=f"Choose at most {fewest} with -k.",
         )
+
+    # Train the centroids
     numbers = _draw_training_rows(tables, count, seed)
-    training = _read_rows(source, numbers, reporter)
-    centroids = train_centroids(training, count, generator(seed, "clusters"), reporter)
+    training_rows = _read_rows(source, numbers, reporter)
+    centroids = train_centroids(training_rows, count, generator(seed, "clusters"), reporter)
     names = list(tables)
     if len(names) == 1:
-        return centroids, None, training
+        return _JudgedCentroids(centroids, None, training_rows)
 
-    # Judge these centroids by pairs that they have not seen, or else others, made in the same way
-    mixed = None
-    fewer = None
-    if sample is not None:
-        unseen = _sample_unseen_pairs(source, pairs, numbers, training, seed, reporter)
+    # Judge these centroids by pairs that they have not seen, or else others, made in the same way.
+    # If there are more than by default, say how the default number does
+    measured = None
+    measured_by_default = None
+    if paired_sample is not None:
+        unseen = _sample_unseen_pairs(source, pairs, numbers, training_rows, seed, reporter)
         if unseen is None:
-            mixed = measure_mixed_clusters(sample, names, count, seed=seed)
+            measured = measure_mixed_clusters(paired_sample, names, count, seed=seed)
         else:
-            mixed = measure_mixed_clusters(unseen, names, count, centroids=centroids, seed=seed)
+            measured = measure_mixed_clusters(unseen, names, count, centroids=centroids, seed=seed)
         if count > default:
-            fewer = measure_mixed_clusters(sample, names, default, seed=seed)
-    return centroids, asdict(judge_clusters(mixed, names, fewer=fewer)), training
+            measured_by_default = measure_mixed_clusters(paired_sample, names, default, seed=seed)
+    verdict = judge_clusters(measured, names, fewer=measured_by_default)
+    return _JudgedCentroids(centroids, asdict(verdict), training_rows)
 
 
 def _draw_training_rows(
@@ -409,8 +435,8 @@ def _read_rows(
     total = sum(source.store.count(name, source.split) for name in numbers)
     rows = {}
     with reporter.progress("Reading a sample", total) as progress:
-        for name, each in numbers.items():
-            rows[name] = source.transform(source.sample(name, each, progress), name)
+        for name, its_numbers in numbers.items():
+            rows[name] = source.transform(source.sample(name, its_numbers, progress), name)
     return rows
 
 
@@ -422,7 +448,7 @@ def _sample_pairs(
     items = pairs[first]
     order = generator(seed, "items of the verdict").permutation(np.unique(items))
     is_drawn = np.isin(items, order[:MOST_ITEMS])
-    numbers = {name: np.unique(each[is_drawn]) for name, each in pairs.items()}
+    numbers = {name: np.unique(rows[is_drawn]) for name, rows in pairs.items()}
     rows = _read_rows(source, numbers, reporter)
     item_index = np.searchsorted(numbers[first], items[is_drawn])
     return Sample(rows[first], rows[second], item_index, complete=False)
@@ -431,28 +457,32 @@ def _sample_pairs(
 def _sample_unseen_pairs(
     source: Source,
     pairs: Mapping[str, Indices],
-    trained_on: Mapping[str, Indices],
-    training: Mapping[str, Matrix],
+    training_numbers: Mapping[str, Indices],
+    training_rows: Mapping[str, Matrix],
     seed: int,
     reporter: Reporter,
 ) -> Sample | None:
     """Return pairs of items of which no row, and no row equal to theirs, was trained on; None with
     fewer than 1,000 such items.
     """
+    # An item goes by the number of its row of the first modality
     first, second = pairs
     items = pairs[first]
-    seen = np.union1d(trained_on[first], items[np.isin(pairs[second], trained_on[second])])
-    is_unseen = ~np.isin(items, seen)
+    seen_by_second = items[np.isin(pairs[second], training_numbers[second])]
+    is_unseen = ~np.isin(items, np.union1d(training_numbers[first], seen_by_second))
     if len(np.unique(items[is_unseen])) < _UNSEEN_ITEMS:
         return None
     unseen = {name: numbers[is_unseen] for name, numbers in pairs.items()}
     sample = _sample_pairs(source, unseen, seed, reporter)
 
     # Leave out items with a row that equals one of the training
-    trained = {row.tobytes() for rows in training.values() for row in rows}
-    equals = [[row.tobytes() in trained for row in rows] for rows in (sample.first, sample.second)]
-    is_left = ~np.array(equals[0])
-    is_left[sample.item_index[equals[1]]] = False
+    trained = {row.tobytes() for rows in training_rows.values() for row in rows}
+    first_equals, second_equals = (
+        np.array([row.tobytes() in trained for row in rows])
+        for rows in (sample.first, sample.second)
+    )
+    is_left = ~first_equals
+    is_left[sample.item_index[second_equals]] = False
     left, _ = sample.part(np.flatnonzero(is_left))
     if not left.paired or left.distinct_items.max() + 1 < _UNSEEN_ITEMS:
         return None

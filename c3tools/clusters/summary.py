@@ -69,45 +69,50 @@ def summarise(
     The words are those that set the texts of the cluster apart by most: p log (p / q), with the
     share p of its texts that have a word, and the share q of the other texts.
     """
-    rows = {name: np.bincount(each.labels, minlength=count) for name, each in clustered.items()}
-    together = np.zeros(count, np.int64)
+    # Count the rows of each cluster, and the pairs whose rows are both in it
+    sizes = {name: np.bincount(rows.labels, minlength=count) for name, rows in clustered.items()}
+    pairs_together = np.zeros(count, np.int64)
     if pairs:
         first, second = (clustered[name].labels[numbers] for name, numbers in pairs.items())
-        together = np.bincount(first[first == second], minlength=count)
+        pairs_together = np.bincount(first[first == second], minlength=count)
 
-    # Count the texts of each cluster that have a word
-    counts = [Counter[str]() for _ in range(count)]
-    central: list[str | None] = [None] * count
+    # Count the texts of each cluster that have a word, and find the one nearest to the centroid
+    texts_with_word = [Counter[str]() for _ in range(count)]
+    central_texts: list[str | None] = [None] * count
+    text_counts = np.zeros(count, np.int64)
     texts = clustered.get("text")
     if texts is not None:
+        text_counts = sizes["text"]
         captions = texts.table.column("caption").to_pylist()
         for label, caption in zip(texts.labels.tolist(), captions, strict=True):
-            counts[label].update({*_WORD.findall((caption or "").lower())})
+            words_of_caption = {*_WORD.findall((caption or "").lower())}
+            texts_with_word[label].update(words_of_caption)
         keys = texts.table.column("key")
         for row in np.argsort(-texts.cosines, kind="stable").tolist():
             label = int(texts.labels[row])
-            if central[label] is None:
-                central[label] = captions[row] or keys[row].as_py()
-    of_all = sum(counts, Counter[str]())
-    texts_in_all = int(rows["text"].sum()) if texts is not None else 0
+            if central_texts[label] is None:
+                central_texts[label] = captions[row] or keys[row].as_py()
+    all_texts_with_word = sum(texts_with_word, Counter[str]())
+    all_texts = int(text_counts.sum())
 
+    # Put them together, with the words that set each cluster apart: p log (p / q)
     summary = []
     for number in range(count):
-        inside = int(rows["text"][number]) if texts is not None else 0
-        outside = texts_in_all - inside
+        inside = int(text_counts[number])
+        outside = all_texts - inside
         apart = {}
-        for word, times in counts[number].items():
-            share = times / inside
-            share_outside = (of_all[word] - times + 1) / (outside + 1)
-            apart[word] = share * math.log(share / share_outside)
+        for word, times in texts_with_word[number].items():
+            p = times / inside
+            q = (all_texts_with_word[word] - times + 1) / (outside + 1)  # never 0
+            apart[word] = p * math.log(p / q)
         words = sorted(apart, key=lambda word: (-apart[word], word))[:_WORDS]
         summary.append(
             {
                 "cluster": number,
-                "rows": {name: int(each[number]) for name, each in rows.items()},
-                "pairs_together": int(together[number]) if pairs else None,
+                "rows": {name: int(counts[number]) for name, counts in sizes.items()},
+                "pairs_together": int(pairs_together[number]) if pairs else None,
                 "words": [word for word in words if apart[word] > 0],
-                "central_text": central[number],
+                "central_text": central_texts[number],
             }
         )
     return summary
