@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from ..errors import DecoderError
-from ..training.loop import Plan, Start, adamw
+from ..training.loop import Start, TrainingPlan, adamw
 from ..training.sizes import load_named_size, require_valid
 
 _MIN_STEPS = 600
@@ -165,15 +165,15 @@ class TrainingConfig:
             error=DecoderError,
         )
 
-    def plan(self, per_epoch: int, rise: float, start: Start = "skip") -> Plan:
+    def plan(self, per_epoch: int, rise: float, start: Start = "skip") -> TrainingPlan:
         """Return the plan of a run.
 
         Args:
             per_epoch: steps per epoch.
             rise: steps of the whole run that are spent warming up; rounded, and at least one.
-            start: what is done with the initial weights; see `c3tools.training.loop.Plan`.
+            start: what is done with the initial weights; see `c3tools.training.loop.TrainingPlan`.
         """
-        return Plan(
+        return TrainingPlan(
             steps=self.epochs * per_epoch,
             learning_rate=self.learning_rate,
             validate_every=per_epoch,

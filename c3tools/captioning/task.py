@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..store import Rows
-from ..training.loop import Run, Task
+from ..training.loop import Task, TrainingRun
 from ..transforms import Pipeline
 from .captioner import Captioner
 from .config import TrainingConfig
@@ -35,7 +35,7 @@ class CaptioningTask(Task):
     config: TrainingConfig
     facts: dict[str, Any]
 
-    def captioner(self, run: Run, record: Mapping[str, Any]) -> Captioner:
+    def captioner(self, run: TrainingRun, record: Mapping[str, Any]) -> Captioner:
         """Return the captioner of a run; its record is ``record`` and facts of the training."""
         history = []
         for epoch, validation in enumerate(run.history, 1):

@@ -39,7 +39,15 @@ from ..io.files import write_json_atomically
 from ..pages.figures import save_figure
 from ..result_table import Table
 from ..seeds import torch_seed
-from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, train_or_load
+from ..training.loop import (
+    FINISHED,
+    Task,
+    TrainingPlan,
+    TrainingRun,
+    Validation,
+    adamw,
+    train_or_load,
+)
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
 from .training_pairs import PairInputs
@@ -323,7 +331,7 @@ class PairTask(Task):
         self.settings = settings
         self.steps_per_epoch = len(train_pairs) // settings.batch_size
         steps = settings.epochs * self.steps_per_epoch
-        self.plan = Plan(
+        self.plan = TrainingPlan(
             steps=steps,
             learning_rate=settings.learning_rate,
             validate_every=self.steps_per_epoch,
@@ -394,7 +402,7 @@ class PairTask(Task):
         """Return recall and gap of the last validation."""
         return f"recall@1 {-latest.val_loss:.3f}, gap {latest.facts['gap']:.2f}"
 
-    def log(self, run: Run) -> list[dict[str, Any]]:
+    def log(self, run: TrainingRun) -> list[dict[str, Any]]:
         """Return the log of the geometry, from the initial weights on, as JSON values."""
         log = []
         for point in [run.start, *run.history] if run.start else run.history:
@@ -423,7 +431,7 @@ class PairTask(Task):
         """
         reporter = target.reporter
 
-        def result(run: Run, made_from: dict[str, Any]) -> Callable[[Path], None]:
+        def result(run: TrainingRun, made_from: dict[str, Any]) -> Callable[[Path], None]:
             kept = run.kept
             log = self.log(run)
             assert kept is not None

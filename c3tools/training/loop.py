@@ -34,7 +34,7 @@ from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 
 NOTHING_KEPT = "Nothing of this training run was kept; run the same command again to restart it."
-_KEPT = 2
+_KEPT_STATES = 2
 _OPTIMIZER = "optimizer/"
 SAVE_SECONDS = 30.0
 _STEPS_PER_SAVE = 20  # time of steps, in times of saving: a state of gigabytes is saved less often
@@ -47,7 +47,7 @@ DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Length, learning rate and validations of a training.
 
     Attributes:
@@ -108,7 +108,7 @@ class Validation:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """State of a training after ``step`` steps, as JSON values.
 
     Attributes:
@@ -178,7 +178,7 @@ class CheckpointDir:
         content = save(flat, metadata={"c3": header})
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
         self._saved_step = position["step"]
-        for old in self._states()[_KEPT:]:  # the newest come first
+        for old in self._states()[_KEPT_STATES:]:  # the newest come first
             old.unlink()
 
     def resume(
@@ -194,7 +194,7 @@ class CheckpointDir:
             OutputError: if the run that is saved has other settings or data, and is not to be
                 dropped.
         """
-        for path in self._states():
+        for path in self._states():  # the newest come first
             try:
                 header, groups = _read_state(path)
                 position = header["position"]
@@ -205,25 +205,29 @@ class CheckpointDir:
                     f"is used."
                 )
                 continue
-            if is_same_run:
-                moments = {}
-                for group in [name for name in groups if name.startswith(_OPTIMIZER)]:
-                    moments[int(group.removeprefix(_OPTIMIZER))] = groups.pop(group)
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-                self._saved_step = position["step"]
-                return position, groups
-            if not self._overwrite:
-                raise OutputError(
-                    f"{self.path} contains a training run that was interrupted at step "
-                    f"{position['step']:,} and has other settings or data.",
-                    remedy="To continue that run, repeat its command. Otherwise choose another "
-                    "folder with --output, or discard it with --overwrite.",
+
+            # The newest that can be read decides: another run is refused or discarded
+            if not is_same_run:
+                if not self._overwrite:
+                    raise OutputError(
+                        f"{self.path} contains a training run that was interrupted at step "
+                        f"{position['step']:,} and has other settings or data.",
+                        remedy="To continue that run, repeat its command. Otherwise choose another "
+                        "folder with --output, or discard it with --overwrite.",
+                    )
+                reporter.message(
+                    f"The run saved in {self.path} has other settings or data; it is discarded."
                 )
-            reporter.message(
-                f"The run saved in {self.path} has other settings or data; it is discarded."
-            )
-            self.clear()
-            break
+                self.clear()
+                return None
+
+            # The moments of the optimiser go back to it, the other groups to the caller
+            moments = {}
+            for group in [name for name in groups if name.startswith(_OPTIMIZER)]:
+                moments[int(group.removeprefix(_OPTIMIZER))] = groups.pop(group)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+            self._saved_step = position["step"]
+            return position, groups
         return None
 
     def clear(self) -> None:
@@ -267,7 +271,7 @@ class Task(ABC):
     Attributes:
         module: its parameters that require a gradient are trained, saved and kept.
         optimizer: over these parameters; see `adamw`.
-        plan: see `Plan`.
+        plan: see `TrainingPlan`.
         identity: a digest of all that the run depends on: settings, data, initial weights.
         unit: what a step counts, for the rate: ``tokens``.
         error: raised if the loss is not finite before any weights could be kept.
@@ -276,7 +280,7 @@ class Task(ABC):
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    plan: Plan
+    plan: TrainingPlan
     identity: str
     unit: str = "items"
     error: type[C3Error] = C3Error
@@ -324,7 +328,7 @@ def train(
     checkpoints: CheckpointDir | None = None,
     label: str = "Training",
     reporter: Reporter = SILENT,
-) -> Run:
+) -> TrainingRun:
     """Train to the end, or until patience runs out, and leave the best weights in ``task.module``.
 
     Args:
@@ -365,7 +369,7 @@ def train_or_load(
     target: Target,
     task: Task,
     load: Callable[[Path], T],
-    result: Callable[[Run, dict[str, Any]], Callable[[Path], object]],
+    result: Callable[[TrainingRun, dict[str, Any]], Callable[[Path], object]],
     *,
     label: str,
 ) -> T:
@@ -395,7 +399,7 @@ class _Loop:
     """The steps of one training.
 
     Attributes:
-        run: the state, as `Run` describes it.
+        run: the state, as `TrainingRun` describes it.
         weights: the parameters that are trained, by name.
         best: the weights of the best validation, on the CPU; empty before the first.
         average: the averaged weights; empty if there are none.
@@ -406,7 +410,7 @@ class _Loop:
         self.plan = task.plan
         self.reporter = reporter
         self.checkpoints = checkpoints
-        self.run = Run()
+        self.run = TrainingRun()
         self.weights: dict[str, nn.Parameter] = {}
         for name, parameter in task.module.named_parameters():
             if parameter.requires_grad:
@@ -419,10 +423,15 @@ class _Loop:
         run = self.run
         plan = self.plan
         next_save = time.monotonic() + SAVE_SECONDS
+
+        # Validate the initial weights, if they are reported or may be kept
         if plan.start != "skip" and not run.step:
             run.start = self.validate()
             if not math.isfinite(run.start.val_loss):
                 self.diverged(f"The validation loss is {run.start.val_loss} before the first step")
+
+        # Take steps, with a validation at the end of each interval. What takes long to save is
+        # saved less often
         self.task.module.train()
         while not run.outcome and not interrupted():
             try:
@@ -433,11 +442,11 @@ class _Loop:
             if run.step % TRACE_STEPS == 0 or run.step == plan.steps:
                 self.trace()
             progress.advance(1, self.describe())
-            validates = run.step % plan.validate_every == 0 or run.step == plan.steps
-            if validates:
+            is_interval_over = run.step % plan.validate_every == 0 or run.step == plan.steps
+            if is_interval_over:
                 self.end_interval()
             started = time.monotonic()
-            if validates or started > next_save or interrupted():
+            if is_interval_over or started > next_save or interrupted():
                 self.save()
                 ended = time.monotonic()
                 next_save = ended + SAVE_SECONDS + _STEPS_PER_SAVE * (ended - started)
@@ -518,6 +527,8 @@ class _Loop:
     def validate(self) -> Validation:
         """Validate the (averaged) weights, and keep them if they are the best so far."""
         run = self.run
+
+        # Measure the averaged weights, if there are some, in place of the current ones
         current: dict[str, Tensor] = {}
         if self.average:
             current = {name: value.detach().clone() for name, value in self.weights.items()}
@@ -532,7 +543,7 @@ class _Loop:
             count=run.count,
             seconds=run.seconds,
         )
-        # the initial weights of a plan that only reports them do not compete
+        # The initial weights of a plan that only reports them do not compete
         replaces_start = self.plan.start == "report" and not run.history
         if run.kept is None or loss < run.kept.val_loss or replaces_start:
             run.kept = validation
@@ -554,7 +565,9 @@ class _Loop:
         run.loss_sum = 0.0
         run.count = 0
         self.reporter.scalar("loss/validation", validation.val_loss, run.step)
-        losses = [one.val_loss for one in run.history]
+
+        # Is this the last step, or have too many validations brought nothing better?
+        losses = [earlier.val_loss for earlier in run.history]
         since_best = len(losses) - 1 - losses.index(min(losses))
         if run.step == self.plan.steps:
             run.outcome = FINISHED
@@ -564,7 +577,7 @@ class _Loop:
     def diverged(self, where: str) -> None:
         """End the run at a loss that is not finite: the best weights are kept, if there are any."""
         run = self.run
-        # the initial weights of a plan that only reports them are no result
+        # The initial weights of a plan that only reports them are no result
         trained = bool(run.history) or self.plan.start == "keep"
         if run.kept is None or not trained or not math.isfinite(run.kept.val_loss):
             raise self.task.error(f"{where}.", remedy=self.task.remedy)
@@ -599,7 +612,7 @@ class _Loop:
         if state is None:
             return
         position, groups = state
-        self.run = msgspec.convert(position, Run)
+        self.run = msgspec.convert(position, TrainingRun)
         self.set_weights(groups["now"])
         self.best = groups.get("best", {})
         average = groups.get("average")

@@ -37,15 +37,15 @@ def load_named_size(
             setting's type or out of its range.
     """
     size = sizes[name]
-    # the size or its training, by the names of the settings that it has
+    # Which of the two has a setting: the size, or its training
     owners: dict[str, Any] = {}
     for owner in (size.training, size):
         for field in fields(owner):
             if field.name not in (*fixed, "training"):
                 owners[field.name] = owner
 
-    of_size: dict[str, Any] = {}
-    of_training: dict[str, Any] = {}
+    size_changes: dict[str, Any] = {}
+    training_changes: dict[str, Any] = {}
     for override in overrides:
         setting, equals, text = override.partition("=")
         if not equals or setting not in owners:
@@ -61,10 +61,12 @@ def load_named_size(
                 f"{setting} needs a value of type {type(current).__name__}, for example "
                 f"{current}, not {text!r}."
             ) from None
-        changes = of_size if owners[setting] is size else of_training
+        changes = size_changes if owners[setting] is size else training_changes
         changes[setting] = value
-    # all at once, since one may be valid only with another
-    return replace(size, training=replace(size.training, **of_training), **of_size)
+
+    # Change all at once, since one may be valid only with another
+    training = replace(size.training, **training_changes)
+    return replace(size, training=training, **size_changes)
 
 
 def _parsed_like(current: Any, text: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from c3tools.captioning import train_captioner
 from c3tools.captioning.config import SIZES, TrainingConfig
-from c3tools.training.loop import Plan
+from c3tools.training.loop import TrainingPlan
 
 from .conftest import World, mean_loss, task_of
 
@@ -70,7 +70,7 @@ def test_the_papers_schedule_warms_up_for_a_number_of_steps_and_falls_linearly(
 ) -> None:
     settings = SIZES["paper"].training
     # half of a small corpus
-    assert task_of(world, settings).plan == Plan(
+    assert task_of(world, settings).plan == TrainingPlan(
         30, 2e-5, 3, 15, "linear", start="skip", steps_per_epoch=3
     )
     assert task_of(world, replace(settings, warmup_steps=7)).plan.rise == 7

@@ -25,9 +25,9 @@ from c3tools.training.loop import (
     FINISHED,
     NOTHING_KEPT,
     CheckpointDir,
-    Plan,
-    Run,
     Task,
+    TrainingPlan,
+    TrainingRun,
     adamw,
     train,
 )
@@ -46,7 +46,7 @@ class Line(Task):
             torch.manual_seed(1)
             self.module = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.2), nn.Linear(8, 1))
         self.module[0].bias.requires_grad_(False)
-        self.plan = Plan(
+        self.plan = TrainingPlan(
             **{"steps": STEPS, "learning_rate": 0.02, "validate_every": 4, "rise": 2} | plan
         )
         self.optimizer = adamw(self.module.parameters(), weight_decay=0.1, betas=(0.9, 0.98))
@@ -82,7 +82,7 @@ class Line(Task):
     def weight(self) -> Tensor:
         return next(iter(self.module.parameters()))
 
-    def digest(self, run: Run) -> Any:
+    def digest(self, run: TrainingRun) -> Any:
         history = [replace(point, seconds=0) for point in run.history]
         return *(p.tolist() for p in self.module.parameters()), history, run.trace, run.outcome
 
@@ -338,7 +338,7 @@ def test_an_interrupted_run_without_a_folder_says_that_nothing_is_kept() -> None
 
 
 def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:
-    plan = Plan(steps=100, learning_rate=2.0, validate_every=10, rise=10)
+    plan = TrainingPlan(steps=100, learning_rate=2.0, validate_every=10, rise=10)
     expected = [0.2, 1.0, 2.0, 1.0, 1 + math.cos(math.pi * 89 / 90)]
     assert [plan.rate(step) for step in (0, 4, 9, 55, 99)] == pytest.approx(expected)
     assert replace(plan, rise=50, decay="linear").rate(75) == pytest.approx(1.0)

@@ -34,7 +34,7 @@ from ...reporter import SILENT, Reporter, counted
 from ...seeds import generator, torch_seed
 from ...store import Store
 from ...store.reader import training_split
-from ...training.loop import Plan, Run, Task, adamw, train_or_load
+from ...training.loop import Task, TrainingPlan, TrainingRun, adamw, train_or_load
 from ...transforms import Pipeline
 from ...transforms.presets import TrainingPipeline
 from .generator import GENERATOR, Generator
@@ -110,7 +110,7 @@ class GeneratorTask(Task):
             self.network = ImageNetwork(replace(size, dim=train.rows.embeddings.shape[1]))
         self.network.to(compute.device)
         self.module = self.network
-        self.plan = Plan(
+        self.plan = TrainingPlan(
             steps=config.steps,
             learning_rate=config.learning_rate,
             validate_every=max(1, config.steps // config.validations),
@@ -141,7 +141,7 @@ class GeneratorTask(Task):
             data += [photos.rows.keys, photos.rows.embeddings, photos.pixels]
         self.identity = digest_of(settings, *data)
 
-    def generator(self, run: Run, record: Mapping[str, Any]) -> Generator:
+    def generator(self, run: TrainingRun, record: Mapping[str, Any]) -> Generator:
         """Return the generator of a run; its record is ``record`` and facts of the training."""
         facts = {
             "preset": self.pipeline.name,
