@@ -51,7 +51,7 @@ from ..transforms.calibration import CALIBRATION_FILE, Calibration
 from ..transforms.fitting import MIN_ROWS_OF_A_MEAN
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
 from .formats import CARD_FILE, FORMATS, Format, ParquetFormat, TableFormat
-from .parts import Plan, Recipe, plan_parts, write_parts
+from .parts import ExportPlan, Recipe, plan_parts, write_parts
 from .record import (
     REFIT,
     REPLACE,
@@ -187,9 +187,11 @@ def export_store(
         >>> c3tools.Store.open("c3-export")
         Store('c3-export', model='c3-mini', dim=256, float16)
     """
-    modality = as_list(modality)
+    chosen = as_list(modality)
     store = Store.open(store, reporter=reporter)
     store.info.require_raw(store.path, "Export the store that was exported.")
+
+    # Decide what the rows depend on: the pipeline, the modalities and the settings
     wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on).for_metric(
         metric=metric
     )
@@ -204,20 +206,20 @@ def export_store(
             "--role training": role == "training",
             "--metric l2": metric == "l2",
         }
-        _check_fuse(modality or store.modalities, excluded)
-    exported = [FUSED, "image", "text"] if fuse else modality or store.modalities
+        _check_fuse(chosen or store.modalities, excluded)
+    exported = [FUSED, "image", "text"] if fuse else chosen or store.modalities
     layout = _choose_layout(store, format, one_table, exported)
     settings = Settings(
         layout.name,
         dtype,
-        "inference" if fuse else role,
-        train_on,
-        seed,
-        applied,
+        role="inference" if fuse else role,
+        train_on=train_on,
+        seed=seed,
+        applied=applied,
         metric=metric,
         fuse=fuse,
     )
-    for name in modality or ():
+    for name in chosen or ():
         store.require(name)
     asked = Request.of(store, wanted, {})
     output = location(output)
@@ -247,12 +249,13 @@ def export_store(
             record = ExportRecord(asked, fitted_shards(store), settings)
             writer = describe(output, writer, recipe, record, files=_FILES)
 
-        # Write the parts that are new or changed
+        # Write the parts that are new or changed. A new fit changes those of all modalities that
+        # are there, also of those that were not chosen now
         modalities = list(exported)
-        if modality and refit and not overwrite:
+        if chosen and refit and not overwrite:
             former_modalities = {name for name, _ in writer.parts()}
             modalities += sorted(former_modalities.intersection(store.modalities))
-        keeps_others = modality is not None and not (refit or overwrite)
+        keeps_others = chosen is not None and not (refit or overwrite)
         plan = plan_parts(recipe, writer, modalities, keeps_others=keeps_others)
         write_parts(
             recipe,
@@ -265,9 +268,15 @@ def export_store(
             processes=processes,
             reporter=reporter,
         )
+
+        # Write what belongs to all parts, and put everything in place
         _write_card(writer, recipe)
         _write_calibration(writer, recipe, is_new_fit=fitted is None)
-        writer.finish([f for f in store.recorded_failures() if f.stage == "list"])
+        # The failures of a shard are in its part; those of listing are in no shard
+        listing_failures = [
+            failure for failure in store.recorded_failures() if failure.stage == "list"
+        ]
+        writer.finish(listing_failures)
     return _report(recipe, writer, plan, exported, record)
 
 
@@ -331,7 +340,7 @@ def _check_rows(recipe: Recipe) -> None:
         TransformError: with the pipeline, or the number of items that have an image and a text.
     """
     if recipe.settings.metric == "l2":
-        recipe.applied.longest  # noqa: B018 - it raises the error
+        recipe.row_pipeline.longest  # noqa: B018 - it raises the error
     if not recipe.settings.fuse:
         return
     if not recipe.info.normalised:
@@ -371,7 +380,7 @@ def open_export(
         other = "an export" if is_index else "an index"
         raise OutputError(f"{output} is {other}, not an earlier {name}.", remedy=new_folder)
     if replaces:
-        # Without its manifest, an export is one that did not finish
+        # A damaged manifest is removed: without one, an export is one that did not finish
         try:
             Manifest.load(output)
         except StoreError:
@@ -501,10 +510,14 @@ def _write_calibration(writer: StoreWriter, recipe: Recipe, *, is_new_fit: bool)
     The moments belong to the fit, as those of an index: an export that follows its store keeps
     them.
     """
+    # Was the file that is there written by a run that finished?
     path = writer.path / CALIBRATION_FILE
     is_exchanged = False
     if writer.before is not None and kind_of(path) is not None:
         is_exchanged = sha256_of(path) != writer.before.files.get(CALIBRATION_FILE)
+
+    # Refuse rows whose scores cannot be calibrated; else take the calibration that is there, or
+    # fit it
     calibration = Calibration({}, recipe.pipeline)
     refused = ""
     modalities = {modality for modality, _ in writer.parts()}
@@ -524,6 +537,8 @@ def _write_calibration(writer: StoreWriter, recipe: Recipe, *, is_new_fit: bool)
                 refused = error.message
             if calibration.moments and recipe.settings.fuse:
                 calibration.moments[FUSED] = recipe.fused_moments(writer)
+
+    # Write it, if it differs from the file that is there
     content = calibration.content(refused)
     if kind_of(path) is None or read_all(path) != content:
         waiting = path if writer.before is None else writer.rewriting.file(CALIBRATION_FILE)
@@ -533,7 +548,7 @@ def _write_calibration(writer: StoreWriter, recipe: Recipe, *, is_new_fit: bool)
 def _report(
     recipe: Recipe,
     writer: StoreWriter,
-    plan: Plan,
+    plan: ExportPlan,
     modalities: Sequence[str],
     record: ExportRecord,
 ) -> ExportReport:

@@ -88,16 +88,17 @@ class Recipe:
         digests = [self.store.shard_digest(*self.source_of(part)), self.digest]
         if not self.settings.fuse:
             return digest_of(*digests)
+        # Fused rows also depend on the shards of their texts
         kind, number = part
         if kind == FUSED:
             images = self.images_by_part[number]
             for text_part, owners in self.texts_by_part.items():
                 if pc.any(pc.is_in(owners, images)).as_py():
                     digests.append(self.store.shard_digest("text", text_part))
-        return digest_of(*digests, self.once[part])
+        return digest_of(*digests, self.masks_by_part[part])
 
     @cached_property
-    def applied(self) -> Pipeline:
+    def row_pipeline(self) -> Pipeline:
         """The steps that rows go through; those of an export have gone through some already."""
         first = Space.of(self.store).applied
         return self.pipeline.part(first, first + self.settings.applied)
@@ -108,7 +109,7 @@ class Recipe:
         source = self.store.info
         transform = self.pipeline.record()
         # Rows have length 1 if that is the last step of both roles
-        steps = self.applied.steps
+        steps = self.row_pipeline.steps
         normalised = bool(steps) and steps[-1].role == "both" and isinstance(steps[-1], Normalize)
         exported = {
             "store": {name: value for name, value in source.to_dict().items() if name != "extra"},
@@ -141,17 +142,19 @@ class Recipe:
         return self.store.count(modality) if self.settings.role == "training" else 0
 
     @cached_property
-    def once(self) -> dict[ShardName, Mask]:
-        """The rows, of those of its shard that are not left out, that each part of an export has in
-        which items stand once: bool (n,). Parts without rows are not among them.
+    def masks_by_part(self) -> dict[ShardName, Mask]:
+        """For each part of a fused export, which rows of its shard it contains, so that each item
+        is exported once: bool (n,). Left-out rows are not counted, and empty parts are missing.
 
-        An item is a row of the kind fused if it has an image and texts, else its image or its
-        first text.
+        Fused parts: images with a text. Image parts: images without one. Text parts: the first text
+        of an item without an image, and every text that belongs to no item.
         """
         images = self.images_by_part
         texts = self.texts_by_part
         all_images = pa.concat_arrays(list(images.values()))
         all_texts = pa.concat_arrays(list(texts.values()))
+
+        # Choose among the rows of all shards
         has_text = match_items(all_texts, all_images) >= 0
         is_of_item = np.asarray(pc.not_equal(pc.coalesce(all_texts, ""), pa.scalar("")))
         is_first = match_items(all_texts, all_texts) == np.arange(len(all_texts))
@@ -161,20 +164,22 @@ class Recipe:
             "image": (images, ~has_text),
             "text": (texts, ~is_of_item | (is_first & ~has_image)),
         }
-        parts = {}
-        for kind, (by_part, is_chosen) in chosen.items():
+
+        # Divide them by shard again
+        masks = {}
+        for kind, (items_by_part, is_chosen) in chosen.items():
             start = 0
-            for number, items in by_part.items():
-                rows = is_chosen[start : start + len(items)]
+            for number, items in items_by_part.items():
+                mask = is_chosen[start : start + len(items)]
                 start += len(items)
-                if rows.any():
-                    parts[kind, number] = rows
-        return parts
+                if mask.any():
+                    masks[kind, number] = mask
+        return masks
 
     def parts(self, modalities: Collection[str]) -> dict[ShardName, int]:
         """Return the rows of the shard of every part of these modalities, by part, ascending."""
         shards = self.store.shards
-        parts = self.once if self.settings.fuse else shards
+        parts = self.masks_by_part if self.settings.fuse else shards
         rows = {part: shards[self.source_of(part)].rows for part in parts if part[0] in modalities}
         return {part: count for part, count in rows.items() if count}
 
@@ -182,24 +187,26 @@ class Recipe:
         """Return how many rows of a modality are exported, of all splits."""
         if not self.settings.fuse:
             return self.store.count(modality)
-        return sum(int(rows.sum()) for part, rows in self.once.items() if part[0] == modality)
+        return sum(
+            int(mask.sum()) for part, mask in self.masks_by_part.items() if part[0] == modality
+        )
 
-    def row_count(self, shard: ShardName) -> int:
-        """Return how many rows of a shard are exported: those of the split, without left-out
-        ones.
-        """
+    def row_count(self, part: ShardName) -> int:
+        """Return how many rows a part has: those of the split, without left-out ones."""
         if self.settings.fuse:
-            return int(self.once[shard].sum())
-        modality, number = shard
+            return int(self.masks_by_part[part].sum())
+        modality, number = part
         if self.settings.split == ALL and not self.store.left_out.has_rows_of(modality):
-            return self.store.shards[shard].rows
+            return self.store.shards[part].rows
         batches = self.store.batches(modality, ["key"], split=self.settings.split, parts=[number])
         return sum(len(batch) for batch in batches)
 
-    def rows_of(self, shard: ShardName, report: Report) -> pa.Table:
+    def transformed_rows(self, shard: ShardName, report: Report) -> pa.Table:
         """Return the transformed rows of a shard, with the columns that are written."""
         modality, number = shard
         settings = self.settings
+
+        # Read what is written, and what the transformation needs
         columns = self.format.columns
         if columns is not None:
             schema = shard_schema(modality, self.store.info)
@@ -226,10 +233,10 @@ class Recipe:
             items = own_items(batch).to_pylist()
             transformed = np.empty((len(embeddings), self.info.dim), settings.dtype)
             for training in (True, False):
-                numbers = np.flatnonzero(is_training == training)
-                for start in range(0, len(numbers), _CACHED_ROWS):
-                    block = numbers[start : start + _CACHED_ROWS]
-                    transformed[block] = self.applied.transform(
+                role_rows = np.flatnonzero(is_training == training)
+                for start in range(0, len(role_rows), _CACHED_ROWS):
+                    block = role_rows[start : start + _CACHED_ROWS]
+                    transformed[block] = self.row_pipeline.transform(
                         embeddings[block],
                         modality=modality,
                         training=training,
@@ -241,21 +248,22 @@ class Recipe:
             # Fill rows up to one length: the nearest to a query, which has 0 there, are then those
             # of the largest inner product (Bachrach et al., RecSys 2014)
             if settings.metric == "l2":
+                longest = self.row_pipeline.longest
                 squares = np.square(transformed, dtype=np.float64)[:, :-1].sum(axis=1)
-                missing = (self.applied.longest * _ROUNDING) ** 2 - squares
+                missing = (longest * _ROUNDING) ** 2 - squares
                 if missing.min(initial=0) < 0:
                     raise TransformError(
                         f"The {modality} row {keys[missing.argmin()]} has norm "
-                        f"{np.sqrt(squares.max()):.4g}, above {self.applied.longest:.4g}, the "
-                        "largest of the fit.",
+                        f"{np.sqrt(squares.max()):.4g}, above {longest:.4g}, the largest of the "
+                        "fit.",
                         remedy="Fit the pipeline again with --refit, or use --metric ip.",
                     )
                 transformed[:, -1] = np.sqrt(missing)
 
             # Add their columns, with the splits and roles that they were transformed by
-            values: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
-            values["split"] = splits
-            table = shard_table(self.info, modality, self.format.encode(transformed), values)
+            others: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
+            others["split"] = splits
+            table = shard_table(self.info, modality, self.format.encode(transformed), others)
             if not settings.code_size:
                 roles = np.where(is_training, "training", "inference")
                 table = table.append_column("role", pa.array(roles, pa.string()))
@@ -271,7 +279,7 @@ class Recipe:
         tables = []
         for part, image_keys in self.texts_by_part.items():
             if pc.any(pc.is_in(image_keys, keys)).as_py():
-                tables.append(self.rows_of(("text", part), lambda done, failed: None))
+                tables.append(self.transformed_rows(("text", part), _report_nothing))
         texts: Any = pa.concat_tables(tables)
         texts = texts.take(pc.index_in(keys, texts.column("image_key")))
         rows = rows.append_column("caption", texts.column("caption"))
@@ -289,13 +297,18 @@ class Recipe:
         parts = self.store.parts("text")
         return {part: self.store.items_of("text", ALL, [part]) for part in parts}
 
-    def once_of(self, part: ShardName, rows: pa.Table) -> pa.Table:
-        """Return the rows of a part in which items stand once, of the transformed rows of its
-        shard: for the kind fused, unit(image + first text).
+    def rows_of_part(self, part: ShardName, report: Report) -> pa.Table:
+        """Return the rows of a part, with the columns that are written; of fused parts,
+        unit(image + first text).
         """
-        rows = rows.filter(pa.array(self.once[part]))
+        rows = self.transformed_rows(self.source_of(part), report)
+        if not self.settings.fuse:
+            return rows
+        rows = rows.filter(pa.array(self.masks_by_part[part]))
         if part[0] != FUSED:
             return rows
+
+        # Add the first text of each image
         rows = self.with_texts(rows)
         texts = pa.table({"embedding": rows.column("text_embedding")})
         embeddings = unit_rows(embedding_matrix(rows) + embedding_matrix(texts))
@@ -303,19 +316,14 @@ class Recipe:
         table = shard_table(self.info, FUSED, embeddings, columns)
         return table.append_column("role", columns["role"])
 
-    def rows_of_part(self, part: ShardName, report: Report) -> pa.Table:
-        """Return the rows of a part, with the columns that are written."""
-        rows = self.rows_of(self.source_of(part), report)
-        return self.once_of(part, rows) if self.settings.fuse else rows
-
     def fused_moments(self, writer: StoreWriter) -> Moments:
         """Return the moments of the fused rows of the train split; of all, if it has too few.
 
-        They are those that were collected while a writer wrote the parts. If some were there
-        before, all are made again for them.
+        They are those that were collected while a writer wrote the parts. If some parts were there
+        before, the rows of all are made again.
         """
         groups = {}
-        parts = [part for part in self.once if part[0] == FUSED]
+        parts = [part for part in self.masks_by_part if part[0] == FUSED]
         if writer.added.keys() >= {*parts}:
             groups = {
                 name: moments
@@ -324,7 +332,7 @@ class Recipe:
             }
         else:
             for part in parts:
-                rows = self.rows_of_part(part, lambda done, failed: None)
+                rows = self.rows_of_part(part, _report_nothing)
                 Moments.add_groups(groups, moments_of(FUSED, rows))
         train = groups.get(f"{FUSED}/train")
         if train is not None and train.n >= MIN_ROWS_OF_A_MEAN:
@@ -332,29 +340,33 @@ class Recipe:
         return Moments.total(groups.values(), self.info.dim)
 
 
+def _report_nothing(done: int, failed: int) -> None:
+    """Report no progress on rows that are read beside those of a part."""
+
+
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """The parts of an export that are written, and those that are removed.
 
     Attributes:
-        shards: the shards that the parts of these modalities are made of, with their rows.
+        shard_rows: the rows of the shard that each part of these modalities is made of.
         todo: the parts to write.
         removed: the files of parts whose shard is gone.
     """
 
-    shards: dict[ShardName, int]
+    shard_rows: dict[ShardName, int]
     todo: list[Part]
     removed: list[str]
 
     @property
     def rows_to_write(self) -> int:
         """Number of rows of the parts to write, before any are left out by split."""
-        return sum(self.shards[part.modality, part.number] for part in self.todo)
+        return sum(self.shard_rows[part.modality, part.number] for part in self.todo)
 
 
 def plan_parts(
     recipe: Recipe, writer: StoreWriter, modalities: Collection[str], *, keeps_others: bool
-) -> Plan:
+) -> ExportPlan:
     """Compare the parts of an export with the shards of its store.
 
     What takes the place of a part that is there is written to a folder beside it; see
@@ -366,60 +378,66 @@ def plan_parts(
         modalities: to export.
         keeps_others: whether parts of other modalities stay as they are.
     """
-    shards = recipe.parts(modalities)
+    shard_rows = recipe.parts(modalities)
     files = writer.parts()
     todo = []
-    for shard in shards:
-        made_from = recipe.made_from(shard)
-        names = files.get(shard, [])
-        if not _is_whole(recipe, writer, names, shard, made_from):
-            is_replaced = bool(names) and writer.before is not None
+    for name in shard_rows:
+        made_from = recipe.made_from(name)
+        file_names = files.get(name, [])
+        if not _is_whole(recipe, writer, name, file_names, made_from):
+            is_replaced = bool(file_names) and writer.before is not None
             folder = writer.path / REWRITING if is_replaced else writer.path
-            todo.append(Part(*shard, made_from, folder))
+            todo.append(Part(*name, made_from, folder))
     removed = []
-    for shard in sorted(files.keys() - shards.keys()):
-        if shard[0] in modalities or not keeps_others:
-            removed += files[shard]
-    return Plan(shards, todo, removed)
+    for name in sorted(files.keys() - shard_rows.keys()):
+        modality, _ = name
+        if modality in modalities or not keeps_others:
+            removed += files[name]
+    return ExportPlan(shard_rows, todo, removed)
 
 
 def _is_whole(
-    recipe: Recipe, writer: StoreWriter, names: list[str], shard: ShardName, made_from: str
+    recipe: Recipe, writer: StoreWriter, part: ShardName, file_names: list[str], made_from: str
 ) -> bool:
     """Return whether all files of a part are there, are those that the manifest lists, and have the
     rows that would be written.
 
     At a URL, where it would take a download, no SHA-256 is compared.
     """
-    tables = [name for name in names if name.endswith(".parquet")]
-    if not tables or len(names) != len(tables) + recipe.format.arrays:
+    table_names = [name for name in file_names if name.endswith(".parquet")]
+    if not table_names or len(file_names) != len(table_names) + recipe.format.arrays:
         return False
+
+    # What the manifest lists: a shard of a store, or other files. Nothing of a run that did not
+    # finish
     listed = writer.before or Manifest({}, {})
+    shard_name = part_name(*part)
+    shard_record = listed.shards.get(part)
 
     # Compare what takes no time: settings, rows and sizes
     written_rows = 0
-    for name in names:
+    for name in file_names:
         path = writer.path / name
         try:
             size = size_of(path)
-            if name not in tables:
+            if name not in table_names:
                 continue
             header = read_header(path)
         except (StoreError, FileNotFoundError):
             return False
-        record = listed.shards.get(shard)
-        is_other_size = name == part_name(*shard) and record is not None and size != record.size
-        if header.made_from != made_from or is_other_size:
+        if header.made_from != made_from:
+            return False
+        if name == shard_name and shard_record is not None and size != shard_record.size:
             return False
         written_rows += header.rows
-    if written_rows != recipe.row_count(shard):
+    if written_rows != recipe.row_count(part):
         return False
 
-    # Compare the content. Nothing is listed of a run that did not finish
+    # Compare the content
     digests = dict(listed.files)
-    if shard in listed.shards:
-        digests[part_name(*shard)] = listed.shards[shard].sha256
-    for name in names:
+    if shard_record is not None:
+        digests[shard_name] = shard_record.sha256
+    for name in file_names:
         path = writer.path / name
         if name in digests and isinstance(path, Path) and sha256_of(path) != digests[name]:
             return False
@@ -429,7 +447,7 @@ def _is_whole(
 def write_parts(
     recipe: Recipe,
     writer: StoreWriter,
-    plan: Plan,
+    plan: ExportPlan,
     title: str,
     *,
     workers: int,
@@ -442,6 +460,8 @@ def write_parts(
 
     The files that they replace are removed when `StoreWriter.finish` puts them in place.
     """
+    # Files of parts that went, or that are written anew, are removed when this run is done; of an
+    # export that did not finish, the latter are removed at once
     files = writer.parts()
     for name in plan.removed:
         writer.rewriting.remove(name)
@@ -451,17 +471,19 @@ def write_parts(
                 remove(writer.path / name)
             else:
                 writer.rewriting.remove(name)
+
+    # Write the parts; workers share the cores for products of matrices
     work = PartWork(recipe)
     with (
         open_executor(
             executor, threads=workers, address=address, processes=processes, cores=1
-        ) as where,
+        ) as open_workers,
         threadpool_limits(max(1, cores() // max(1, workers)), "blas"),
         reporter.progress(title, plan.rows_to_write) as progress,
     ):
-        results = where.run(work, plan.todo, lambda rows, _: progress.advance(rows))
-        for shard, moments, record in results:
-            writer.add(shard, moments, record)
+        results = open_workers.run(work, plan.todo, lambda rows, _: progress.advance(rows))
+        for written in results:
+            writer.add(written.name, written.moments, written.record)
 
 
 class WrittenPart(NamedTuple):

@@ -171,7 +171,7 @@ def build_index(
                 place = os.path.relpath(place, output)  # since both may move together
         content = build.record.index | {"store": place}
         if "nprobe" not in content:
-            source = TransformedRows(store, recipe.applied, modalities, recipe.settings.split)
+            source = TransformedRows(store, recipe.row_pipeline, modalities, recipe.settings.split)
             content |= measure_recall(source, recipe, writer, recall)
         index_info = recipe.described(replace(build.record, index=content))
         if build.is_new or index_info != writer.info:
@@ -197,7 +197,7 @@ def build_index(
             "Searches of this index rank by the cosine, because scores cannot be calibrated."
         )
     if len(modalities) == 2 and not store.info.exported:
-        index.bias = measure_bias(store, recipe.applied, modalities, seed)
+        index.bias = measure_bias(store, recipe.row_pipeline, modalities, seed)
     return index
 
 
