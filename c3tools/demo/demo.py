@@ -138,48 +138,70 @@ class DemoResult:
         return self.ablation.to_dict()
 
 
-def _write_page(
-    path: Path, bundled: _Captioned, references: _References, result: DemoResult | None = None
-) -> None:
-    """Write one self-contained page of photos with the captions of the bundled captioner.
-
-    With ``result``, the page has the captions of all decoders, the table, and the geometry of the
-    photos too.
+def _write_result_page(result: DemoResult, references: _References) -> None:
+    """Write the page of a demo: the captions of all decoders, the table, and the geometry of the
+    photos.
     """
-    if result is None:
-        title = "Captions from text alone"
-        geometry = None
-        decoders = [bundled]
-        judged = bundled
-    else:
-        title = "Captions from a decoder that never saw an image"
-        # The map and the spectra of the gap report of the photos, and the gap in one sentence
-        report = gap_report(result.photos)
-        assert report.gap is not None and report.draw_map is not None
-        recall_before, recall_after = (
-            report.spaces[name].recall["image_to_text"]["recall@1"].value
-            for name in ("raw", "c2-collapse")
-        )
-        sentence = (
-            f"The means of photos and captions are {report.gap.length.value:.2f} apart, in a space "
-            f"where every vector has length 1. Collapse subtracts the mean of each modality. The "
-            f"caption nearest to a photo is its own for {recall_before:.0%} of the photos before "
-            f"Collapse and for {recall_after:.0%} after it."
-        )
-        geometry = {
-            "sentence": sentence,
-            "map": report.draw_map(),
-            "spectra": figure_blocks(report, prefix="demo")["spectra"].svg,
-            "note": _SPECTRA,
-        }
-        decoders = []
-        for run in result.ablation.runs:
-            if run.seed == 0:
-                summary = METHODS[run.method].summary
-                decoders.append(_Captioned.score(run.method, summary, run.outputs, references))
-        judged = next(decoder for decoder in decoders if decoder.name == "C3")
-        decoders.append(bundled)
+    # The map and the spectra of the gap report of the photos, and the gap in one sentence
+    report = gap_report(result.photos)
+    assert report.gap is not None and report.draw_map is not None
+    recall_before, recall_after = (
+        report.spaces[name].recall["image_to_text"]["recall@1"].value
+        for name in ("raw", "c2-collapse")
+    )
+    sentence = (
+        f"The means of photos and captions are {report.gap.length.value:.2f} apart, in a space "
+        f"where every vector has length 1. Collapse subtracts the mean of each modality. The "
+        f"caption nearest to a photo is its own for {recall_before:.0%} of the photos before "
+        f"Collapse and for {recall_after:.0%} after it."
+    )
+    geometry = {
+        "sentence": sentence,
+        "map": report.draw_map(),
+        "spectra": figure_blocks(report, prefix="demo")["spectra"].svg,
+        "note": _SPECTRA,
+    }
 
+    # The captions of the first run of each method, then those of the bundled captioner
+    decoders = []
+    for run in result.ablation.runs:
+        if run.seed == 0:
+            summary = METHODS[run.method].summary
+            decoders.append(_Captioned.score(run.method, summary, run.outputs, references))
+    judged = next(decoder for decoder in decoders if decoder.name == "C3")
+    decoders.append(result.bundled)
+    _write_page(
+        result.page,
+        "Captions from a decoder that never saw an image",
+        references,
+        decoders=decoders,
+        judged=judged,
+        geometry=geometry,
+        result=result,
+    )
+
+
+def _write_page(
+    path: Path,
+    title: str,
+    references: _References,
+    *,
+    decoders: Sequence[_Captioned],
+    judged: _Captioned,
+    geometry: Mapping[str, Any] | None = None,
+    result: DemoResult | None = None,
+) -> None:
+    """Write one self-contained page of all photos.
+
+    Args:
+        path: of the page.
+        title: of the page.
+        references: the captions that people wrote, by key of the photo.
+        decoders: whose captions are shown below each photo.
+        judged: the decoder by whose scores the photos are ordered.
+        geometry: a sentence and figures; None for a page without.
+        result: has the table; None for a page without.
+    """
     attributions = {}
     for line in (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines():
         attribution = json.loads(line)
@@ -187,13 +209,14 @@ def _write_page(
     photos = []
     for key in judged.best_first():
         shares_alike = "ShareAlike" in attributions[key]["license"]
+        captions = [(decoder, decoder.captions[key], decoder.scores[key]) for decoder in decoders]
         photos.append(
             {
                 "source": thumbnail(PHOTOS / "images" / f"{key}.jpg", _PHOTO_SIDE),
                 "reference": references[key][0],
                 "url": attributions[key]["flickr_url"],
                 "licence": "CC BY-SA 2.0" if shares_alike else "CC BY 2.0",
-                "captions": [(each, each.captions[key], each.scores[key]) for each in decoders],
+                "captions": captions,
             }
         )
     worst_first = photos[::-1]
@@ -253,33 +276,41 @@ def run_demo(
     with locked(out), note_on_interrupt(lambda: kept):
         if not (out / "photos" / INFO_FILE).is_file():
             require_result_or_empty(out, "demo", ("demo.html", "captions"))
+
+        # Step 1: embed the photos
         encoder = load_encoder(backend="torch")  # the same figures whichever extras are installed
         reporter.message("1  Connect: embedding the photos")
         embed_corpus(read_corpus(PHOTOS), out / "photos", encoder, reporter=reporter)
         photos = Store.open(out / "photos")
         moments = load_means(photos, "c3-mini")
-        scored = photos.load("image")
+
+        # Caption them with the bundled captioner, so that there is a page within seconds
+        rows = photos.load("image")
         references = store_references(photos)
         captioner = Captioner.load("c3-mini")
-        written = captioner.caption(embeddings=scored.embeddings, keys=scored.keys, beams=_BEAMS)
+        written = captioner.caption(embeddings=rows.embeddings, keys=rows.keys, beams=_BEAMS)
         summary = (
             f"learned from {count(captioner.record['captions']['train'])} captions, and "
             f"searches with {_BEAMS} beams"
         )
         bundled = _Captioned.score(
-            "bundled", summary, dict(zip(scored.keys, written, strict=True)), references
+            "bundled", summary, dict(zip(rows.keys, written, strict=True)), references
         )
-        _write_page(first_page, bundled, references)
-        order = bundled.best_first()
+        _write_page(
+            first_page, "Captions from text alone", references, decoders=[bundled], judged=bundled
+        )
+        best_first = bundled.best_first()
         best, worst = (
             f"“{bundled.captions[key]}” ({bundled.scores[key]:.0f})"
-            for key in (order[0], order[-1])
+            for key in (best_first[0], best_first[-1])
         )
         reporter.message(
             f"   The bundled captioner wrote captions. Their {CHOOSE_BY} is {bundled.mean:.1f}%.\n"
             f"   The best is {best}, the worst {worst}.\n"
             f"   Open {first_page} to see all of them. Training follows, which takes minutes."
         )
+
+        # Embed the captions to train on
         reporter.message("   Embedding the captions of other photos, for training")
         corpus = read_corpus(CAPTIONS)
         # The file is named after the split val of COCO, which is all that the demo learns from
@@ -291,6 +322,8 @@ def run_demo(
         embed_corpus(corpus, texts_folder, encoder, reporter=reporter)
         texts = Store.open(texts_folder)
         load_means(texts, "c3-mini")
+
+        # Steps 2 to 4: say what is subtracted and added, and train a decoder by each method
         means_from = (
             f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions "
             f"c3-mini was trained on"
@@ -333,9 +366,11 @@ def run_demo(
             "Sigma": sigma_reason,
         }
         result = DemoResult(table, train_count, sigma, photos, facts, bundled, out / "demo.html")
-        _write_page(result.page, bundled, references, result)
+        _write_result_page(result, references)
         if not images:
             return result
+
+        # Step 5: generate images from captions
         reporter.message(
             "5  The other direction: images from captions, by generators trained on photos alone"
         )

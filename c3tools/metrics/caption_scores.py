@@ -111,17 +111,18 @@ def score_captions(
         >>> print(f"{scores.corpus['BLEU-1']:.1f}")  # 100 exp(1 - 6/5), for one word too few
         81.9
     """
+    # Refuse captions without references, and no captions
     selected = require_metrics(metrics)
     without_references = [
         key for key in predictions if not any(text.strip() for text in references.get(key, ()))
     ]
     if without_references:
-        named = ", ".join(without_references[:_NAMED_KEYS])
+        first_keys = ", ".join(without_references[:_NAMED_KEYS])
         if len(without_references) > _NAMED_KEYS:
-            named += ", …"
+            first_keys += ", …"
         raise MetricError(
             f"{len(without_references)} of {len(predictions)} captions have no reference caption: "
-            f"{named}.",
+            f"{first_keys}.",
             remedy="Add references for these keys, or leave these captions out.",
         )
     if not predictions:
@@ -129,18 +130,22 @@ def score_captions(
             "There are no captions to score.",
             remedy="Caption some images first: `c3 caption PATH`.",
         )
+
+    # Empty captions are scored too, but somebody should know
     captions = CaptionSet(predictions, references, images)
     scores: dict[str, Score] = {}
     notes: list[str] = []
     empty_keys = [key for key, caption in predictions.items() if not caption.strip()]
     if empty_keys:
         of_all = f"of {len(predictions):,} captions"
-        number = counted(len(empty_keys), f"{of_all} is empty", f"{of_all} are empty")
-        notes.append(f"{number}; the first is {empty_keys[0]}.")
+        how_many = counted(len(empty_keys), f"{of_all} is empty", f"{of_all} are empty")
+        notes.append(f"{how_many}; the first is {empty_keys[0]}.")
+
+    # Compute the metrics that can run here
     for metric in selected:
-        lacking = metric.missing()
-        if lacking:
-            notes.append(f"{metric.name} was not computed: {lacking}")
+        what_is_missing = metric.missing()
+        if what_is_missing:
+            notes.append(f"{metric.name} was not computed: {what_is_missing}")
             continue
         scores |= metric.score(captions)
         notes += metric.notes(captions)

@@ -31,6 +31,7 @@ class ClipScore(CaptionMetric):
         Raises:
             MetricError: if images are missing.
         """
+        # Refuse captions without the embedding of their image
         images = captions.images
         if images is None:
             raise MetricError(
@@ -44,22 +45,24 @@ class ClipScore(CaptionMetric):
                 f"CLIPScore needs the images, but {len(absent)} are not in the store, for example "
                 f"{absent[0]}."
             )
-        image_rows = images.embeddings[[images.rows[key] for key in captions.keys]]
-        written = [PROMPT + caption for caption in captions.captions.values()]
-        references: list[str] = []
+
+        # Encode the captions, and the references of all images one after another
+        image_embeddings = images.embeddings[[images.rows[key] for key in captions.keys]]
+        prompted_captions = [PROMPT + caption for caption in captions.captions.values()]
+        prompted_references: list[str] = []
         item_index: list[int] = []
         for row, key in enumerate(captions.keys):
-            references += [PROMPT + text for text in captions.references[key]]
+            prompted_references += [PROMPT + text for text in captions.references[key]]
             item_index += [row] * len(captions.references[key])
-        values, with_references = clip_scores(
-            image_rows,
-            images.encode_texts(written),
-            images.encode_texts(references),
+        clip_score, ref_clip_score = clip_scores(
+            image_embeddings,
+            images.encode_texts(prompted_captions),
+            images.encode_texts(prompted_references),
             np.array(item_index),
         )
         return {
-            "CLIPScore": MeanScore.of(values),
-            "RefCLIPScore": MeanScore.of(with_references),
+            "CLIPScore": MeanScore.of(clip_score),
+            "RefCLIPScore": MeanScore.of(ref_clip_score),
         }
 
 
@@ -77,10 +80,11 @@ def clip_scores(
         references: embeddings (m, d) of all references, prompted alike.
         item_index: int64 (m,), the row of the image that each reference describes.
     """
-    score = _SCALE * np.maximum(_cosines(images, captions), 0)
+    clip_score = _SCALE * np.maximum(_cosines(images, captions), 0)
     best = np.zeros(len(captions))
     np.maximum.at(best, item_index, _cosines(references, captions[item_index]))
-    return 100 * score, 200 * score * best / np.maximum(score + best, 1e-300)
+    total = np.maximum(clip_score + best, 1e-300)  # where both are 0, so is their mean
+    return 100 * clip_score, 200 * clip_score * best / total
 
 
 def _cosines(first: Floats, second: Floats) -> Array:

@@ -70,11 +70,14 @@ def hits(
         not_below = np.count_nonzero(scores >= best[:, None], axis=1)
         tied_negatives = not_below - above - tied_positives
 
+        # A positive is a hit if fewer than k rows are above it; if others tie with it, they share
+        # the places that are left
         for k in ks:
             is_hit = above < k
-            values[f"recall@{k}"][block] = is_hit
+            recall = values[f"recall@{k}"]
+            recall[block] = is_hit
             for row in np.flatnonzero(is_hit & (tied_negatives > 0)):
-                values[f"recall@{k}"][block.start + row] = _hit_probability(
+                recall[block.start + row] = _hit_probability(
                     k - int(above[row]), int(tied_positives[row]), int(tied_negatives[row])
                 )
     return values

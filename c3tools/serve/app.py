@@ -227,7 +227,7 @@ class _Site:
         status = 200
         if request.query_params.get("q", "").strip():
             try:
-                hits = self._find(request, k=str(_ON_PAGE))["hits"]
+                hits = self._find(request, default_k=str(_ON_PAGE))["hits"]
                 note = "" if hits else "Nothing was found."
             except HTTPException as error:
                 note, status = error.detail, error.status_code
@@ -315,11 +315,15 @@ class _Site:
         return self.index.rows.column("path")[int(row)].as_py() or ""
 
     def _find(
-        self, request: Request, posted: Callable[[], Query] | None = None, k: str = "10"
+        self,
+        request: Request,
+        posted_query: Callable[[], Query] | None = None,
+        default_k: str = "10",
     ) -> dict[str, Any]:
         """Return the query and its hits as JSON values; the text and the options are in the
-        address.
+        address. The body is made a query only if these are valid.
         """
+        # Refuse parameters that cannot be used
         asked = request.query_params
         unknown = [name for name in asked if name not in _PARAMETERS]
         if unknown:
@@ -328,9 +332,9 @@ class _Site:
                 f"There is no parameter {unknown[0]}; those there are {', '.join(_PARAMETERS)}.",
             )
         text = asked.get("q", "").strip()
-        if len(text) > _MOST_CHARACTERS or not (text or posted):
+        if len(text) > _MOST_CHARACTERS or not (text or posted_query):
             raise HTTPException(400, f"q must be a text of 1 to {_MOST_CHARACTERS:,} characters.")
-        k = asked.get("k", k)
+        k = asked.get("k", default_k)
         if k not in map(str, range(1, _MOST_RESULTS + 1)):
             raise HTTPException(400, f"k must be a whole number from 1 to {_MOST_RESULTS}.")
         for name, choices in self.choices.items():
@@ -342,11 +346,13 @@ class _Site:
                 weights = [float(weight) for weight in asked["weights"].split(",")]
             except ValueError:
                 raise HTTPException(400, "weights must be numbers, for example 1,0.5.") from None
+
+        # One query of the text and of what was posted
         queries = []
         if text:
             queries.append(Query([text], self.queries.encode(text), "text"))
-        if posted:
-            queries.append(posted())
+        if posted_query:
+            queries.append(posted_query())
         query = queries[0]
         if len(queries) > 1 or weights is not None:
             query = combined(self.index.pipeline, queries, weights)
@@ -361,6 +367,8 @@ class _Site:
             by="row" if asked.get("by") == "row" else "item",
             transformed=query.is_transformed,
         )
+
+        # Hits with the address of their photo or sound
         hit_values = []
         for hit in hits:
             values = hit.to_dict()

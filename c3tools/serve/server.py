@@ -52,12 +52,16 @@ def serve_index(
     encoder = resolve_encoder(
         recorded=opened.record["model"], device=device, backend=backend, reporter=reporter
     )
+
+    # A server for this machine alone answers to its names alone; others may have any name
     is_ipv6 = ":" in host
-    name = f"[{host}]" if is_ipv6 else host
-    hosts = LOCAL_HOSTS if name in LOCAL_HOSTS else ("*",)
+    host_in_url = f"[{host}]" if is_ipv6 else host
+    hosts = LOCAL_HOSTS if host_in_url in LOCAL_HOSTS else ("*",)
     app = create_app(opened, encoder, hosts=hosts, reporter=reporter)
+
+    # Listen here, so that an address that is taken is one clear error
     try:
-        listening = socket.create_server(
+        listening_socket = socket.create_server(
             (host, port), family=socket.AF_INET6 if is_ipv6 else socket.AF_INET
         )
     except (OSError, OverflowError) as error:
@@ -65,8 +69,8 @@ def serve_index(
             f"Cannot listen on {host}:{port}: {reason_of(error)}.",
             remedy="Choose another --port.",
         ) from error
-    reporter.message(f"Serving {opened.path} at http://{name}:{port}/ (stop with Ctrl-C)")
+    reporter.message(f"Serving {opened.path} at http://{host_in_url}:{port}/ (stop with Ctrl-C)")
     config = uvicorn.Config(
         app, http=TimedProtocol, ws="none", log_level="warning", access_log=False
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listening_socket])
