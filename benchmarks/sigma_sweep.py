@@ -38,7 +38,7 @@ from c3tools.moments import Moments, unit_rows
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
 from c3tools.pages.render import interval
-from c3tools.paper.ablation.cells import Run
+from c3tools.paper.ablation.cells import MethodRun
 from c3tools.seeds import generator
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
@@ -105,7 +105,7 @@ def main() -> None:
         (sigma, methods if sigma else [WITHOUT_NOISE[name] for name in methods]) for sigma in sigmas
     ]
     tables += [(0.0, ["paired"])] if options.paired else []
-    runs: list[Run] = []
+    runs: list[MethodRun] = []
     started = time.monotonic()
     for sigma, names in tables:
         if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def report(
-    options: argparse.Namespace, store: Store, rules: dict[str, float], runs: list[Run]
+    options: argparse.Namespace, store: Store, rules: dict[str, float], runs: list[MethodRun]
 ) -> str:
     """Write sweep.json and sweep.svg from the runs so far; returns the table."""
     curves: dict[str, dict[float, list[float]]] = {}

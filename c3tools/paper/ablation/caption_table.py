@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ from ...transforms.sigma import PAIRS
 from .cells import (
     Bench,
     Cell,
-    Run,
+    MethodRun,
     chosen_methods,
     chosen_sigmas,
     command_of,
@@ -132,6 +133,7 @@ def ablate_captions(
                 remedy="Choose --split test, or another store with --test-store.",
             )
     metrics = as_list(metrics)
+    # The options as they are now: `store` is another object below
     command = command_of("ablate-captions", ablate_captions, locals())
     scored_metrics, notes_on_metrics = _available_metrics(metrics)
     compute = devices.pick(device, precision)
@@ -141,17 +143,21 @@ def ablate_captions(
         data = CaptionData.read(store, chosen, split, test_store, reporter=reporter)
         for note in notes_on_metrics:
             reporter.message(note)
-        # Loaded before anything is trained: it may be missing
-        asking = [name for name, method in chosen.items() if method.needs_encoder]
+
+        # Load the encoder before anything is trained: it may be missing
+        needing_encoder = [name for name, method in chosen.items() if method.needs_encoder]
         encoder = None
-        if asking:
+        if needing_encoder:
             encoder = load_text_encoder(
                 store.info.model,
-                ", ".join(asking),
+                ", ".join(needing_encoder),
                 device=device,
                 precision=precision,
                 reporter=reporter,
             )
+
+        # Train and score a cell for each method, seed and sigma
+        scoring: dict[str, Any] = {"beams": beams, "metrics": scored_metrics}
         bench = Bench(
             folder=folder,
             models="decoders",
@@ -162,12 +168,14 @@ def ablate_captions(
             device=compute.device,
             fit=data.fit,
             learned=digest_of(asdict(size_settings), content_digest(store), data.image_mean),
-            scored=digest_of(content_digest(data.scored_store), split, beams, scored_metrics),
-            score=partial(data.score, beams=beams, metrics=scored_metrics, encoder=encoder),
+            scored=digest_of(content_digest(data.scored_store), split, *scoring.values()),
+            score=partial(data.score, **scoring, encoder=encoder),
         )
         runs = run_table(
             bench, methods, sigmas, noised="text", seeds=seeds, jobs=jobs, reporter=reporter
         )
+
+        # Put them in a table, with captions of the first images
         images = data.images
         title = f"{counted(len(images), 'image')}, {counted(len(data.train), 'training caption')}"
         examples = {key: (key, data.references[key][0]) for key in images.keys[:_EXAMPLES]}
@@ -228,10 +236,12 @@ class CaptionData:
             MetricError: if the split has no images with captions, or they were learned from.
             TransformError: if the store has no means.
         """
-        # What is learned from
+        # The captions that are learned from
         store.info.require_raw(store.path)
         train, val, notes = training_rows(store)
         moments = dict(fitting_moments(store).moments)
+
+        # The store of the images that are scored. A store of texts alone takes its image mean
         scored_store = store
         if test_store is not None:
             scored_store = Store.open(test_store, reporter=reporter)
@@ -251,20 +261,24 @@ class CaptionData:
             )
         _require_means(store, moments)
 
-        # What is scored
+        # The images of the split that have captions
         references = store_references(scored_store)
-        images, left_out = images_with_references(scored_store, split, references)
-        if left_out:
-            notes.append(f"Left out: {counted(len(left_out), 'image')} without reference captions.")
+        images, without_references = images_with_references(scored_store, split, references)
+        if without_references:
+            number = counted(len(without_references), "image")
+            notes.append(f"Left out: {number} without reference captions.")
+
+        # Nothing may learn from what is scored: in the same store the splits keep them apart, in
+        # another one images that training has seen are left out
         seen: list[str] = []
         if is_same_store:
-            learning = [
+            learning_from_images = [
                 name for name, method in methods.items() if method.learns_from in _OF_IMAGES
             ]
-            if learning and split in ("train", "all"):
+            if learning_from_images and split in ("train", "all"):
                 raise MetricError(
-                    f"{', '.join(learning)} would learn from images of the split {split!r}, which "
-                    f"are scored.",
+                    f"{', '.join(learning_from_images)} would learn from images of the split "
+                    f"{split!r}, which are scored.",
                     remedy="Choose another split with --split, or leave out these methods.",
                 )
             if split in ("train", "val", "all"):
@@ -287,8 +301,9 @@ class CaptionData:
                     f"Left out: {counted(len(seen), 'image')} of {scored_store.path} that were "
                     f"used for training in {store.path}."
                 )
-        has_two = any(len({*references[key]}) > 1 for key in images.keys)
-        if "oracle" in methods and not has_two:
+
+        has_two_captions = any(len({*references[key]}) > 1 for key in images.keys)
+        if "oracle" in methods and not has_two_captions:
             raise MetricError(
                 "The oracle reads one caption of an image and is scored with the others, but no "
                 "image has two captions.",
@@ -296,7 +311,17 @@ class CaptionData:
             )
         for note in notes:
             reporter.message(note)
-        return cls(methods, store, train, moments, scored_store, split, images, references, seen)
+        return cls(
+            methods=methods,
+            store=store,
+            train=train,
+            moments=moments,
+            scored_store=scored_store,
+            split=split,
+            images=images,
+            references=references,
+            seen=seen,
+        )
 
     @property
     def image_mean(self) -> Array:
@@ -323,8 +348,10 @@ class CaptionData:
         beams: int | None,
         metrics: Sequence[str],
         encoder: Encoder | None,
-    ) -> Run:
+    ) -> MethodRun:
         """Caption the images with the last decoder that a cell trained, and score the captions."""
+        # Of a method without training, take the nearest captions; the oracle reads a text of each
+        # image in its place
         method = self.methods[cell.method]
         evaluate = partial(
             evaluate_captions,
@@ -356,13 +383,15 @@ class CaptionData:
                 beams=None if "steer" in method.evaluate else beams,
                 **method.evaluate,
             )
+
+        # Keep the values of the images in the order of their keys, which is that of every cell
         details = evaluation.details
-        order = np.argsort(np.array(details.keys), kind="stable")
+        by_key = np.argsort(np.array(details.keys), kind="stable")
         values = {}
         for name in details.corpus:
-            values[name] = details.image_values(name)[order].round(_KEPT_DIGITS).tolist()
+            values[name] = details.image_values(name)[by_key].round(_KEPT_DIGITS).tolist()
         epochs = [epoch for model in models for epoch in model.record["history"]]
-        return Run(
+        return MethodRun(
             method=cell.method,
             seed=cell.seed,
             sigma=cell.sigma,
@@ -463,9 +492,9 @@ def _available_metrics(names: Sequence[str] | None) -> tuple[list[str], list[str
                 f"{metric.name} needs {metric.needs}, so ablations do not compute it.",
                 remedy="Leave it out, and use `c3 evaluate-captions`.",
             )
-        lacking = metric.missing()
-        if lacking is None:
+        what_is_missing = metric.missing()
+        if what_is_missing is None:
             available.append(metric.name)
         elif names is not None:
-            notes.append(f"{metric.name} is left out: {lacking}")
+            notes.append(f"{metric.name} is left out: {what_is_missing}")
     return available, notes

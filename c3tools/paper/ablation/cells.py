@@ -57,7 +57,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Run:
+class MethodRun:
     """A finished cell: the scores of what it made.
 
     Attributes:
@@ -126,14 +126,14 @@ class Bench:
     fit: Callable[[str, float | None], Pipeline]
     learned: str
     scored: str
-    score: Callable[[Cell, Sequence[Any], Reporter], Run]
+    score: Callable[[Cell, Sequence[Any], Reporter], MethodRun]
 
     def trainings(self, cell: Cell) -> list[Training]:
         """Return the trainings of a cell; each starts from the model of the one before."""
         trainings: list[Training] = []
         chain: list[Options] = []
-        for of_method in self.methods[cell.method].train:
-            options = {**self.options, **of_method, "seed": cell.seed}
+        for method_options in self.methods[cell.method].train:
+            options = {**self.options, **method_options, "seed": cell.seed}
             if "preset" in options:
                 options["sigma"] = None if "recipe" in options else cell.sigma
             chain.append(options)
@@ -167,7 +167,7 @@ class Bench:
 
 def run_cells(
     bench: Bench, cells: Iterable[Cell], *, jobs: int, reporter: Reporter
-) -> Iterator[Run]:
+) -> Iterator[MethodRun]:
     """Yield the cells of a table in their order: those that are finished are read, the others made
     and written.
 
@@ -181,32 +181,34 @@ def run_cells(
         C3Error: if a training fails; those that are finished are kept, and the others saved at
             their last step.
     """
+    # Read the cells that are finished
     cells = [
         cell if bench.methods[cell.method].noisy else replace(cell, sigma=0.0) for cell in cells
     ]
-    finished: dict[Cell, Run] = {}
+    finished: dict[Cell, MethodRun] = {}
     for cell in cells:
         with suppress(OSError, *MALFORMED):
             text = bench.cell_file(cell).read_text(encoding="utf-8")
-            finished[cell] = Run(**json.loads(text))
+            finished[cell] = MethodRun(**json.loads(text))
 
     # With several jobs, first trainings are done before all else, side by side
-    missing: dict[Path, Training] = {}
+    first_trainings: dict[Path, Training] = {}
     for cell in cells:
-        for first in bench.trainings(cell)[:1]:
-            if cell not in finished and not first.folder.exists():
-                missing[first.folder] = first
-    count = min(jobs, len(missing))
-    if count > 1:
+        for training in bench.trainings(cell)[:1]:  # none of a method that trains nothing
+            if cell not in finished and not training.folder.exists():
+                first_trainings[training.folder] = training
+    workers = min(jobs, len(first_trainings))
+    if workers > 1:
         names = devices.pick_devices() if bench.device == "cuda" else [bench.device]
-        executor = Executor([names[number % len(names)] for number in range(count)])
+        executor = Executor([names[number % len(names)] for number in range(workers)])
         work = _Trainings(bench.verb, bench.store)
-        calls = [bench.arguments(training) for training in missing.values()]
-        label = f"Percent of {counted(len(missing), 'training')}, {count} at a time"
-        with reporter.progress(label, 100 * len(missing)) as progress:
+        calls = [bench.arguments(training) for training in first_trainings.values()]
+        label = f"Percent of {counted(len(first_trainings), 'training')}, {workers} at a time"
+        with reporter.progress(label, 100 * len(first_trainings)) as progress:
             for _ in executor.run(work, calls, lambda done, _: progress.advance(done)):
                 pass
 
+    # Then each cell: its models, which are loaded if they are there, and their scores
     for cell in cells:
         if cell in finished:
             reporter.message(f"{cell.label}: already finished")
@@ -308,7 +310,7 @@ def run_table(
     seeds: int,
     jobs: int,
     reporter: Reporter,
-) -> list[Run]:
+) -> list[MethodRun]:
     """Return the runs of a table: of each method with each seed, and each sigma if it has noise.
 
     Args:
@@ -323,7 +325,7 @@ def run_table(
     Raises:
         C3Error: as the verbs that train and score.
     """
-    runs: list[Run] = []
+    runs: list[MethodRun] = []
     for number, noise in enumerate(sigmas):
         sigma_from = "given"
         value = noise
@@ -331,7 +333,7 @@ def run_table(
             value, reason = sigma_by_rule(noise, bench.store, noised=noised)
             sigma_from = noise
             reporter.message(reason)
-        # methods without noise are in the rows of the first sigma alone
+        # Methods without noise are in the rows of the first sigma alone
         names = [name for name in methods if number == 0 or bench.methods[name].noisy]
         cells = [Cell(name, seed, float(value)) for seed in range(seeds) for name in names]
         for run in run_cells(bench, cells, jobs=jobs, reporter=reporter):
@@ -412,7 +414,7 @@ def command_of(name: str, verb: Callable[..., Any], values: Mapping[str, Any]) -
             continue
         if option in ("methods", "metrics"):
             value = ",".join(value)
-        for each in value if isinstance(value, list | tuple) else [value]:
-            text = str(each.path if isinstance(each, Store) else each)
+        for argument in value if isinstance(value, list | tuple) else [value]:
+            text = str(argument.path if isinstance(argument, Store) else argument)
             words += [f"--{option.replace('_', '-')}", text]
     return shlex.join(words)

@@ -31,7 +31,7 @@ from ..imaging.train_generator import train_generator
 from .cells import (
     Bench,
     Cell,
-    Run,
+    MethodRun,
     chosen_methods,
     chosen_sigmas,
     command_of,
@@ -103,6 +103,7 @@ def ablate_images(
     chosen = chosen_methods(methods, IMAGE_METHODS)
     methods = list(chosen)
     sigmas = chosen_sigmas(sigma)
+    # The options as they are now: `store` is another object below
     command = command_of("ablate-images", ablate_images, locals())
     compute = devices.pick(device, precision)
     size_settings = load_size(size, set)
@@ -115,6 +116,7 @@ def ablate_images(
         def fit(name: str, sigma: float | None) -> Pipeline:
             return preset(name, sigma=sigma, train_on="image", infer_on="text").fit(store)
 
+        # Train and score a cell for each method, seed and sigma
         bench = Bench(
             folder=folder,
             models="generators",
@@ -126,7 +128,7 @@ def ablate_images(
             fit=fit,
             learned=digest_of(asdict(size_settings), content_digest(store)),
             scored=digest_of(
-                [one.identity for one in scored.scorer.encoders],
+                [scoring.identity for scoring in scored.scorer.encoders],
                 scored.texts.keys,
                 scored.scorer.reference.pixels,
             ),
@@ -198,6 +200,7 @@ class ScoredPhotos:
             device=device,
             reporter=reporter,
         )
+
         # The rows of texts of each photo that can be read
         readable_keys = frozenset(scorer.reference.rows.keys)
         text_rows: dict[int, list[int]] = {}
@@ -213,6 +216,8 @@ class ScoredPhotos:
                 remedy="Choose another split with --split, or run this command in the folder that "
                 "c3 embed was run in.",
             )
+
+        # Draw one text of each, whatever other photos there are
         drawn_rows = []
         for photo, rows in text_rows.items():
             rng = generator(0, "caption", pairs.first.keys[photo])
@@ -226,14 +231,14 @@ class ScoredPhotos:
             notes=[*unread, *scorer.notes(), *notes_on_leaks(store, ["image"], split)],
         )
 
-    def score(self, cell: Cell, models: Sequence[Generator], reporter: Reporter) -> Run:
+    def score(self, cell: Cell, models: Sequence[Generator], reporter: Reporter) -> MethodRun:
         """Make an image for each scored photo, and score the images."""
         model = models[-1]
         keys = self.photos.keys
         modality = self.methods[cell.method].asked_with
-        asked = self.texts if modality == "text" else self.photos
+        asked_with = self.texts if modality == "text" else self.photos
         images = model.generate(
-            embeddings=asked.embeddings,
+            embeddings=asked_with.embeddings,
             modality=modality,
             keys=keys,
             seed=cell.seed,
@@ -242,7 +247,7 @@ class ScoredPhotos:
         )
         scores, values = self.scorer.score(images, self.texts.captions, keys)
         examples = zip(keys[:_EXAMPLES], images, strict=False)
-        return Run(
+        return MethodRun(
             method=cell.method,
             seed=cell.seed,
             sigma=cell.sigma,
@@ -256,7 +261,7 @@ class ScoredPhotos:
             training_seconds=model.record["seconds"],
         )
 
-    def table(self, runs: Sequence[Run], command: str) -> Ablation:
+    def table(self, runs: Sequence[MethodRun], command: str) -> Ablation:
         """Return the table of runs, with what real photos score."""
         keys = self.photos.keys
         captions = self.texts.captions

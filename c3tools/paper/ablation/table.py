@@ -23,7 +23,7 @@ from ...pages import figure_svg, new_figure, palette, render_page, styled
 from ...pages.render import interval, signed
 from ...result_table import Table
 from ..imaging.evaluate_images import score_interval, score_text
-from .cells import Run
+from .cells import MethodRun
 from .methods import ABLATION, CHOOSE_BY, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
 
 _INTERVAL = "95% interval"  # heading
@@ -51,7 +51,7 @@ class Ablation:
         methods: of the runs, by name; empty for those that c3tools knows.
     """
 
-    runs: Sequence[Run]
+    runs: Sequence[MethodRun]
     task: str = "captions"
     title: str = ""
     command: str = ""
@@ -66,10 +66,10 @@ class Ablation:
         return {**known, **self.methods}
 
     @cached_property
-    def _groups(self) -> list[list[Run]]:
+    def _groups(self) -> list[list[MethodRun]]:
         """The runs of each row, one per seed, in the order of the methods."""
         order = [run.method for run in self.runs]
-        groups: dict[tuple[object, ...], list[Run]] = {}
+        groups: dict[tuple[object, ...], list[MethodRun]] = {}
         for run in self.runs:
             groups.setdefault((run.method, run.sigma, run.sigma_from), []).append(run)
         return sorted(groups.values(), key=lambda runs: order.index(runs[0].method))
@@ -240,7 +240,7 @@ class Ablation:
         """Return one self-contained page: the tables, a plot of CIDEr, and captions or images by
         every method, of its first seed.
         """
-        first_runs: dict[str, Run] = {}  # by the heading of their column
+        first_runs: dict[str, MethodRun] = {}  # by the heading of their column
         for run in self.runs:
             first_runs.setdefault(_heading(run), run)
         examples = []
@@ -287,13 +287,13 @@ class Ablation:
         return "".join(table._repr_html_() for table in self.tables())
 
 
-def _heading(run: Run) -> str:
+def _heading(run: MethodRun) -> str:
     """Return the method of a run, with its noise if it has any."""
     noise = f", sigma {run.sigma:.3g}" if run.sigma else ""
     return run.method + noise
 
 
-def _summary(metric: str, runs: Sequence[Run]) -> dict[str, Any]:
+def _summary(metric: str, runs: Sequence[MethodRun]) -> dict[str, Any]:
     """Return the mean of a score over seeds, its sample standard deviation (None for one seed), and
     the 95% interval of the mean.
     """
@@ -320,7 +320,9 @@ def _compared_methods(methods: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOSE_BY) -> str | None:
+def _difference(
+    before: Sequence[MethodRun], after: Sequence[MethodRun], metric: str = CHOOSE_BY
+) -> str | None:
     """Return the difference of two rows in a score with its 95% interval, and what it shows.
 
     The rows are compared on the same images and with the seeds that both have.

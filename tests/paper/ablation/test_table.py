@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from c3tools.metrics.significance import crossed_interval
-from c3tools.paper.ablation.cells import Run
+from c3tools.paper.ablation.cells import MethodRun
 from c3tools.paper.ablation.methods import ABLATION, IMAGE_METHODS, METHODS
 from c3tools.paper.ablation.table import Ablation
 from tests.golden import recorded
@@ -27,13 +27,13 @@ def run_of(
     sigma: float = 0.1,
     metrics: Sequence[str] = ("CIDEr",),
     **changes: Any,
-) -> Run:
+) -> MethodRun:
     """A run whose images have these scores, in every metric."""
     own, scores = (
         {name: [*map(float, values)] for name in metrics},
         dict.fromkeys(metrics, float(np.mean(values))),
     )
-    return Run(
+    return MethodRun(
         method,
         seed,
         sigma if METHODS[method].noisy else 0.0,
@@ -44,7 +44,7 @@ def run_of(
     )
 
 
-def runs_of(steps: dict[str, float], metrics: Sequence[str], **changes: Any) -> list[Run]:
+def runs_of(steps: dict[str, float], metrics: Sequence[str], **changes: Any) -> list[MethodRun]:
     """Runs that differ by steps, which the images' own part hides in the scores, but not in their
     differences."""
     rng = np.random.default_rng(0)
@@ -81,8 +81,8 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_over_images_an
 
 
 def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names(tmp_path: Path) -> None:
-    read = Run("C1", 0, 0.0, {"CIDEr": 11.1, "ROUGE-L": 22.2})
-    computed = Run("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3}, {"k": "a dog"})
+    read = MethodRun("C1", 0, 0.0, {"CIDEr": 11.1, "ROUGE-L": 22.2})
+    computed = MethodRun("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3}, {"k": "a dog"})
     table = Ablation(
         [read, computed, replace(read, seed=1)],
         examples={"k": ("first", "last")},
@@ -158,7 +158,7 @@ def test_steps_are_compared_on_the_same_images_and_seeds(
     runs = runs_of(steps, metrics, sigma=0.0812345)
     recorded(GOLDEN / f"steps_{task}.json", Ablation(runs, task=task).notes)
 
-    def told(chosen: list[Run]) -> list[str]:
+    def told(chosen: list[MethodRun]) -> list[str]:
         return Ablation(chosen, task=task).notes
 
     assert "over images and seeds" in told([run for run in runs if run.seed < 2])[0]
