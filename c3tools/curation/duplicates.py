@@ -30,7 +30,7 @@ from ..store import Store
 from ..store.leave_out import shards_metadata
 from ..store.left_out import LEAVE_OUT_COLUMN
 from ..store.shards import CARRIED_TYPES
-from .groups import MARKED_TIERS, TIERS, Copy, DuplicateGroup
+from .groups import MARKED_TIERS, TIERS, Copy, DuplicateGroup, ways_to_mark_all_splits
 from .near_copies import search_copies
 from .pictures import NO_PATH, pictures_of
 
@@ -321,7 +321,7 @@ def find_duplicates(
     if not_marked:
         notes.append(
             f"{counted(not_marked, 'copy is', 'copies are')} not in train and not marked. "
-            f"--mark-splits all marks copies of every split."
+            f"{ways_to_mark_all_splits(store.path)}"
         )
     return Duplicates(
         store.path,

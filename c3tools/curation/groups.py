@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Tier = Literal["exact", "copy", "same scene", "alike"]
@@ -12,6 +14,15 @@ are copies or of the same scene; embeddings that are near."""
 TIERS: tuple[Tier, ...] = ("exact", "copy", "same scene", "alike")
 MARKED_TIERS: tuple[Tier, ...] = ("exact", "copy")
 HELD_OUT = ("test", "val")
+
+
+def ways_to_mark_all_splits(store: Path) -> str:
+    """Return the sentence that follows the number of rows that are not in train."""
+    words = ["c3", "split", "--store", str(store), "--fractions", "1,0,0", "-o", f"{store}-all"]
+    return (
+        "Mark them too with --mark-splits all, or work in a copy of the store with all rows in "
+        f"train: {shlex.join(words)}"
+    )
 
 
 @dataclass(frozen=True)

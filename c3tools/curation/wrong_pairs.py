@@ -59,6 +59,7 @@ from ..store.left_out import LEAVE_OUT_COLUMN, LeftOut
 from ..store.rows import ITEM_COLUMNS, embedding_matrix, row_splits, split_mask
 from ..store.shards import shard_schema
 from ..transforms.calibration import Calibration
+from .groups import ways_to_mark_all_splits
 from .pictures import NO_PATH, pictures_of
 
 _OTHERS = 1_000  # rows of the second modality that each pair is ranked among
@@ -413,10 +414,10 @@ def check_pairs(
     if mark_below is not None:
         marked |= may_be_marked & (scored.z < mark_below)
     is_held_out = is_used & ~may_be_marked
-    if is_held_out.any() and (mark_worst, mark_below) != (None, None):
+    if is_held_out.any():
         notes.append(
             f"{is_held_out.sum():,} of {counted(int(is_used.sum()), 'pair')} are not in train, so "
-            f"none of them is marked. --mark-splits all marks pairs of every split."
+            f"none of them can be marked. {ways_to_mark_all_splits(store.path)}"
         )
 
     # Rows left out by hand may have been chosen by z too; nobody has said. Then there is no share

@@ -186,6 +186,8 @@ def test_copies_of_all_splits_are_marked_on_demand(tmp_path: Path) -> None:
     found = find_duplicates(store)
     assert found.left_out == 1
     assert found.notes[-1].startswith("2 copies are not in train and not marked")
+    command = f"c3 split --store {tmp_path}/s --fractions 1,0,0 -o {tmp_path}/s-all"
+    assert found.notes[-1].endswith(command)
 
     found = find_duplicates(store, mark_splits="all")
     assert found.left_out == 3

@@ -204,8 +204,10 @@ def test_a_fraction_of_the_train_pairs_is_marked(tmp_path: Path) -> None:
     assert len(marked) == 10  # of 200 train pairs
     assert all(int(pair.key.removeprefix("text")) % 2 == 0 for pair in marked)
     assert check.notes[-1].startswith(
-        "200 of 400 pairs are not in train, so none of them is marked"
+        "200 of 400 pairs are not in train, so none of them can be marked"
     )
+    command = f"c3 split --store {tmp_path}/s --fractions 1,0,0 -o {tmp_path}/s-all"
+    assert check.notes[-1].endswith(command)
 
 
 def test_pairs_of_all_splits_are_marked_on_demand(tmp_path: Path) -> None:
