@@ -309,8 +309,8 @@ def find_duplicates(
     lost = sum(len(copy.lost_captions) for copy in copies)
     if lost:
         notes.append(
-            f"{counted(lost, 'caption')} of marked rows are not among those of the kept rows. They "
-            f"are in the column lost_captions of the table."
+            f"{counted(lost, 'caption of a marked row is', 'captions of marked rows are')} not "
+            f"among those of the kept rows: see the column lost_captions of the table."
         )
     not_marked = sum(
         not copy.leave_out

@@ -224,7 +224,7 @@ def test_captions_that_only_the_left_out_copy_has_are_counted_and_in_the_table(
     found = find_duplicates(store, modality=["image"])
     assert found.groups[0].kept == "image2"
     assert found.notes[-1] == (
-        "2 captions of marked rows are not among those of the kept rows. They are in the column "
+        "2 captions of marked rows are not among those of the kept rows: see the column "
         "lost_captions of the table."
     )
     table = pq.read_table(found.save_table(tmp_path / "t.parquet")).to_pylist()
