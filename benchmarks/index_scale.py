@@ -20,12 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from measuring import processor_seconds
 from same_results import Commit
 
 DIM, CENTRES = 512, 4_096
@@ -83,19 +83,6 @@ def write_vectors(folder: Path, count: int) -> None:
         np.save(folder / f"{name}.npy", rows)
 
 
-def measured(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, float]:
-    """Run a command, and return its CPU seconds and its peak memory in MB."""
-    with (folder / "output.txt").open("w+") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            output.seek(0)
-            sys.exit(f"{command} failed:\n{output.read()[-3000:]}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
-
-
 def main() -> None:
     """Build, open and search with both commits, and build with the plain script."""
     parser = argparse.ArgumentParser(
@@ -118,7 +105,7 @@ def main() -> None:
             words = ["from c3tools.cli import main; main()", "index", "--store", "store"]
             words += ["-o", "index", "--json", "record.json"]
             command = [sys.executable, "-P", "-c", *words]
-            seconds, memory = measured(command, commit.project, environment)
+            seconds, memory = processor_seconds(command, commit.project, environment)
             record = json.loads((commit.project / "record.json").read_text())
             found = commit.python(SEARCH, commit.project / "index", work / "text.npy")
             print(
@@ -130,7 +117,7 @@ def main() -> None:
         cells = int(record["factory"].partition("IVF")[2].partition(",")[0] or 0)
         plain = [sys.executable, "-c", PLAIN, str(work / "image.npy"), str(work / "text.npy")]
         plain += [record["factory"], str(max(64 * cells, 65_536)), str(work / "plain.faiss")]
-        seconds, memory = measured(plain, work, dict(os.environ))
+        seconds, memory = processor_seconds(plain, work, dict(os.environ))
         print(f"plain script: {seconds:.0f} CPU s, {memory:,.0f} MB")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -46,6 +47,23 @@ def run(command: Sequence[object]) -> Run:
     return Run(
         time.perf_counter() - start, int(last[0]) / 1024 if last[0].isdigit() else 0.0, done.stdout
     )
+
+
+def processor_seconds(
+    command: list[str], folder: Path, environment: dict[str, str]
+) -> tuple[float, float]:
+    """Run a command in a folder, where what it prints is kept in output.txt, and return its CPU
+    seconds and its peak memory in MB.
+    """
+    with (folder / "output.txt").open("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            output.seek(0)
+            sys.exit(f"{command} failed:\n{output.read()[-3000:]}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def c3_embed(inputs: Path, store: Path, *options: object) -> tuple[dict[str, Any], Run]:
